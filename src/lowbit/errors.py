@@ -1,0 +1,43 @@
+"""Every error that lowbit raises on purpose.
+
+LowbitError
+├── InputError          a file, array or argument from outside is not usable as it is (also a ValueError)
+│   ├── ShapeError      its shape does not fit
+│   └── DataError       calibration or evaluation data: empty, NaN, wrong names, wrong types
+├── ModelError          an ONNX file or a torch module cannot be read, exported or run
+├── UnsupportedError    asked for something that this operator, format or engine cannot do
+├── UnusedRuleError     a rule of a recipe matched nothing
+└── MismatchError       the deployed file does not compute what was simulated
+"""
+
+
+class LowbitError(Exception):
+    """Base of all errors raised on purpose; the command line prints them in one line."""
+
+
+class InputError(LowbitError, ValueError):
+    """Something given from outside cannot be used as it is."""
+
+
+class ShapeError(InputError):
+    """A shape does not fit."""
+
+
+class DataError(InputError):
+    """Calibration or evaluation data cannot be used."""
+
+
+class ModelError(LowbitError):
+    """A model cannot be read, exported or run."""
+
+
+class UnsupportedError(LowbitError):
+    """An operator, a format or an engine cannot do what was asked."""
+
+
+class UnusedRuleError(LowbitError):
+    """A rule of a recipe matched nothing."""
+
+
+class MismatchError(LowbitError):
+    """The deployed file computes something else than the simulation."""
