@@ -1,6 +1,6 @@
 """What a number can be: grids, blocks, formats, and the codes of a tensor."""
 
-from lowbit.numerics.formats import FORMATS, Format
+from lowbit.numerics.formats import FORMATS, INT8, UINT8, Format
 from lowbit.numerics.grids import (
     AdditivePow2,
     Codebook,
@@ -23,12 +23,15 @@ from lowbit.numerics.quantize import (
 )
 from lowbit.numerics.roundings import ROUNDINGS, Rounding, parse_rounding, stochastic
 from lowbit.numerics.rows import ELEMENT, TENSOR, WHOLE, Block, channel, from_rows, group, tile, to_rows
+from lowbit.numerics.spell import spell_format
 
 __all__ = [
     "ELEMENT",
     "FORMATS",
+    "INT8",
     "ROUNDINGS",
     "TENSOR",
+    "UINT8",
     "WHOLE",
     "AdditivePow2",
     "Block",
@@ -53,6 +56,7 @@ __all__ = [
     "quantize",
     "quantize_tensor",
     "scale_and_zero",
+    "spell_format",
     "stochastic",
     "tile",
     "to_rows",
