@@ -12,7 +12,6 @@ from lowbit.data import Data, Preprocessing
 from lowbit.errors import DataError, InputError, ShapeError
 from lowbit.model import Port
 
-
 FLOAT = np.dtype("float32")
 IMAGE = (Port("input", FLOAT, ("batch", 3, 4, 4)),)
 PAIR = (Port("a", FLOAT, ("batch", 2)), Port("b", np.dtype("int64"), ("batch", 5)))
@@ -109,7 +108,9 @@ def test_names_choose_among_arrays(tmp_path):
 @pytest.mark.parametrize("file", [True, False])
 def test_skip_limit_and_split_count_samples(tmp_path, file):
     given = (
-        npz(tmp_path / "d.npz", x=rows, labels=labels) if file else [(row, label) for row, label in zip(rows, labels, strict=True)]
+        npz(tmp_path / "d.npz", x=rows, labels=labels)
+        if file
+        else [(row, label) for row, label in zip(rows, labels, strict=True)]
     )
     data = Data.of(given, ROW, skip=2, limit=5)
     assert np.array_equal(everything(data, 2)[1], [2, 3, 4, 5, 6])

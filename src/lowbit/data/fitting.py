@@ -105,6 +105,8 @@ class Fitting:
             array = preprocessed(array, self.preprocess, port)
         array = _cast(array, port, what, stated=self.preprocess is not None)
         rank = len(port.shape)
+        if not port.ranked:
+            return array
         if axis is not None and array.ndim == rank - 1:
             array = np.expand_dims(array, axis)
         if array.ndim != rank or any(

@@ -171,7 +171,8 @@ def from_memory(given: Any, fitting: Fitting) -> Source:
         arrays = {name: as_array(value, f"data '{name}'") for name, value in inputs.items()}
         return _columns("data", arrays, labels, {}, fitting)
     if callable(given) or isinstance(given, Iterable) or (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
-        return Items("data", given, repeatable=not isinstance(given, Iterator))
+        items = list(given) if isinstance(given, tuple) else given
+        return Items("data", items, repeatable=not isinstance(given, Iterator))
     raise DataError(f"data is {type(given).__name__}; give arrays, a dict, an iterable of batches, or a path.")
 
 
