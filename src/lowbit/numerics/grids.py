@@ -29,10 +29,12 @@ class Grid(Protocol):
 
     def values(self) -> Values: ...
 
+    def __hash__(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class Int:
-    """Consecutive integers, 1–16 bits. narrow=True leaves out the lowest, so that the range is symmetric (or starts at 1)."""
+    """Consecutive integers, 1–16 bits. narrow=True leaves out the lowest, which makes the range symmetric."""
 
     bits: int
     signed: bool = True
@@ -139,10 +141,11 @@ class SignedPow2:
 
 @dataclass(frozen=True)
 class AdditivePow2:
-    """Additive powers of two (APoT): a sign, and a magnitude that is a sum of powers of two, each term `base_bits` wide.
+    """Additive powers of two (APoT): a sign, and a magnitude that is a sum of powers of two.
 
-    With n terms, term i takes one of {0, 2**-i, 2**-(i+n), …}; a remainder of bits makes one shorter term, whose powers
-    come last. Scaled so that the largest value is 1. signed=False drops the sign and spends its bit on the magnitude.
+    Each term has `base_bits` bits: of n terms, term i takes one of {0, 2**-i, 2**-(i+n), …}; a remainder of bits makes
+    one shorter term, whose powers come last. Scaled so that the largest value is 1. signed=False drops the sign and
+    spends its bit on the magnitude.
     Source: Li et al. 2020 (arXiv 1909.13144), eq. 5, with base_bits k = 2 as there.
     """
 
@@ -210,7 +213,8 @@ def grid_table(grid: Grid) -> GridTable:
     zero = int(np.searchsorted(values, 0.0))
     has_zero = zero < len(values) and values[zero] == 0
     first = grid.minimum if isinstance(grid, Int) else 0
-    return GridTable(values.astype(np.float32), first, zero if has_zero else 0, has_zero, values[0], values[-1])
+    ends = float(values[0]), float(values[-1])
+    return GridTable(values.astype(np.float32), first, zero if has_zero else 0, bool(has_zero), *ends)
 
 
 E8M0 = Pow2(8, -127, reserved=1)

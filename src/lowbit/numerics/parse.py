@@ -26,10 +26,10 @@ def parse_format(text: "str | Format") -> Format:
     if isinstance(text, Format):
         return text
     name, *options = text.lower().replace(",", " ").split() or [""]
-    format = _named(name, text)
+    named = _named(name, text)
     for option in options:
-        format = _apply(format, option, text)
-    return format
+        named = _apply(named, option, text)
+    return named
 
 
 def _named(name: str, text: str) -> Format:

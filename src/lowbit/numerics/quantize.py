@@ -87,15 +87,14 @@ def quantize(
     bounds    (lo, hi), each (n_blocks, 1) or one number: the range of each tile. Default: its minimum and maximum
     rounding  instead of the format's own
 
-    Values outside the range are clipped. NaN and infinities raise DataError, except that infinities clip to given bounds.
+    Values outside the range are clipped. NaN raises DataError, and so do infinities unless bounds are given.
     """
-    format = parse_format(format)
-    values = as_torch(x)
+    values, kind = as_torch(x), parse_format(format)
     if not values.is_floating_point():
         raise InputError(f"cannot quantize {values.dtype} numbers: convert them to a floating type first.")
     choose = parse_rounding(rounding) if isinstance(rounding, str) else rounding
     limits = None if bounds is None else (_bound(bounds[0], values), _bound(bounds[1], values))
-    stored = _quantize_torch(values, format, limits, choose)
+    stored = _quantize_torch(values, kind, limits, choose)
     return stored if isinstance(x, Tensor) else _to_numpy(stored, x.dtype)
 
 

@@ -85,7 +85,7 @@ def tile_counts(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...
 
 
 def to_rows(x: Tensor, block: Block) -> Tensor:
-    """x as (n_blocks, block_elements), blocks in row-major order of the grid of tiles. A view of x where that is possible.
+    """x as (n_blocks, block_elements), blocks in row-major order of the grid of tiles. A view where possible.
 
     A shorter last tile is filled by repeating its last element: a zero would widen the range of an all-positive tile.
     """
