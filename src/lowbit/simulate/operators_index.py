@@ -25,7 +25,7 @@ def gather(data: Tensor, indices: Ints, *, axis: int = 0) -> Tensor:
         return F.embedding(index, data)
     axis %= data.dim()
     flat = data.index_select(axis, index.flatten())
-    return flat.reshape(*data.shape[:axis], *index.shape, *data.shape[axis + 1 :])
+    return flat.reshape((*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]))
 
 
 def gather_elements(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
