@@ -1,8 +1,9 @@
 """An ONNX program as a torch module: every node becomes a call of its row in the operator table.
 
-Constants go where they are cheap and useful. Small integers that say a shape, an axis or a bound are written into the call as python numbers. Float
-initialisers are parameters under their ONNX names, other initialisers buffers. Values that only describe shapes (whatever is computed from `Shape`
-and small integer constants) stay in main memory when the module moves to a GPU, so reading them never waits for it.
+Constants go where they are cheap and useful. Small integers that say a shape, an axis or a bound are written into the
+call as python numbers. Float initialisers are parameters under their ONNX names, other initialisers buffers. Values
+that only describe shapes (whatever is computed from `Shape` and small integer constants) stay in main memory when the
+module moves to a GPU, so reading them never waits for it.
 """
 
 import inspect
@@ -19,7 +20,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from lowbit.errors import UnsupportedError
+from lowbit.errors import ModelError
 from lowbit.simulate.engine_node import engine_node
 from lowbit.simulate.operators import OPERATORS, Operator
 from lowbit.simulate.operators_types import TORCH_TYPES, to_tensor
@@ -35,11 +36,13 @@ _LONGEST_LITERAL = 64
 def build(program: ir.Model) -> fx.GraphModule:
     """The program as an fx module that runs, trains and moves between devices like any other.
 
-    forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns {output name: tensor}.
-    node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results also carry meta["op"] (operator type) and
-    meta["node"] (ONNX node name). An operator with several outputs is one node, with "op" and "node", and one getitem node an output, with all three.
-    state_dict keys are the ONNX initialisers' names; where torch cannot take a name (it is empty, has a quote, or is both a tensor and the prefix of another)
-    the key is the name with "_" for ".", and `module.meta["keys"]` gives the key of every initialiser in use.
+    forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns
+    {output name: tensor}. node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results
+    also carry meta["op"] (operator type) and meta["node"] (ONNX node name). An operator with several outputs is one
+    node with "op" and "node", and one getitem node an output with all three.
+    state_dict keys are the initialisers' ONNX names; where torch cannot take a name (it is empty, has a quote, or is
+    both a tensor and the prefix of another) the key is the name with "_" for what is in the way. module.meta["keys"]
+    gives the key of every initialiser in use. A constant written into a call as numbers has no key.
 
     UnsupportedError: a node that neither the table nor onnxruntime can compute, named.
     """
@@ -49,7 +52,7 @@ def build(program: ir.Model) -> fx.GraphModule:
             wiring.add_input(value)
     for node in program.graph:
         wiring.add_node(node)
-    wiring.graph.output({value.name: wiring.read(value) for value in program.graph.outputs})
+    wiring.graph.output({str(value.name): wiring.read(value) for value in program.graph.outputs})
     module = fx.GraphModule(wiring.root, wiring.graph, program.graph.name or "Program")
     module.meta["keys"] = wiring.keys
     return module
@@ -189,9 +192,7 @@ class _Wiring:
             return self.nodes[value]
         constant = constant_of(value)
         if constant is None:
-            raise UnsupportedError(
-                f"value '{value.name}' is used before any node computes it. The graph is not in order."
-            )
+            raise ModelError(f"value '{value.name}' is used before any node computes it: sort the graph's nodes first.")
         if on_host and _small_integers(value):
             dtype = TORCH_TYPES[constant.dtype]
             return self.graph.call_function(host_constant, (constant.numpy().tolist(), dtype))

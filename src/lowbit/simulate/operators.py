@@ -1,8 +1,8 @@
-"""The operator table: ONNX operator → the torch function that computes it, and how its output's scale relates to its inputs'.
+"""The operator table: ONNX operator → the torch function that computes it, and how its scales relate.
 
 Semantics are those of opset 21 up to the newest that the `onnx` package knows. A row's function takes the operator's
-inputs in ONNX's order (None where an optional one is absent) and its attributes as keywords under their ONNX names. A
-function with the keyword `outputs` is told how many values are asked for: for one it returns the tensor, for more a tuple.
+inputs in ONNX's order (None where an optional one is absent) and its attributes as keywords under their ONNX names. One
+with the keyword `outputs` is told how many values are asked for: of one it returns the tensor, of more a tuple.
 """
 
 from collections.abc import Callable
@@ -263,8 +263,8 @@ OPERATORS: dict[str, Operator] = {
 def scale_relation(node: ir.Node) -> Scales:
     """How a node's output scale relates to its inputs': its row's answer, or another where its attributes say so.
 
-    Cubic resizing overshoots its input's range, and a pad by anything but zero brings in a foreign value: both are free. Operators
-    outside the table are free.
+    Cubic resizing overshoots its input's range, and a pad by anything but zero brings in a foreign value: both are
+    free. So are operators outside the table.
     """
     row = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if row is None:

@@ -23,7 +23,10 @@ def _allowed(
     right: int,
     nonpad_kv_seqlen: Tensor | None,
 ) -> Tensor | None:
-    """Which keys each query may see, (batch or 1, 1, queries, keys); None: all. offset (batch or 1,): keys before the first query."""
+    """Which keys each query may see, (batch or 1, 1, queries, keys), or None for all.
+
+    offset  (batch or 1,)  how many keys come before the first query
+    """
     device = offset.device
     key = torch.arange(keys, device=device)
     place = (offset[:, None] + torch.arange(queries, device=device))[:, :, None]
@@ -146,9 +149,9 @@ def linear_attention(
     update_rule: str = "gated_delta",
     outputs: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The recurrence token by token: S ← decay · S + k ⊗ v, where the delta rules write only what S does not yet recall for k.
+    """The recurrence, token by token: S ← decay · S + k ⊗ v; the delta rules write only what S does not yet recall of k.
 
-    The state adds up in float32 at least. chunk_size tells an engine how to cut time for speed; it does not change the result.
+    The state adds up in float32 at least. chunk_size tells an engine how to cut time; it does not change the result.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (_heads(t.to(wide), n) for t, n in ((query, q_num_heads), (key, kv_num_heads), (value, kv_num_heads)))

@@ -73,7 +73,7 @@ def bit_cast(x: Tensor, *, to: int) -> Tensor:
 
 
 def _spread(parameter: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
-    """A scale or zero point, of one element, one for each place of an axis or one for each block, in a shape that broadcasts to x."""
+    """A scale or zero point (one, one for each place of an axis, or one a block) in a shape that broadcasts to x."""
     if parameter.dim() == 0 or (parameter.numel() == 1 and not block_size):
         return parameter.reshape(())
     if block_size:

@@ -49,7 +49,7 @@ def _activations(
 def _run(
     step: Callable[[Tensor, State], State], gates: Tensor, state: State, backward: bool, lengths: Tensor | None
 ) -> tuple[Tensor, State]:
-    """Step through time: gates (T, batch, …) already hold the input's part. Ended sequences keep their state and give 0."""
+    """Step through time; gates (T, batch, …) hold the input's part. Ended sequences keep their state and give 0."""
     steps = gates.shape[0]
     outputs: list[Tensor] = [gates] * steps
     for t in reversed(range(steps)) if backward else range(steps):

@@ -246,7 +246,7 @@ def roi_align(
 
 
 def _roi_samples(start: Tensor, extent: Tensor, bins: int, ratio: int, length: int) -> tuple[Tensor, Tensor]:
-    """(bins * ratio, length) weights of the lower and of the upper neighbour of evenly spaced points on one axis; 0 beyond."""
+    """Weights (bins * ratio, length) of the lower and of the upper neighbour of evenly spaced points; 0 beyond."""
     count = bins * (ratio or max(1, math.ceil(extent.item() / bins)))
     position = start + (torch.arange(count, device=start.device) + 0.5) * (extent / count)
     inside = ((position >= -1) & (position <= length)).to(start.dtype)

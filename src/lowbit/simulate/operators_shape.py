@@ -1,4 +1,4 @@
-"""Moving values without changing them: reshape, transpose, slice, split, concatenate, pad, tile; and shapes themselves."""
+"""Moving values without changing them: reshape, transpose, slice, split, concatenate, pad; and shapes themselves."""
 
 import math
 

@@ -153,8 +153,8 @@ def max_pool(
 ) -> Tensor | tuple[Tensor, Tensor]:
     if not x.is_floating_point():  # torch pools floats only; float32 holds 8-bit integers exactly
         pooled = max_pool(
-            x.float(), kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads,
-            storage_order=storage_order, strides=strides, outputs=outputs,
+            x.float(), kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations,
+            pads=pads, storage_order=storage_order, strides=strides, outputs=outputs,
         )  # fmt: skip
         return pooled.to(x.dtype) if isinstance(pooled, Tensor) else (pooled[0].to(x.dtype), pooled[1])
     n = len(kernel_shape)
@@ -284,7 +284,7 @@ def col2im(
     pads: Sizes = None,
     strides: Sizes = None,
 ) -> Tensor:
-    """Adds each column's block into the image: unfolding transposed, hence a transposed convolution with unit kernels."""
+    """Adds each column's block into the image: unfolding transposed, so a transposed convolution with unit kernels."""
     image, block = ints(image_shape), ints(block_shape)
     n, area = len(image), math.prod(block)
     stride, dilation, amounts = strides or (1,) * n, dilations or (1,) * n, pads or (0,) * 2 * n

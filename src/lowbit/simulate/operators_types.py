@@ -1,7 +1,7 @@
 """Element types of ONNX as torch holds them, and reading the integer inputs that are shapes, axes or counts.
 
-Integers narrower than 8 bits live in 8-bit tensors and float4 in float8_e4m3fn, which contains its 15 values: torch has no
-arithmetic narrower than that.
+Integers narrower than 8 bits live in 8-bit tensors and float4 in float8_e4m3fn, which contains its 15 values: torch has
+no arithmetic narrower than that.
 """
 
 from collections.abc import Sequence
