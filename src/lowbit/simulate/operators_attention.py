@@ -149,7 +149,7 @@ def linear_attention(
     update_rule: str = "gated_delta",
     outputs: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The recurrence, token by token: S ← decay · S + k ⊗ v; the delta rules write only what S does not yet recall of k.
+    """The recurrence, token by token: S ← decay · S + k ⊗ v; delta rules write only what S does not yet recall of k.
 
     The state adds up in float32 at least. chunk_size tells an engine how to cut time; it does not change the result.
     """

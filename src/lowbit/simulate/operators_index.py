@@ -62,7 +62,8 @@ def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, *, reduction: str
         flat = flat * data.shape[axis] + _from_start(part, data.shape[axis])
     rows = data.reshape(-1, *data.shape[depth:])
     values = updates.reshape(-1, *data.shape[depth:])
-    return rows.index_reduce(0, flat.flatten(), values, _REDUCTIONS[reduction]).reshape(data.shape)
+    place = flat.reshape(-1, *(1,) * (rows.dim() - 1)).expand_as(values)
+    return torch.scatter_reduce(rows, 0, place, values, _REDUCTIONS[reduction]).reshape(data.shape)
 
 
 def tensor_scatter(
