@@ -159,9 +159,7 @@ def _as_file_or_bytes(program: ir.Model | Path, outputs: Sequence[str] | None) -
         if outputs is None:
             yield program
             return
-        from lowbit.graph.load import read_file
-
-        program = read_file(program, allow_nonfinite=True)
+        program = ir.load(program)
     with _exposing(program, outputs):
         if weight_bytes(program) <= LARGEST_MESSAGE_BYTES:
             yield serialize(program)
