@@ -1,10 +1,12 @@
-"""An input made a constant: what it decides is decided, branches that cannot be taken any more are gone. Exact.
+"""An input, or a dimension of one, made a constant: what it decides is decided, dead branches are gone. Exact.
 
 A network whose `If` chooses between sampling rates, for one, becomes a flat network for one of them, which can be
 calibrated and quantized throughout.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +33,29 @@ def freeze_input(program: ir.Model, name: str, value: object) -> Changed:
     port.name = f"{name}.input"
     port.replace_all_uses_with(add_constant(program.graph, name, array), replace_graph_outputs=True)
     return Changed((f"input '{name}' frozen to {np.array2string(array, threshold=8)}",)) + inline_decided_ifs(program)
+
+
+def freeze_dimensions(program: ir.Model, sizes: Mapping[str, int]) -> Changed:
+    """Give symbolic dimensions of the inputs a fixed size, fold what follows from it, and inline the decided Ifs.
+
+    sizes   by the dimension's name: {"sequence": 576}
+    InputError where no input has such a dimension.
+    """
+    known = {dim.value for port in program.graph.inputs for dim in port.shape or () if isinstance(dim, ir.SymbolicDim)}
+    if unknown := [name for name in sizes if name not in known]:
+        raise InputError(f"no input has a dimension '{unknown[0]}'; there are {sorted(map(str, known))}.")
+    for port in program.graph.inputs:
+        if port.shape is not None:
+            port.shape = ir.Shape(
+                [dim if isinstance(dim, int) else sizes.get(str(dim.value), dim) for dim in port.shape]
+            )
+    for node in program.graph.all_nodes():
+        for value in node.outputs:  # what was inferred for any size is inferred again for this one
+            if value.shape is not None and not value.shape.is_static() and not value.is_graph_output():
+                value.shape = None
+    infer_shapes(program)
+    done = tuple(f"dimension '{name}' fixed to {size}" for name, size in sizes.items())
+    return Changed(done) + inline_decided_ifs(program)
 
 
 def inline_decided_ifs(program: ir.Model) -> Changed:
