@@ -42,7 +42,6 @@ def fold_constants(program: ir.Model) -> bool:
             )
         _lift_constants(program)
         common.RemoveUnusedNodesPass()(program)
-        common.OutputFixPass()(program)
     for value, name in zip(program.graph.outputs, outputs, strict=True):
         value.name = name
     for graph in program.graphs():
