@@ -34,7 +34,9 @@ def test_a_loaded_model_is_in_canonical_form(data, name):
     assert not {"Constant", "Identity"} & {node.op_type for node in graph}
     names = [node.name for node in graph.all_nodes()]
     values = [value.name for node in graph.all_nodes() for value in node.outputs]
-    assert all(names) and all(values) and len(set(values)) == len(values)
+    assert all(names)
+    assert all(values)
+    assert len(set(values)) == len(values)
     assert len({node.name for node in graph}) == len(list(graph))
     assert all(value.uses() or value.is_graph_output() for value in graph.initializers.values())
     assert all(value.shape is not None and value.dtype is not None for node in graph for value in node.outputs)

@@ -69,7 +69,10 @@ def _plus(value: ir.Value | None, number: float) -> ir.Value | None:
 
 
 def _factors(value: ir.Value | None) -> tuple[list[ir.Value], float]:
-    """The computed factors of a tree of Mul and Div, and the product of its constant ones."""
+    """The computed factors of a tree of Mul and Div, and the product of its constant ones.
+
+    What several nodes read is a factor as a whole: x in x·gate(x) may be a product itself.
+    """
     node = _made_by(value, "Mul", "Div")
     if node is None or value is None:
         return ([] if value is None else [value]), 1.0
@@ -80,7 +83,8 @@ def _factors(value: ir.Value | None) -> tuple[list[ir.Value], float]:
         if number is not None:
             product = product * number if node.op_type == "Mul" or index == 0 else product / number
         elif node.op_type == "Mul" or index == 0:
-            more, times = _factors(operand)
+            whole = operand is None or len(operand.uses()) > 1
+            more, times = ([operand], 1.0) if whole and operand is not None else _factors(operand)
             factors, product = factors + more, product * times
         else:
             return [value], 1.0
