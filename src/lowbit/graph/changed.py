@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -12,7 +13,7 @@ class Changed:
     done    one line for each change, naming the node
     kept    one line for each candidate left as it was, with the reason
     exact   the outputs are the same but for float rounding; False: the same on the data seen, or approximately
-    True as a condition where anything was done.
+    True as a condition where anything was done; iterating gives all lines.
     """
 
     done: tuple[str, ...] = ()
@@ -21,6 +22,9 @@ class Changed:
 
     def __bool__(self) -> bool:
         return bool(self.done)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.done + self.kept)
 
     def __add__(self, other: Changed) -> Changed:
         return Changed(self.done + other.done, self.kept + other.kept, self.exact and other.exact)

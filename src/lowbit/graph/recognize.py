@@ -83,8 +83,8 @@ def _factors(value: ir.Value | None) -> tuple[list[ir.Value], float]:
         if number is not None:
             product = product * number if node.op_type == "Mul" or index == 0 else product / number
         elif node.op_type == "Mul" or index == 0:
-            whole = operand is None or len(operand.uses()) > 1
-            more, times = ([operand], 1.0) if whole and operand is not None else _factors(operand)
+            shared = operand is not None and len(operand.uses()) > 1
+            more, times = ([operand], 1.0) if operand is not None and shared else _factors(operand)
             factors, product = factors + more, product * times
         else:
             return [value], 1.0
