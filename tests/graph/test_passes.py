@@ -72,13 +72,13 @@ def batchnorm(channels: int) -> dict[str, np.ndarray]:
 
 
 S4, S2 = random(2, 4, 5, 5), random(2, 4)
-CONV, MIX = random(6, 4, 3, 3), random(4, 6)
+CONV, TCONV, MIX = random(6, 4, 3, 3), random(4, 6, 3, 3), random(4, 6)
 
 LAYERS = {
     "Conv": ([node("Conv", "x w", "h")], S4, {"w": CONV}, 6),
     "Conv with bias, grouped": ([node("Conv", "x w c", "h", group=2)], S4, {"w": CONV[:, :2], "c": random(6)}, 6),
     "Conv, depthwise, padded": ([node("Conv", "x w", "h", group=4, pads=[1] * 4)], S4, {"w": CONV[:4, :1]}, 4),
-    "ConvTranspose": ([node("ConvTranspose", "x w c", "h", strides=[2, 2])], S4, {"w": random(4, 6, 3, 3), "c": random(6)}, 6),
+    "ConvTranspose": ([node("ConvTranspose", "x w c", "h", strides=[2, 2])], S4, {"w": TCONV, "c": random(6)}, 6),
     "ConvTranspose, grouped": ([node("ConvTranspose", "x w", "h", group=2)], S4, {"w": random(4, 3, 3, 3)}, 6),
     "Gemm": ([node("Gemm", "x w c", "h", alpha=0.5, beta=2.0)], S2, {"w": MIX, "c": random(6)}, 6),
     "Gemm, transposed": ([node("Gemm", "x w", "h", transB=1)], S2, {"w": MIX.T}, 6),
