@@ -11,7 +11,7 @@ from rich.text import Text
 from lowbit.report.words import bytes_text, db_text, times_text
 
 if TYPE_CHECKING:
-    from lowbit.flows.evaluate import Comparison, Side
+    from lowbit.flows.compare import Comparison, Side
     from lowbit.flows.fidelity import LayerFidelity
     from lowbit.flows.latency import Timing
 
