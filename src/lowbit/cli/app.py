@@ -8,7 +8,6 @@ import sys
 import traceback
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 import lowbit
@@ -18,15 +17,15 @@ from lowbit.cli.run import run
 from lowbit.cli.show import show
 from lowbit.errors import LowbitError
 
+COMMANDS = (quantize, compare, show, run)
 app = typer.Typer(
     name="lowbit",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (quantize, compare, show, run):
-    app.command(no_args_is_help=True)(command)
+for command in COMMANDS:
+    app.command()(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,16 +54,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "--traceback" in given
     given = [word for word in given if word != "--traceback"]
+    if not given or given in ([command.__name__] for command in COMMANDS):
+        given.append("--help")  # `lowbit quantize` alone asks what it wants
     try:
         status = app(given, prog_name="lowbit", standalone_mode=False)
         sys.stdout.flush()
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was written", 130, wants_traceback)
-    except click.UsageError as error:
-        hint = f" Try 'lowbit {error.ctx.info_name} --help'." if error.ctx and error.ctx.parent else ""
-        _fail(f"error: {error.format_message()}{hint}", 2, wants_traceback)
-    except click.ClickException as error:
-        _fail(f"error: {error.format_message()}", 1, wants_traceback)
     except BrokenPipeError:  # the reader of our output (head, less) is gone: nothing to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -75,6 +71,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         _fail(f"error: {error}", 1, wants_traceback)
     except Exception as error:
+        if hasattr(error, "format_message"):  # a wrong option: click's exception, or that of the click inside typer
+            context = getattr(error, "ctx", None)
+            hint = f" Try 'lowbit {context.info_name} --help'." if context is not None and context.parent else ""
+            _fail(f"error: {error.format_message()}{hint}", getattr(error, "exit_code", 2), wants_traceback)
         what = f"{type(error).__name__}: {error}"
         _fail(f"internal error: {what} (a bug in lowbit or its input; --traceback shows where)", 1, wants_traceback)
     sys.exit(status if isinstance(status, int) else 0)

@@ -57,7 +57,9 @@ class Closeness:
         self.largest = max(self.largest, float(np.abs(a - b).max(initial=0)))
         flat_a, flat_b = (array.reshape(len(array) if array.ndim else 1, -1) for array in (a, b))
         norms = np.linalg.norm(flat_a, axis=1) * np.linalg.norm(flat_b, axis=1)
-        cosines = np.divide((flat_a * flat_b).sum(1), norms, out=np.ones_like(norms), where=norms > 0)
+        # A vector of zeros has no direction: equal to another one, at right angles to all else.
+        without: np.ndarray = np.asarray(~flat_a.any(1) & ~flat_b.any(1), np.float64)
+        cosines = np.divide((flat_a * flat_b).sum(1), norms, out=without, where=norms > 0)
         self.cosines.append(cosines)
         axis = class_axis(reference, labels)
         if axis is not None:
