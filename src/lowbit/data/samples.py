@@ -138,20 +138,22 @@ def as_array(value: Any, what: str) -> np.ndarray:
     return array
 
 
-def as_labels(value: Any, count: int, what: str) -> np.ndarray:
-    """Labels with one entry a sample; anything that is no plain array stays a list of objects (boxes, sentences, …)."""
+def as_labels(value: Any, count: int, what: str, lone: bool = False) -> np.ndarray:
+    """Labels with one entry a sample; anything that is no plain array stays a list of objects (boxes, sentences, …).
+
+    lone   the value belongs to one sample that came without a batch axis, so that it is one entry itself
+    """
     if type(value).__module__.partition(".")[0] == "torch":
         value = value.detach().cpu().numpy()
+    if lone and np.shape(value) != (1,):
+        value = [value]
     try:
         array = np.asarray(value)
     except ValueError:
         array = _objects(list(value))
     if array.dtype == object and not isinstance(value, np.ndarray):
-        array = _objects(list(value)) if isinstance(value, Sequence) else _objects([value])
-    if array.ndim == 0:
-        array = array[None]
-    if len(array) != count and count == 1:
-        array = _objects([value]) if array.dtype == object else array[None]
+        array = _objects(list(value))
+    array = array[None] if array.ndim == 0 else array
     if len(array) != count:
         raise DataError(f"{what}: {count} samples but {len(array)} labels.")
     return array

@@ -67,7 +67,11 @@ class FunctionTally:
 
     def value(self) -> float:
         outputs = {name: _stacked([batch[name] for batch in self.outputs]) for name in self.outputs[0]}
-        return float(self.function(outputs, _stacked(self.labels)))
+        try:
+            return float(self.function(outputs, _stacked(self.labels)))
+        except Exception as problem:  # the caller's own code failed; the traceback leads there
+            name = getattr(self.function, "__name__", "the metric")
+            raise InputError(f"{name} raised {type(problem).__name__}: {problem}.") from problem
 
 
 def class_axis(output: np.ndarray, labels: np.ndarray | None) -> int | None:
