@@ -36,7 +36,8 @@ def rank_correlation(outputs: Batch, labels: np.ndarray) -> float:
     """Spearman's correlation of the cosine of each pair with its score."""
     from lowbit.flows.metrics import METRICS
 
-    a, b = outputs["embedding"][0::2], outputs["embedding"][1::2]
+    embedding = next(iter(outputs.values()))
+    a, b = embedding[0::2], embedding[1::2]
     cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     tally = METRICS["spearman"].tally()
     tally.add({"cosine": cosine}, labels[0::2])
@@ -77,10 +78,10 @@ def export(file: str) -> None:
             super().__init__()
             self.bert = AutoModel.from_pretrained(model_folder())
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             mask = attention_mask[..., None].to(hidden.dtype)
-            return {"embedding": (hidden * mask).sum(1) / mask.sum(1)}
+            return (hidden * mask).sum(1) / mask.sum(1)
 
     batch, _ = next(batches("dev", 2))
     example = {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -130,8 +130,8 @@ class Items:
         if not isinstance(given, Iterable):
             raise DataError(f"{self.name} returned {type(given).__name__}; an iterable of batches is needed.")
         if isinstance(given, (Mapping, tuple)) or hasattr(given, "dtype"):
-            given = [given]
-        return given
+            return [given]
+        return iter(given)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.data import Data, Preprocessing
+from lowbit.data.samples import Batching
 from lowbit.deploy.engines import ENGINES, Engine
 from lowbit.errors import DataError, InputError
 from lowbit.flows.metrics import Metric, metric_of
@@ -42,8 +43,9 @@ def predict(
     threads: int | None = None,
     batch: int | None = None,
 ) -> tuple[dict[str, np.ndarray], float | None]:
-    """All outputs by name, and the metric where one is asked for; a path is run as the file is."""
-    program = Path(model) if isinstance(model, (str, os.PathLike)) else model.program
+    """All outputs by name, samples joined, and the metric where one is asked for; a path is run as the file is."""
+    network = load(model, allow_nonfinite=True) if isinstance(model, (str, os.PathLike)) else model
+    program = network.program if isinstance(model, Model) else Path(model)
     run = engine_of(engine).compile(program, threads=threads)
     chosen = None if metric is None else metric_of(metric)
     tally = None if chosen is None else chosen.tally()
@@ -52,7 +54,8 @@ def predict(
         parts.append(run(inputs))
         if tally is not None and chosen is not None:
             tally.add(parts[-1], needed_labels(labels, chosen))
-    outputs = {name: _joined(name, [part[name] for part in parts]) for name in parts[0]}
+    axes = Batching.of(network.inputs).axes_of(network.outputs)
+    outputs = {name: _joined(name, [part[name] for part in parts], axes.get(name) or 0) for name in parts[0]}
     return outputs, None if tally is None else tally.value()
 
 
@@ -70,11 +73,11 @@ def needed_labels(labels: np.ndarray | None, metric: Metric) -> np.ndarray:
     return labels
 
 
-def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
+def _joined(name: str, parts: list[np.ndarray], axis: int) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
-    shapes = {part.shape[1:] for part in parts if part.ndim}
+    shapes = {part.shape[:axis] + part.shape[axis + 1 :] for part in parts if part.ndim}
     if len(shapes) != 1:
         listed = ", ".join(map(str, sorted(shapes)[:4]))
         raise DataError(f"output '{name}' has samples of other shapes ({listed} …); run them one --limit at a time.")
-    return np.concatenate(parts)
+    return np.concatenate(parts, axis)
