@@ -1,0 +1,63 @@
+"""What a number can be: grids, blocks, formats, and the codes of a tensor."""
+
+from lowbit.numerics.formats import FORMATS, INT8, UINT8, Format
+from lowbit.numerics.grids import (
+    AdditivePow2,
+    Codebook,
+    Float,
+    Grid,
+    Int,
+    Pow2,
+    SignedPow2,
+)
+from lowbit.numerics.parse import parse_format
+from lowbit.numerics.qtensor import QuantTensor
+from lowbit.numerics.quantize import (
+    Error,
+    encode_rows,
+    error,
+    fake_quantize_rows,
+    quantize,
+    quantize_tensor,
+    scale_and_zero,
+)
+from lowbit.numerics.roundings import ROUNDINGS, Rounding, parse_rounding, stochastic
+from lowbit.numerics.rows import ELEMENT, TENSOR, WHOLE, Block, channel, from_rows, group, tile, to_rows
+from lowbit.numerics.spell import spell_format
+
+__all__ = [
+    "ELEMENT",
+    "FORMATS",
+    "INT8",
+    "ROUNDINGS",
+    "TENSOR",
+    "UINT8",
+    "WHOLE",
+    "AdditivePow2",
+    "Block",
+    "Codebook",
+    "Error",
+    "Float",
+    "Format",
+    "Grid",
+    "Int",
+    "Pow2",
+    "QuantTensor",
+    "Rounding",
+    "SignedPow2",
+    "channel",
+    "encode_rows",
+    "error",
+    "fake_quantize_rows",
+    "from_rows",
+    "group",
+    "parse_format",
+    "parse_rounding",
+    "quantize",
+    "quantize_tensor",
+    "scale_and_zero",
+    "spell_format",
+    "stochastic",
+    "tile",
+    "to_rows",
+]

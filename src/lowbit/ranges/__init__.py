@@ -1,0 +1,25 @@
+"""Where to clip: statistics folded from data, and the ranges that read them."""
+
+from lowbit.ranges.analytic import ACIQ
+from lowbit.ranges.extremes import MeanStd, MinMax, MovingAverage, Percentile, Range
+from lowbit.ranges.parse import RANGES, parse_range, range_words
+from lowbit.ranges.search import MSE, OCTAV, Entropy
+from lowbit.ranges.statistics import Histogram, RawRows, Statistics
+
+__all__ = [
+    "ACIQ",
+    "MSE",
+    "OCTAV",
+    "RANGES",
+    "Entropy",
+    "Histogram",
+    "MeanStd",
+    "MinMax",
+    "MovingAverage",
+    "Percentile",
+    "Range",
+    "RawRows",
+    "Statistics",
+    "parse_range",
+    "range_words",
+]

@@ -1,0 +1,6 @@
+"""Calibration and evaluation data: anything that holds samples, in the shape that a network takes them."""
+
+from lowbit.data.dataset import Data
+from lowbit.data.preprocess import Preprocessing
+
+__all__ = ["Data", "Preprocessing"]

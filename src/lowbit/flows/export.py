@@ -1,0 +1,139 @@
+"""From a simulation to a deployable program: codes, scales and the ledger of what became of every tensor."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from lowbit.deploy.write import IntegerTensor, write
+from lowbit.errors import UnsupportedError
+from lowbit.flows.calibrate import parameter
+from lowbit.numerics import Int, QuantTensor, spell_format
+from lowbit.ranges import range_words
+from lowbit.simulate.fakequant import FakeBias, FakeQuant, Simulation
+from lowbit.simulate.place import Site
+
+Row = dict[str, Any]
+
+
+def export(simulation: Simulation) -> ir.Model:
+    """The program with its quantized values in integers."""
+    return write(simulation.program, integer_tensors(simulation))
+
+
+def integer_tensors(simulation: Simulation) -> Iterator[IntegerTensor]:
+    """What to write for each site, in the order of the placement."""
+    for name, site in simulation.placement.sites.items():
+        quantizer = simulation.quantizers[name]
+        if isinstance(quantizer, FakeBias):
+            yield _bias(simulation, site, quantizer)
+        elif site.role == "activation":
+            yield _activation(site, quantizer)
+        else:
+            yield _constant(site, quantizer)
+
+
+def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
+    grid = quantizer.format.grid
+    if not isinstance(grid, Int):
+        raise UnsupportedError(
+            f"'{site.value}': an activation in {spell_format(quantizer.format)} can be simulated, but no engine computes it. "
+            "Use an integer format for activations that are to be deployed."
+        )
+    return IntegerTensor(
+        site.value, quantizer.scale.numpy(), quantizer.zero.numpy(), grid.bits, grid.signed, readers=site.readers
+    )
+
+
+def _constant(site: Site, quantizer: FakeQuant) -> IntegerTensor:
+    stored = quantizer.stored
+    assert stored is not None
+    grid = stored.format.grid
+    if not isinstance(grid, Int):
+        raise UnsupportedError(f"'{site.value}': {spell_format(stored.format)} is not written to ONNX yet.")
+    scale, zero, axis, block = _layout(stored)
+    codes = np.asarray(stored.codes)
+    return IntegerTensor(
+        site.value, scale, zero, grid.bits, grid.signed, codes, axis=axis, block=block, readers=site.readers
+    )
+
+
+def _layout(stored: QuantTensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int | None, int]:
+    """(scale, zero, axis, block) as DequantizeLinear wants them: a scalar, one per channel, or one per block."""
+    scale, zero = (np.asarray(t) for t in (stored.scale_values(), stored.zero_values()))
+    split = [axis for axis, count in enumerate(stored.tiles) if count > 1]
+    if not split:
+        return scale.reshape(()), zero.reshape(()), None, 0
+    if len(split) == 1 and stored.tile[split[0]] == 1:
+        return scale.reshape(-1), zero.reshape(-1), split[0], 0
+    blocked = [axis for axis, length in enumerate(stored.tile) if length > 1]
+    if len(blocked) == 1:
+        return scale, zero, blocked[0], stored.tile[blocked[0]]
+    raise UnsupportedError(f"blocks of {stored.tile} in a tensor of {stored.shape} have no DequantizeLinear.")
+
+
+def _bias(simulation: Simulation, site: Site, quantizer: FakeBias) -> IntegerTensor:
+    bias = parameter(simulation, site.value).detach()
+    scale = quantizer.scale().expand(bias.shape)
+    codes = quantizer.codes(bias).numpy()
+    return IntegerTensor(site.value, scale.numpy(), np.zeros(bias.shape, np.int32), 32, True, codes, axis=0)
+
+
+def ledger(simulation: Simulation) -> list[Row]:
+    """A row for every stored tensor and every quantized value: what became of it and why."""
+    rows = [_site_row(simulation, site) for site in simulation.placement.sites.values()]
+    reasons = simulation.placement.float_reasons
+    for name, value in simulation.program.graph.initializers.items():
+        if name in simulation.placement.sites or value.const_value is None:
+            continue
+        users = [str(u.node.name) for u in value.uses()]
+        layer = users[0] if users else ""
+        reason = reasons.get(str(name)) or next((reasons[u] for u in users if u in reasons), None)
+        rows.append(
+            {
+                "tensor": name,
+                "role": "value",
+                "layer": layer,
+                "format": str(value.const_value.dtype.name).lower(),
+                "bits": value.const_value.dtype.bitwidth,
+                "bytes": value.const_value.nbytes,
+                "status": "float" if value.const_value.dtype.is_floating_point() else "kept",
+                "reason": reason or _why_float(value),
+            }
+        )
+    for node in simulation.program.graph:
+        if node.name in reasons:
+            rows.append({"tensor": node.outputs[0].name, "role": "activation", "layer": node.name, "format": "float32",
+                         "bits": 32, "bytes": 0, "status": "float", "reason": reasons[str(node.name)]})  # fmt: skip
+    return rows
+
+
+def _why_float(value: ir.Value) -> str:
+    users = sorted({u.node.op_type for u in value.uses()})
+    if value.const_value is not None and not value.const_value.dtype.is_floating_point():
+        return "not a floating-point tensor"
+    return f"read by {', '.join(users)}, which computes in float on this target" if users else "unused"
+
+
+def _site_row(simulation: Simulation, site: Site) -> Row:
+    quantizer = simulation.quantizers[site.value]
+    row: Row = {"tensor": site.value, "role": site.role, "layer": site.layer, "status": "quantized", "reason": ""}
+    if isinstance(quantizer, FakeBias):
+        count = parameter(simulation, site.value).numel()
+        return row | {"format": "int32", "bits": 32.0, "bytes": 4 * count, "range": "", "solver": "", "sqnr_db": None}
+    row |= {"format": spell_format(quantizer.format), "range": range_words(quantizer.spec.range)}
+    if site.role == "activation":
+        lo, hi = quantizer.limits()
+        return row | {"bits": quantizer.format.bits_per_element(), "bytes": 0, "lo": lo, "hi": hi, "group": site.group}
+    weight, stored = parameter(simulation, site.value).detach(), quantizer.stored
+    assert stored is not None
+    noise = (weight - torch.as_tensor(np.asarray(stored.dequantize()))).square().sum().item()
+    power = weight.square().sum().item()
+    return row | {
+        "solver": site.spec.solve,
+        "bits": stored.format.bits_per_element(stored.shape),
+        "bytes": round(stored.bits / 8),
+        "sqnr_db": round(10 * np.log10(power / noise), 2) if noise and power else None,
+    }

@@ -1,0 +1,84 @@
+"""Parity: the deployed file computes what was simulated, layer by layer, to one step.
+
+Differences of one step are expected and add up along a network, so outputs alone prove nothing about a layer. Here every
+layer of the simulation is fed the integers that the engine computed before it, and only its own result is compared.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from lowbit.deploy.engines import ENGINES
+from lowbit.errors import MismatchError
+from lowbit.flows.calibrate import Batch
+from lowbit.simulate.fakequant import FakeQuant, Simulation
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an engine is from the simulation.
+
+    one_step   share of compared codes that differ by one
+    worst      value name and largest difference in steps
+    """
+
+    values: int
+    codes: int
+    one_step: float
+    worst: tuple[str, int]
+
+
+def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], engine: str = "onnxruntime") -> Parity:
+    """Run the written program and hold every quantized value against the simulation; MismatchError beyond one step.
+
+    One step is allowed because engines requantize with a fixed-point multiplier or in float32 in another order of sums;
+    a value that lies within float rounding of a tie then falls on either side.
+    """
+    sites = [s for s in simulation.placement.sites.values() if s.role == "activation"]
+    run = ENGINES[engine].compile(program, outputs=[f"{s.value}_quantized" for s in sites])
+    worst, off, compared = ("", 0), 0, 0
+    with simulation.mode("quantize"):
+        for batch in batches:
+            checker = _Checker(simulation, run(dict(batch)))
+            checker.run(*(torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in program.graph.inputs))
+            off, compared = off + checker.off, compared + checker.compared
+            worst = max(worst, checker.worst, key=lambda pair: pair[1])
+    if worst[1] > 1:
+        site = simulation.placement.sites[worst[0]]
+        raise MismatchError(
+            f"layer '{site.layer}': {engine} and the simulation differ by {worst[1]} steps in '{worst[0]}'. "
+            "On a CPU without VNNI, u8·s8 products saturate: use target 'onnxruntime-avx2'. Otherwise leave the layer in "
+            "float (a rule 'float') and report the model."
+        )
+    return Parity(len(sites), compared, off / max(1, compared), worst)
+
+
+class _Checker(fx.Interpreter):
+    """Runs the simulation, replacing each quantized value by the engine's after comparing the two."""
+
+    def __init__(self, simulation: Simulation, deployed: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        super().__init__(simulation.module)
+        self.simulation, self.deployed = simulation, deployed
+        self.worst, self.off, self.compared = ("", 0), 0, 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        with torch.no_grad():
+            result = super().run_node(n)
+        value = n.meta.get("quantized_value")
+        if value is None or self.simulation.placement.sites[value].role != "activation":
+            return result
+        quantizer = self.simulation.quantizers[value]
+        assert isinstance(quantizer, FakeQuant)
+        codes = torch.from_numpy(self.deployed[f"{value}_quantized"].astype(np.float32))
+        own = torch.round(result / quantizer.scale) + quantizer.zero
+        steps = (own - codes).abs()
+        self.off += int((steps > 0).sum())
+        self.compared += steps.numel()
+        if steps.numel() and steps.max() > self.worst[1]:
+            self.worst = (value, int(steps.max()))
+        return (codes - quantizer.zero) * quantizer.scale

@@ -1,0 +1,111 @@
+"""What a graph says twice, said once: constants computed, shapes inferred, dead nodes removed. Exact.
+
+The folding itself is onnxscript's; the limits are ours. A constant is only computed where its size is known before
+and small, so that a folded file never grows much and a hostile one allocates nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import optimizer
+
+# Larger inputs are weights: folding what an operator makes of them would store the weight a second time.
+LARGEST_INPUT = 1 << 16
+LARGEST_OUTPUT = 1 << 16
+
+# The weight stays what the file says it is: codes and scales, never the floats they stand for.
+_KEEP = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "ConstantOfShape", "Identity"})
+_GROWS = frozenset({"Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "EyeLike", "Einsum", "Loop", "Upsample"})
+_BORN_OF_CODES = frozenset({"Cast", "Gather", "DequantizeLinear"})
+
+
+def fold_constants(program: ir.Model) -> bool:
+    """Compute what does not depend on the inputs, drop what nobody reads. Exact; in place; returns whether it changed.
+
+    Values keep their names. If and Loop stay as they are, their insides are folded too.
+    """
+    before = _fingerprint(program)
+    outputs = [value.name for value in program.graph.outputs]
+    with quiet():
+        for _ in range(2):
+            optimizer.fold_constants(
+                program,
+                onnx_shape_inference=True,
+                input_size_limit=LARGEST_INPUT,
+                output_size_limit=LARGEST_OUTPUT,
+                should_fold=_worth_folding,
+            )
+        _lift_constants(program)
+        common.RemoveUnusedNodesPass()(program)
+        common.OutputFixPass()(program)
+    for value, name in zip(program.graph.outputs, outputs, strict=True):
+        value.name = name
+    for graph in program.graphs():
+        for node in graph:
+            node.metadata_props.pop(optimizer.FOLDED_FROM_KEY, None)
+    name_uniquely(program)
+    return _fingerprint(program) != before
+
+
+def infer_shapes(program: ir.Model) -> None:
+    """Infer the types and shapes of all values, as far as the operators tell; never fails."""
+    with quiet():
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(program)
+
+
+def name_uniquely(program: ir.Model) -> None:
+    """Give every node and value a name of its own; names that are already unique stay."""
+    with quiet():
+        common.NameFixPass()(program)
+
+
+class quiet:  # noqa: N801  used like a function
+    """The logging of onnx_ir and onnxscript held back: what matters is raised as an error by us."""
+
+    def __enter__(self) -> None:
+        self._before = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        logging.disable(self._before)
+
+
+def _fingerprint(program: ir.Model) -> tuple[int, int, tuple[str | None, ...]]:
+    nodes = [node.name for graph in program.graphs() for node in graph]
+    return len(nodes), len(program.graph.initializers), tuple(nodes)
+
+
+def _worth_folding(node: ir.Node) -> bool | None:
+    """False to leave a node alone, None to let onnxscript's own size limits decide."""
+    if node.op_type in _KEEP or _decodes_a_weight(node):
+        return False
+    if node.op_type == "Transpose":
+        return None  # as large as its input, which nobody else may be reading: onnxscript looks
+    sizes = [_size(output) for output in node.outputs]
+    if any(size is not None and size > LARGEST_OUTPUT for size in sizes):
+        return False
+    if node.op_type in _GROWS and any(size is None for size in sizes):
+        return False
+    return None
+
+
+def _decodes_a_weight(node: ir.Node) -> bool:
+    """Part of the chain that turns stored codes into a weight: codes → Cast → Gather from a table."""
+    first = node.inputs[0] if node.inputs else None
+    if node.op_type not in _BORN_OF_CODES or first is None or first.const_value is None:
+        return False
+    return first.const_value.dtype.bitwidth < 8
+
+
+def _size(value: ir.Value) -> int | None:
+    if value.shape is None or not value.shape.is_static():
+        return None
+    return math.prod(value.shape.numpy())
+
+
+def _lift_constants(program: ir.Model) -> None:
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program)

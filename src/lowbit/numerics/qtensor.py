@@ -1,0 +1,117 @@
+"""QuantTensor: a tensor stored as codes, scales, zeros and tables. Plain data, no tensor subclass."""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowbit.numerics.encode import decode
+from lowbit.numerics.formats import Format
+from lowbit.numerics.grids import grid_table
+from lowbit.numerics.rows import from_rows, tile_counts, tiles_to_rows
+
+Array: TypeAlias = Tensor | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantTensor:
+    """A tensor stored as integer codes.
+
+    codes.shape == the original shape; an `Int` grid's codes are its integers, any other's are positions in its table
+    tile is the length on each axis of what shares one scale; the last tile of an axis may be shorter
+    scale, zero: one number per tile, of shape ceil(shape / tile); scale may itself be a QuantTensor; None: none
+    table: values fitted to the data, (n_tiles, n_codes), one sorted row per tile; None: the grid's own
+    original ≈ (decode(codes) - decode(zero)) * scale, each tile with its own scale, zero and table
+    codes, scale, zero and table are numpy arrays or torch tensors, as the original was
+    """
+
+    codes: Array
+    format: Format
+    tile: tuple[int, ...]
+    scale: "Array | QuantTensor | None"
+    zero: Array | None = None
+    table: Array | None = None
+    dtype: Any = torch.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.codes.shape)
+
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        """Number of tiles along each axis: the shape of scale and zero."""
+        return tile_counts(self.shape, self.tile)
+
+    def scale_values(self) -> Array:
+        """The effective float32 scale of each tile, in the shape of the grid of tiles; ones where there is none."""
+        return _like(self._scale(), self.codes)
+
+    def zero_values(self) -> Array:
+        """The zero of each tile in units of the grid's values, in the shape of the grid of tiles; zeros where none."""
+        return _like(self._zero(), self.codes)
+
+    def dequantize(self) -> Array:
+        """The numbers that are stored, in the dtype and kind of the original."""
+        codes = tiles_to_rows(as_torch(self.codes), self.tile)
+        table = None if self.table is None else as_torch(self.table)
+        rows = decode(codes, self.format.grid, table)
+        if self.zero is not None:
+            rows = rows - self._zero().reshape(-1, 1)
+        if self.scale is not None:
+            rows = rows * self._scale().reshape(-1, 1)
+        return like(from_rows(rows, self.shape, self.tile), self.dtype)
+
+    @property
+    def bits(self) -> float:
+        """Bits stored: codes, scales, zeros and tables."""
+        count = 1
+        for dim in self.shape:
+            count *= dim
+        return self.format.bits_per_element(self.shape) * count
+
+    def _scale(self) -> Tensor:
+        if isinstance(self.scale, QuantTensor):
+            return as_torch(self.scale.dequantize()).to(torch.float32)
+        if self.scale is None:
+            return torch.ones(self.tiles, device=as_torch(self.codes).device)
+        return as_torch(self.scale)
+
+    def _zero(self) -> Tensor:
+        if self.zero is None:
+            return torch.zeros(self.tiles, device=as_torch(self.codes).device)
+        return decode(as_torch(self.zero), self.format.grid)
+
+    def __repr__(self) -> str:
+        return f"QuantTensor({list(self.shape)}, {self.format!r})"
+
+
+def as_torch(x: Array) -> Tensor:
+    """A torch view of x; numpy's bfloat16 and float8 (ml_dtypes) are copied to float32, which holds them exactly."""
+    if isinstance(x, Tensor):
+        return x.detach()
+    x = np.asarray(x)
+    if x.dtype.kind == "V" or x.dtype.name not in _TORCH_KNOWS:
+        x = x.astype(np.float32)
+    if not x.flags.writeable or any(stride < 0 for stride in x.strides):
+        x = x.copy()
+    return torch.from_numpy(x)
+
+
+def like(x: Tensor, dtype: Any) -> Array:
+    """x as a torch tensor of a torch dtype, or as a numpy array of a numpy dtype."""
+    return x.to(dtype) if isinstance(dtype, torch.dtype) else x.cpu().numpy().astype(dtype, copy=False)
+
+
+def _like(x: Tensor, other: Array) -> Array:
+    return x if isinstance(other, Tensor) else x.cpu().numpy()
+
+
+def zero_code(format: Format) -> int:
+    """The code of the number 0, or of the value nearest to it where the grid has no 0."""
+    table = grid_table(format.grid)
+    return int(np.abs(table.values).argmin()) + table.first_code
+
+
+_TORCH_KNOWS = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}

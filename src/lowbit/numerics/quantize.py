@@ -1,0 +1,257 @@
+"""Quantizing: range → scale and zero → codes. Everything row-wise, for every format, on torch and numpy alike."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowbit.errors import DataError, InputError, ShapeError
+from lowbit.numerics.encode import code_dtype, decode, round_to_grid, round_to_int
+from lowbit.numerics.formats import Format
+from lowbit.numerics.grids import Grid, Int, grid_table
+from lowbit.numerics.parse import parse_format
+from lowbit.numerics.qtensor import Array, QuantTensor, as_torch
+from lowbit.numerics.roundings import Rounding, nearest, parse_rounding
+from lowbit.numerics.rows import Block, from_rows, tile_counts, tiles_to_rows
+
+Bounds = tuple[Tensor, Tensor]
+# The smallest normal float32: engines may flush a smaller scale to 0, and 1 / scale stays finite.
+SMALLEST_SCALE = 2.0**-126
+
+
+def scale_and_zero(
+    lo: Tensor, hi: Tensor, format: Format, tiles: tuple[int, ...] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The scale and zero that put [lo, hi] on the grid.
+
+    lo, hi  (n_blocks, 1)  the range; where there is a zero point it is widened to hold 0
+    tiles   shape of the grid of tiles, for scales that share a second scale; default (n_blocks,)
+    return  (n_blocks, 1) float32 each: the effective scale, and the zero in units of the grid's values
+
+    Symmetric: scale = max(|lo|, |hi|) / reach, or hi / reach on a grid without negative values. Affine: scale =
+    (hi - lo) / (reach - minimum), zero = the grid value nearest to minimum - lo / scale, so 0 is exact.
+    A range of no width gets scale 1, or 0 where scales share a second scale: such a tile is exact zeros.
+    """
+    scale, zero, _ = _scale_zero_stored(lo, hi, format, tiles or (lo.shape[0],))
+    return scale, zero
+
+
+def _scale_zero_stored(
+    lo: Tensor, hi: Tensor, format: Format, tiles: tuple[int, ...]
+) -> tuple[Tensor, Tensor, QuantTensor | None]:
+    """`scale_and_zero`, and the scales as they are stored where they are quantized."""
+    lo, hi = lo.to(torch.float32), hi.to(torch.float32)
+    if format.block is None:
+        return torch.ones_like(lo), torch.zeros_like(lo), None
+    table = grid_table(format.grid)
+    reach = table.maximum if format.reach is None else format.reach
+    if format.zero_point:
+        lo, hi = lo.clamp(max=0), hi.clamp(min=0)
+        # Divided before subtracting: hi - lo of a float32 tensor can overflow.
+        width = reach - table.minimum
+        raw = hi / width - lo / width
+    else:
+        bound = torch.maximum(lo.abs(), hi.abs()) if table.minimum < 0 else hi.clamp(min=0)
+        raw = bound / reach
+    scale, stored = _store_scale(raw, format, tiles)
+    if not format.zero_point:
+        return scale, torch.zeros_like(scale), stored
+    zero_codes = round_to_grid(table.minimum - lo / scale, format.grid)
+    return scale, decode(zero_codes, format.grid), stored
+
+
+def _store_scale(raw: Tensor, format: Format, tiles: tuple[int, ...]) -> tuple[Tensor, QuantTensor | None]:
+    """Raw scales (n_blocks, 1) as they are stored: (effective scale, its QuantTensor if it is quantized)."""
+    shares_second_scale = format.scale is not None and format.scale.block is not None
+    if not shares_second_scale:
+        empty = 1.0 if grid_table(format.grid).has_zero else SMALLEST_SCALE
+        raw = torch.where(raw == 0, empty, raw.clamp(min=SMALLEST_SCALE))
+    if format.scale is None:
+        return raw, None
+    stored = _quantize_torch(raw.reshape(tiles), format.scale, None, None)
+    return as_torch(stored.dequantize()).reshape(-1, 1), stored
+
+
+def quantize(
+    x: Array,
+    format: "Format | str",
+    bounds: "tuple[Array, Array] | None" = None,
+    rounding: "Rounding | str | None" = None,
+) -> QuantTensor:
+    """x as codes of a format.
+
+    x         numpy array or torch tensor of any floating dtype; the codes come back as the same kind
+    format    a Format, or its words: "int4 group:64"
+    bounds    (lo, hi), each (n_blocks, 1) or one number: the range of each tile. Default: its minimum and maximum
+    rounding  instead of the format's own
+
+    Values outside the range are clipped. NaN raises DataError, and so do infinities unless bounds are given.
+    """
+    values, kind = as_torch(x), parse_format(format)
+    if not values.is_floating_point():
+        raise InputError(f"cannot quantize {values.dtype} numbers: convert them to a floating type first.")
+    choose = parse_rounding(rounding) if isinstance(rounding, str) else rounding
+    limits = None if bounds is None else (_bound(bounds[0], values), _bound(bounds[1], values))
+    stored = _quantize_torch(values, kind, limits, choose)
+    return stored if isinstance(x, Tensor) else _to_numpy(stored, x.dtype)
+
+
+def _quantize_torch(x: Tensor, format: Format, bounds: Bounds | None, rounding: Rounding | None) -> QuantTensor:
+    shape = tuple(x.shape)
+    tile = (Block((), 1) if format.block is None else format.block).tile(shape)
+    tiles = tile_counts(shape, tile)
+    rows = tiles_to_rows(x, tile).to(torch.float32)
+    lo, hi = _row_bounds(rows, x, bounds, format)
+    scale, zero, stored = _scale_zero_stored(lo, hi, format, tiles)
+    choose = rounding or parse_rounding(format.rounding)
+    codes = encode_rows(rows, scale, zero, format.grid, choose)
+    dtype = code_dtype(format.grid)
+    has_scale = format.block is not None
+    return QuantTensor(
+        codes=from_rows(codes.to(dtype), shape, tile),
+        format=format,
+        tile=tile,
+        scale=(stored if stored is not None else scale.reshape(tiles)) if has_scale else None,
+        zero=round_to_grid(zero, format.grid).to(dtype).reshape(tiles) if format.zero_point else None,
+        dtype=x.dtype,
+    )
+
+
+def _row_bounds(rows: Tensor, x: Tensor, bounds: Bounds | None, format: Format) -> Bounds:
+    blocks = rows.shape[0]
+    if rows.numel() == 0:
+        return rows.new_zeros(blocks, 1), rows.new_zeros(blocks, 1)
+    if bounds is None and format.block is not None:
+        lo, hi = torch.aminmax(rows, dim=1, keepdim=True)
+        if not (torch.isfinite(lo) & torch.isfinite(hi)).all():
+            raise DataError(f"cannot quantize: {describe_not_finite(x)}")
+        return lo, hi
+    if torch.isnan(rows).any() or (bounds is None and torch.isinf(rows).any()):
+        raise DataError(f"cannot quantize: {describe_not_finite(x)}")
+    if bounds is None:
+        return rows.new_zeros(blocks, 1), rows.new_zeros(blocks, 1)
+    lo, hi = (bound.expand(blocks, 1) if bound.numel() == 1 else bound.reshape(-1, 1) for bound in bounds)
+    if lo.shape[0] != blocks or hi.shape[0] != blocks:
+        raise ShapeError(
+            f"bounds have {lo.shape[0]} and {hi.shape[0]} entries, but {format!r} "
+            f"divides a tensor of shape {tuple(x.shape)} into {blocks} blocks. Give one per block, or one number."
+        )
+    if not (torch.isfinite(lo).all() and torch.isfinite(hi).all() and (lo <= hi).all()):
+        raise InputError("bounds must be finite, each lower bound at most its upper bound.")
+    return lo, hi
+
+
+def describe_not_finite(x: Tensor) -> str:
+    """In words: how many entries are NaN or infinite, and where the first is."""
+    bad = ~torch.isfinite(x)
+    nan, first = int(torch.isnan(x).sum()), tuple(torch.nonzero(bad)[0].tolist()) if x.dim() else ()
+    infinite = int(bad.sum()) - nan
+    found = " and ".join(f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite value(s)")) if count)
+    return f"{found} among {x.numel()} values, the first at index {first}. Mend the data, or give finite bounds."
+
+
+def encode_rows(rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid, rounding: Rounding = nearest) -> Tensor:
+    """Codes of rows (n_blocks, n) under scale and zero (n_blocks, 1), int64. A tile of scale 0 becomes zeros."""
+    y = rows / torch.where(scale == 0, float("inf"), scale)
+    if isinstance(grid, Int):
+        # Rounded before the zero is added, as ONNX QuantizeLinear does; nearest-even ties would differ otherwise.
+        return (round_to_int(y, rounding) + zero).clamp_(grid.minimum, grid.maximum).to(torch.int64)
+    return round_to_grid(y + zero, grid, rounding)
+
+
+def fake_quantize_rows(
+    rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid, rounding: Rounding | str = nearest
+) -> Tensor:
+    """Rows quantized and decoded again: float32 (n_blocks, n); scale and zero (n_blocks, 1). No gradient."""
+    choose = parse_rounding(rounding) if isinstance(rounding, str) else rounding
+    codes = encode_rows(rows.detach().to(torch.float32), scale, zero, grid, choose)
+    return (decode(codes, grid) - zero) * scale
+
+
+def quantize_tensor(
+    x: Array,
+    format: "Format | str",
+    bounds: "tuple[Array, Array] | None" = None,
+    rounding: "Rounding | str | None" = None,
+) -> QuantTensor:
+    """The same as `quantize`, under the name of the public API: `lb.quantize` takes a whole model."""
+    return quantize(x, format, bounds, rounding)
+
+
+@dataclass(frozen=True)
+class Error:
+    """What quantizing did to a tensor.
+
+    sqnr_db  10 log10(Σ x² / Σ (x - x̂)²); infinite where nothing changed
+    mse      mean of (x - x̂)²
+    cosine   of the angle between x and x̂; 1 where both are zero
+    clipped  share of elements beyond the largest or smallest value that their tile can hold
+    bits     per element, scales included
+    """
+
+    sqnr_db: float
+    mse: float
+    cosine: float
+    clipped: float
+    bits: float
+
+
+def error(x: Array, format: "Format | str", bounds: "tuple[Array, Array] | None" = None) -> Error:
+    """What quantizing x to a format does to it, measured in float64."""
+    stored = quantize(x, format, bounds)
+    return measure(x, stored)
+
+
+def measure(x: Array, stored: QuantTensor) -> Error:
+    """How far a stored tensor is from x."""
+    exact = as_torch(x).to(torch.float64)
+    if exact.numel() == 0:
+        return Error(float("inf"), 0.0, 1.0, 0.0, 0.0)
+    approx = as_torch(stored.dequantize()).to(torch.float64)
+    noise, power = float(((exact - approx) ** 2).sum()), float((exact**2).sum())
+    other = float((approx**2).sum())
+    cosine = float((exact * approx).sum()) / (power * other) ** 0.5 if power and other else float(power == other)
+    return Error(
+        sqnr_db=float("inf") if noise == 0 else 10 * float(np.log10(power / noise)) if power else float("-inf"),
+        mse=noise / exact.numel(),
+        cosine=cosine,
+        clipped=_clipped_share(exact, stored),
+        bits=stored.format.bits_per_element(stored.shape),
+    )
+
+
+def _clipped_share(exact: Tensor, stored: QuantTensor) -> float:
+    table = grid_table(stored.format.grid)
+    rows = tiles_to_rows(exact, stored.tile)
+    scale = as_torch(stored.scale_values()).reshape(-1, 1).to(torch.float64)
+    zero = as_torch(stored.zero_values()).reshape(-1, 1).to(torch.float64)
+    # Half a step beyond the end is rounding; scale rounding in float32 may move the end by a relative 1e-6.
+    values = torch.from_numpy(table.values).to(exact.device, torch.float64)
+    last, first = (values[-1] - zero) * scale, (values[0] - zero) * scale
+    step = (values[-1] - values[-2]) * scale if len(values) > 1 else scale
+    outside = (rows > last + step / 2) | (rows < first - step / 2)
+    return float(from_rows(outside, stored.shape, stored.tile).to(torch.float64).mean())
+
+
+def _bound(bound: Any, x: Tensor) -> Tensor:
+    return torch.as_tensor(bound, dtype=torch.float32, device=x.device)
+
+
+def _to_numpy(stored: QuantTensor, dtype: Any) -> QuantTensor:
+    """The same tensor with numpy inside."""
+    scale = stored.scale
+    return QuantTensor(
+        codes=as_torch(stored.codes).numpy(),
+        format=stored.format,
+        tile=stored.tile,
+        scale=_to_numpy(scale, np.dtype(np.float32))
+        if isinstance(scale, QuantTensor)
+        else None
+        if scale is None
+        else as_torch(scale).numpy(),
+        zero=None if stored.zero is None else as_torch(stored.zero).numpy(),
+        table=None if stored.table is None else as_torch(stored.table).numpy(),
+        dtype=dtype,
+    )

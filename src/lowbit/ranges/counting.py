@@ -1,0 +1,189 @@
+"""Counting float32 numbers by their leading bits: two passes of integer arithmetic, exact on CPU and GPU alike.
+
+The key of a number is its magnitude's bit pattern shifted right: exponent and leading mantissa bits.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+# 23 - 14 = 9 bits of mantissa: buckets 0.2 % wide, half of an 8-bit step at the top of the range.
+SHIFT = 14
+# Finite magnitudes from here on are attention masks: 1e8, moved down to the edge of its bucket (9.99e7).
+_MASK_BITS = int(np.float32(1e8).view(np.int32)) >> SHIFT << SHIFT
+MASK_FROM = float(np.int32(_MASK_BITS).view(np.float32))
+_INFINITY_BITS = 0x7F800000
+_KEYS = 1 << (31 - SHIFT)
+# Per row: ordered minimum, maximum; smallest and largest magnitude counted; zeros; masks and worse; not finite; NaN.
+_COLUMNS = 8
+_scratch = threading.local()
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Counts of one batch: counts (n_blocks, 2, buckets) from key `base`; minimum, maximum ±inf where none."""
+
+    base: int
+    counts: npt.NDArray[np.int64]
+    zeros: npt.NDArray[np.int64]
+    minimum: npt.NDArray[np.float32]
+    maximum: npt.NDArray[np.float32]
+    count: int
+    masked: int
+    nan: int
+    infinite: int
+
+
+def bucket_values(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The number in the middle of each bucket."""
+    return ((keys << SHIFT) + (1 << (SHIFT - 1))).astype(np.int32).view(np.float32).astype(np.float64)
+
+
+def bucket_counts(rows: Tensor) -> Buckets:
+    """Count rows (n_blocks, n), float32, contiguous."""
+    return _count_on_device(rows) if rows.is_cuda else _count_on_cpu(rows)
+
+
+def _ordered_to_float(ordered: Any) -> Any:
+    """From integers that order as the floats they stand for."""
+    ordered = np.asarray(ordered, np.int64).astype(np.int32)
+    return np.where(ordered < 0, ordered ^ np.int32(0x7FFFFFFF), ordered).astype(np.int32).view(np.float32)
+
+
+def _assemble(rows: Tensor, extremes: npt.NDArray[np.int64], base: int, counts: npt.NDArray[np.int64]) -> Buckets:
+    lo, hi, zeros = extremes[:, 0], extremes[:, 1], extremes[:, 4]
+    seen = lo <= hi
+    return Buckets(
+        base=base,
+        counts=counts,
+        zeros=zeros.copy(),
+        minimum=np.where(seen, _ordered_to_float(np.where(seen, lo, 0)), np.float32(np.inf)),
+        maximum=np.where(seen, _ordered_to_float(np.where(seen, hi, 0)), np.float32(-np.inf)),
+        count=rows.numel(),
+        masked=int(extremes[:, 5].sum() - extremes[:, 6].sum()),
+        nan=int(extremes[:, 7].sum()),
+        infinite=int(extremes[:, 6].sum() - extremes[:, 7].sum()),
+    )
+
+
+def _window(extremes: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """First key and number of buckets that hold every counted number but the zeros."""
+    first, last = int(extremes[:, 2].min()) >> SHIFT, int(extremes[:, 3].max()) >> SHIFT
+    return (first, last - first + 1) if last >= first else (1, 0)
+
+
+def _count_on_cpu(rows: Tensor) -> Buckets:
+    bits = rows.numpy().view(np.int32)
+    extremes = np.zeros((len(bits), _COLUMNS), np.int64)
+    if not hasattr(_scratch, "table"):
+        _scratch.table = np.zeros((2, 2 * _KEYS), np.uint32)
+    per_row = []
+    for row in range(len(bits)):
+        _count(bits[row], _scratch.table, extremes[row])
+        base, width = _window(extremes[row : row + 1])
+        counts = np.zeros((2, width), np.int64)
+        _collect(_scratch.table, base, counts, extremes[row])
+        per_row.append((base, counts))
+    base, width = _window(extremes)
+    together = np.zeros((len(bits), 2, width), np.int64)
+    for row, (first, counts) in enumerate(per_row):
+        together[row, :, first - base : first - base + counts.shape[1]] = counts
+    return _assemble(rows, extremes, base, together)
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _count(line: Any, table: Any, out: Any) -> None:
+    """Add one row to the table by sign and key, and note its extremes in `out`; see _COLUMNS.
+
+    Part by part, so that the second look finds the numbers in cache. Neighbours go to two tables in turn, from four
+    places: equal numbers in a row (zeros, after a ReLU) would otherwise wait for each other's store.
+    """
+    biggest, least = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+    mask, first = np.int32(_MASK_BITS), np.int32(1 << SHIFT)
+    lo, hi, small, large = biggest, least, biggest, np.int32(0)
+    zeros, masked = np.int64(0), np.int64(0)
+    even, odd = table[0], table[1]
+    shift = np.uint32(SHIFT)
+    for start in range(0, line.shape[0], 16384):
+        part = line[start : start + 16384]
+        z, m = np.int32(0), np.int32(0)
+        for i in range(part.shape[0]):
+            b = part[i]
+            magnitude = np.int32(b & biggest)
+            ordered = np.int32(b ^ np.int32(np.int32(b >> np.int32(31)) & biggest))
+            kept, zero = magnitude < mask, magnitude < first
+            lo = min(lo, ordered if kept else biggest)
+            hi = max(hi, ordered if kept else least)
+            small = min(small, biggest if zero else magnitude)
+            large = max(large, magnitude if kept else np.int32(0))
+            z = np.int32(z + np.int32(zero))
+            m = np.int32(m + np.int32(not kept))
+        zeros += z
+        if m:
+            masked += m
+            for i in range(part.shape[0]):
+                magnitude = np.int32(part[i] & biggest)
+                out[6] += magnitude >= np.int32(_INFINITY_BITS)
+                out[7] += magnitude > np.int32(_INFINITY_BITS)
+        quarter = part.shape[0] // 4
+        p0, p1 = part[:quarter], part[quarter : 2 * quarter]
+        p2, p3 = part[2 * quarter : 3 * quarter], part[3 * quarter : 4 * quarter]
+        for i in range(quarter):
+            even[np.uint32(p0[i]) >> shift] += np.uint32(1)
+            odd[np.uint32(p1[i]) >> shift] += np.uint32(1)
+            even[np.uint32(p2[i]) >> shift] += np.uint32(1)
+            odd[np.uint32(p3[i]) >> shift] += np.uint32(1)
+        for i in range(4 * quarter, part.shape[0]):
+            even[np.uint32(part[i]) >> shift] += np.uint32(1)
+    out[0], out[1], out[2], out[3], out[4], out[5] = lo, hi, small, large, zeros, masked
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _collect(table: Any, base: int, counts: Any, out: Any) -> None:
+    """Move the window's counts out of the table, and leave the table empty."""
+    width = counts.shape[1]
+    for sign in range(2):
+        offset = (1 - sign) * _KEYS
+        for bank in range(2):
+            line = table[bank]
+            for k in range(width):
+                counts[sign, k] += line[offset + base + k]
+                line[offset + base + k] = 0
+            line[offset] = 0
+            if out[5]:
+                for k in range(_MASK_BITS >> SHIFT, _KEYS):
+                    line[offset + k] = 0
+
+
+def _count_on_device(rows: Tensor) -> Buckets:
+    """The same numbers from torch operations, for GPUs."""
+    bits = rows.view(torch.int32)
+    magnitude = bits & 0x7FFFFFFF
+    kept, zero = magnitude < _MASK_BITS, magnitude < (1 << SHIFT)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    biggest, least = 0x7FFFFFFF, -0x80000000
+    columns = [
+        ordered.masked_fill(~kept, biggest).amin(1),
+        ordered.masked_fill(~kept, least).amax(1),
+        magnitude.masked_fill(zero, biggest).amin(1),
+        magnitude.masked_fill(~kept, 0).amax(1),
+        zero.sum(1),
+        (~kept).sum(1),
+        (magnitude >= _INFINITY_BITS).sum(1),
+        (magnitude > _INFINITY_BITS).sum(1),
+    ]
+    extremes = torch.stack([column.to(torch.int64) for column in columns], dim=1).cpu().numpy()
+    base, width = _window(extremes)
+    blocks = rows.shape[0]
+    if not width:
+        return _assemble(rows, extremes, base, np.zeros((blocks, 2, 0), np.int64))
+    row = torch.arange(blocks, device=rows.device)[:, None] * 2 + (bits >= 0)
+    index = row * width + (magnitude >> SHIFT) - base
+    counts = torch.bincount(index[kept & ~zero], minlength=blocks * 2 * width)
+    return _assemble(rows, extremes, base, counts.reshape(blocks, 2, width).cpu().numpy())

@@ -1,0 +1,183 @@
+"""Ranges found by search: least squared error by trying bounds, by Newton–Raphson (OCTAV), least divergence (KL)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowbit.numerics.formats import Format
+from lowbit.numerics.grids import grid_table
+from lowbit.numerics.noise import squared_error
+from lowbit.numerics.quantize import scale_and_zero
+from lowbit.ranges.analytic import is_one_sided
+from lowbit.ranges.extremes import Bounds, clip_to
+from lowbit.ranges.statistics import RawRows, Statistics
+
+_COARSE = [0.8**i for i in range(36)]  # down to 0.04 % of the extremes
+_FINE = [0.86, 0.89, 0.92, 0.95, 0.975, 1.025, 1.05, 1.08, 1.12, 1.16]
+_FINER = [0.985, 0.9925, 1.0075, 1.015]
+
+
+@dataclass(frozen=True)
+class MSE:
+    """The bounds with the least squared rounding-and-clipping error, found by search over both.
+
+    Symmetric formats: one bound, coarse to fine. Affine formats with two-sided data: lo and hi, one at a time, from two
+    starts (both shrunk together; hi first, then lo). Never worse than MinMax.
+    """
+
+    def bounds(self, statistics: Statistics, format: Format) -> Bounds:
+        statistics.check()
+        search = _Search(statistics, format)
+        if not format.zero_point:
+            search.walk(_COARSE, lo=True, hi=True)
+            search.walk(_FINE, lo=True, hi=True)
+            search.walk(_FINER, lo=True, hi=True)
+            return search.best()
+        search.walk(_COARSE, lo=False, hi=True)
+        search.walk(_COARSE, lo=True, hi=False)
+        other = _Search(statistics, format)
+        other.walk(_COARSE, lo=True, hi=True)
+        search.take_better(other)
+        for steps in (_FINE, _FINE, _FINER):
+            search.walk(steps, lo=False, hi=True)
+            search.walk(steps, lo=True, hi=False)
+        return search.best()
+
+
+class _Search:
+    """The best share of each extreme so far, per block, and its error."""
+
+    def __init__(self, statistics: Statistics, format: Format) -> None:
+        self.format = format
+        self.values, self.weights = _points(statistics)
+        self.minimum, self.maximum = statistics.minimum, statistics.maximum
+        if not format.zero_point and grid_table(format.grid).minimum < 0:
+            largest = torch.maximum(self.minimum.abs(), self.maximum.abs())
+            self.minimum, self.maximum = -largest, largest
+        self.low, self.high = torch.ones_like(self.minimum), torch.ones_like(self.maximum)
+        self.error = self._error(self.low, self.high)
+
+    def _error(self, low: Tensor, high: Tensor) -> Tensor:
+        scale, zero = scale_and_zero(self.minimum * low, self.maximum * high, self.format)
+        return squared_error(self.values, self.weights, scale, zero, self.format.grid)
+
+    def walk(self, factors: list[float], *, lo: bool, hi: bool) -> None:
+        """Try factors on the best shares so far; only shares of at most 1 count."""
+        start_low, start_high = self.low, self.high
+        for factor in factors:
+            low = (start_low * factor).clamp(max=1) if lo else self.low
+            high = (start_high * factor).clamp(max=1) if hi else self.high
+            error = self._error(low, high)
+            better = error < self.error
+            self.low, self.high = torch.where(better, low, self.low), torch.where(better, high, self.high)
+            self.error = torch.where(better, error, self.error)
+
+    def take_better(self, other: "_Search") -> None:
+        better = other.error < self.error
+        self.low, self.high = torch.where(better, other.low, self.low), torch.where(better, other.high, self.high)
+        self.error = torch.where(better, other.error, self.error)
+
+    def best(self) -> Bounds:
+        return self.minimum * self.low, self.maximum * self.high
+
+
+@dataclass(frozen=True)
+class OCTAV:
+    """The bound with the least squared error under uniform rounding noise, by Newton–Raphson.
+
+    s ← Σ|x|·1[|x| > s] / (4^-b / d · #{|x| ≤ s} + #{|x| > s}), d = 3, or 12 where all codes serve one side of zero.
+    Source: Sakr et al. 2022 (arXiv 2206.06501), eq. 6.
+    """
+
+    steps: int = 20
+
+    def bounds(self, statistics: Statistics, format: Format) -> Bounds:
+        statistics.check()
+        values, weights = _points(statistics)
+        size = values.abs()
+        divisor = torch.where(is_one_sided(statistics, format), 12.0, 3.0)
+        rounding = 4.0**-format.grid.bits / divisor
+        nonzero = torch.where(size > 0, weights, 0.0)
+        s = (size * nonzero).sum(1, keepdim=True) / nonzero.sum(1, keepdim=True).clamp(min=1)
+        for _ in range(self.steps):
+            above = torch.where(size > s, weights, 0.0)
+            clipped = above.sum(1, keepdim=True)
+            # Zeros round to themselves: they cost nothing, and would push the bound down for sparse data.
+            s = (size * above).sum(1, keepdim=True) / (
+                rounding * (nonzero.sum(1, keepdim=True) - clipped) + clipped
+            ).clamp(min=1e-30)
+        return clip_to(statistics, -s.float(), s.float())
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """The bound whose quantized distribution diverges least (Kullback–Leibler) from the data's: TensorRT's procedure.
+
+    |x| is counted in 2048 bins; for each bound, what lies beyond joins the last bin, and the bins are merged to as many
+    as there are codes on one side of zero, then spread evenly over the bins that were not empty.
+    It looks at shares of values and not at their size, so it clips rare large values however much they matter.
+    Source: Migacz 2017, 8-bit inference with TensorRT.
+    """
+
+    bins: int = 2048
+
+    def bounds(self, statistics: Statistics, format: Format) -> Bounds:
+        statistics.check()
+        values, weights = _points(statistics)
+        one_sided = is_one_sided(statistics, format)
+        largest = torch.maximum(statistics.minimum.abs(), statistics.maximum.abs())
+        threshold = largest.clone()
+        for row in range(weights.shape[0]):
+            levels = 1 << (format.grid.bits - (not bool(one_sided[row])))
+            size = values[min(row, values.shape[0] - 1)].abs().double().cpu().numpy()
+            top = float(largest[row])
+            if top == 0:
+                continue
+            bins = max(self.bins, 8 * levels)
+            index = np.minimum((size * (bins / top)).astype(np.int64), bins - 1)
+            counts = np.bincount(index, weights[row].double().cpu().numpy(), minlength=bins)
+            threshold[row] = top * _least_divergence(counts, levels, max(1, (bins - levels) // 1920)) / bins
+        return clip_to(statistics, -threshold, threshold)
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _least_divergence(counts: Any, levels: int, step: int) -> float:
+    """Number of bins to keep, at least `levels`, out of all."""
+    bins = counts.shape[0]
+    counts[0] = counts[1]  # a peak of zeros would otherwise be all that the divergence sees
+    total = counts.sum()
+    best, best_bins = np.inf, bins
+    tail = total - counts[:levels].sum()
+    kept_until = levels
+    for kept in range(levels, bins + 1, step):
+        tail -= counts[kept_until:kept].sum()
+        kept_until = kept
+        divergence, q_total = 0.0, total - tail
+        if q_total <= 0:
+            continue
+        for level in range(levels):
+            start, end = level * kept // levels, (level + 1) * kept // levels
+            mass, used = 0.0, 0
+            for i in range(start, end):
+                mass += counts[i]
+                used += counts[i] > 0
+            for i in range(start, end):
+                p = counts[i] + (tail if i == kept - 1 else 0.0)
+                if p > 0:
+                    q = mass / used if counts[i] > 0 else 1e-4
+                    divergence += p / total * np.log((p / total) / (q / q_total))
+        if divergence < best:
+            best, best_bins = divergence, kept
+    return float(best_bins)
+
+
+def _points(statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Values and weights, in no particular order: nothing here needs them sorted."""
+    if isinstance(statistics, RawRows):
+        return statistics.rows, torch.ones_like(statistics.rows)
+    values, weights = statistics.points()
+    return values.float(), weights.float()

@@ -1,0 +1,215 @@
+"""Statistics: what a range needs to know about data, in fixed memory, after one pass.
+
+`Histogram` folds batches of activations into counts; `RawRows` holds weights as they are. Both answer with weighted
+points, so each range is written once.
+"""
+
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lowbit.errors import DataError
+from lowbit.numerics.qtensor import Array, as_torch
+from lowbit.numerics.quantize import describe_not_finite
+from lowbit.numerics.rows import TENSOR, Block, to_rows
+from lowbit.ranges.counting import MASK_FROM, SHIFT, bucket_counts, bucket_values
+
+Counts = npt.NDArray[np.int64]
+HISTORY = 1024
+
+
+class Statistics(Protocol):
+    """What ranges read.
+
+    minimum, maximum  (n_blocks, 1) float32, exact
+    points()          values (n_blocks or 1, n) sorted along the last axis, and weights (n_blocks, n), both float64
+    averages(m)       (n_blocks, 1) each: moving averages of the batches' minima and maxima, momentum m
+    check()           raises DataError where a range would mean nothing: NaN, infinities, no data
+    """
+
+    @property
+    def minimum(self) -> Tensor: ...
+    @property
+    def maximum(self) -> Tensor: ...
+    def points(self) -> tuple[Tensor, Tensor]: ...
+    def averages(self, momentum: float) -> tuple[Tensor, Tensor]: ...
+    def check(self) -> None: ...
+
+
+class RawRows:
+    """Rows of a tensor as they are, every value with weight one."""
+
+    def __init__(self, rows: Tensor, name: str = "") -> None:
+        self.rows = rows.detach().to(torch.float32)
+        self.name = name
+        if self.rows.numel():
+            self._lo, self._hi = torch.aminmax(self.rows, dim=1, keepdim=True)
+        else:
+            self._lo = self._hi = self.rows.new_zeros(self.rows.shape[0], 1)
+        self._sorted: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, x: Array, block: Block = TENSOR, name: str = "") -> "RawRows":
+        """The rows of a tensor cut into blocks."""
+        return cls(to_rows(as_torch(x), block), name)
+
+    @property
+    def minimum(self) -> Tensor:
+        return self._lo
+
+    @property
+    def maximum(self) -> Tensor:
+        return self._hi
+
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Sorted values and weights of one."""
+        if self._sorted is None:
+            values = self.rows.to(torch.float64).sort(dim=1).values
+            self._sorted = values, torch.ones_like(values)
+        return self._sorted
+
+    def averages(self, momentum: float) -> tuple[Tensor, Tensor]:
+        """One batch: its minimum and maximum."""
+        return self._lo, self._hi
+
+    def check(self) -> None:
+        if not (torch.isfinite(self._lo) & torch.isfinite(self._hi)).all():
+            of = f" of '{self.name}'" if self.name else ""
+            raise DataError(f"no range{of} can be chosen: {describe_not_finite(self.rows)}")
+
+
+class Histogram:
+    """Counts of float32 numbers by their leading bits: sign, exponent and 9 bits of mantissa.
+
+    Buckets are logarithmic, 0.2 % wide, and need no range known beforehand. Counts, minimum and maximum do not
+    depend on the order of the data or on how it was split; `merge` adds. Memory does not grow with the data.
+    Finite values of 1e8 and more are attention masks (-1e9, -3.4e38): counted in `masked_count`, seen by no range.
+    Beside it, for `MovingAverage`, the extremes of the last 1024 batches: an order by definition.
+    """
+
+    def __init__(self, block: Block = TENSOR, name: str = "") -> None:
+        self.block = block
+        self.name = name
+        self.base = 0  # key of the first bucket
+        self.counts: Counts = np.zeros((0, 2, 0), np.int64)  # (n_blocks, negative and positive, buckets)
+        self.zeros: Counts = np.zeros(0, np.int64)
+        self.count = self.masked_count = self.nan_count = self.infinite_count = 0
+        self._lo = self._hi = np.zeros(0, np.float32)
+        self.history: deque[tuple[Any, Any]] = deque(maxlen=HISTORY)
+
+    def add(self, x: Array) -> None:
+        """Count a batch: any shape, any floating dtype, on any device."""
+        values = as_torch(x)
+        if values.numel() == 0:
+            return
+        rows = to_rows(values, self.block).to(torch.float32).contiguous()
+        blocks = rows.shape[0]
+        if not self.count and not self.zeros.size:
+            self.counts, self.zeros = np.zeros((blocks, 2, 0), np.int64), np.zeros(blocks, np.int64)
+            self._lo, self._hi = np.full(blocks, np.inf, np.float32), np.full(blocks, -np.inf, np.float32)
+        if blocks != len(self.zeros):
+            of = f" of '{self.name}'" if self.name else ""
+            raise DataError(
+                f"batches{of} differ in shape: {blocks} blocks of {self.block!r} now, {len(self.zeros)} before."
+            )
+        seen = bucket_counts(rows)
+        self._fold(seen.base, seen.counts, seen.zeros)
+        self._lo, self._hi = np.minimum(self._lo, seen.minimum), np.maximum(self._hi, seen.maximum)
+        self.count += seen.count
+        self.masked_count += seen.masked
+        self.nan_count += seen.nan
+        self.infinite_count += seen.infinite
+        if np.isfinite(seen.minimum).all():
+            self.history.append((seen.minimum, seen.maximum))
+
+    def merge(self, other: "Histogram") -> None:
+        """Add what another histogram counted; the other is left as it is."""
+        if not other.zeros.size:
+            return
+        if not self.zeros.size:
+            blocks = len(other.zeros)
+            self.counts, self.zeros = np.zeros((blocks, 2, 0), np.int64), np.zeros(blocks, np.int64)
+            self._lo, self._hi = np.full(blocks, np.inf, np.float32), np.full(blocks, -np.inf, np.float32)
+        self._fold(other.base, other.counts, other.zeros)
+        self._lo, self._hi = np.minimum(self._lo, other._lo), np.maximum(self._hi, other._hi)
+        self.count += other.count
+        self.masked_count += other.masked_count
+        self.nan_count += other.nan_count
+        self.infinite_count += other.infinite_count
+        self.history.extend(other.history)
+
+    def _fold(self, base: int, counts: Counts, zeros: Counts) -> None:
+        """Add counts whose buckets start at another key, widening the window where needed."""
+        self.zeros += zeros
+        width = counts.shape[2]
+        if not width:
+            return
+        if not self.counts.shape[2]:
+            self.base = base
+        first = min(self.base, base)
+        end = max(self.base + self.counts.shape[2], base + width)
+        if first != self.base or end - first != self.counts.shape[2]:
+            wider = np.zeros((len(self.zeros), 2, end - first), np.int64)
+            wider[:, :, self.base - first : self.base - first + self.counts.shape[2]] = self.counts
+            self.base, self.counts = first, wider
+        self.counts[:, :, base - first : base - first + width] += counts
+
+    @property
+    def minimum(self) -> Tensor:
+        """(n_blocks, 1): smallest finite value that is no mask; 0 where there was none."""
+        return torch.from_numpy(np.where(np.isfinite(self._lo), self._lo, np.float32(0))).reshape(-1, 1)
+
+    @property
+    def maximum(self) -> Tensor:
+        """(n_blocks, 1): largest finite value that is no mask; 0 where there was none."""
+        return torch.from_numpy(np.where(np.isfinite(self._hi), self._hi, np.float32(0))).reshape(-1, 1)
+
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Non-empty buckets as points within the extremes: values (1, n) sorted, weights (n_blocks, n)."""
+        used = self.counts.sum(axis=0) > 0
+        negative, positive = np.flatnonzero(used[0])[::-1], np.flatnonzero(used[1])
+        values = np.concatenate(
+            [-bucket_values(negative + self.base), [0.0], bucket_values(positive + self.base)],
+        )
+        weights = np.concatenate(
+            [self.counts[:, 0, negative], self.zeros[:, None], self.counts[:, 1, positive]], axis=1
+        ).astype(np.float64)
+        if len(self.zeros) == 1:
+            values = np.clip(values, float(self.minimum), float(self.maximum))
+        keep = weights.any(axis=0)
+        return torch.from_numpy(values[keep])[None], torch.from_numpy(weights[:, keep])
+
+    def averages(self, momentum: float) -> tuple[Tensor, Tensor]:
+        """Moving averages of the batches' minima and maxima, oldest first."""
+        if not self.history:
+            return self.minimum, self.maximum
+        lo, hi = (np.asarray(bound, np.float64) for bound in self.history[0])
+        for low, high in list(self.history)[1:]:
+            lo, hi = momentum * lo + (1 - momentum) * low, momentum * hi + (1 - momentum) * high
+        return (
+            torch.from_numpy(lo.astype(np.float32)).reshape(-1, 1),
+            torch.from_numpy(hi.astype(np.float32)).reshape(-1, 1),
+        )
+
+    def check(self) -> None:
+        """DataError where the data had NaN or infinities, or there was none."""
+        of = f" of '{self.name}'" if self.name else ""
+        if not self.count:
+            raise DataError(f"no range{of} can be chosen: no data was observed.")
+        if self.nan_count or self.infinite_count:
+            raise DataError(
+                f"no range{of} can be chosen: {self.nan_count} NaN and {self.infinite_count} infinite value(s) among "
+                f"{self.count}. Mend the data or the network, or leave this tensor in float."
+            )
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory held by the counts."""
+        return self.counts.nbytes + self.zeros.nbytes
+
+
+__all__ = ["HISTORY", "MASK_FROM", "SHIFT", "Histogram", "RawRows", "Statistics"]

@@ -1,0 +1,168 @@
+"""A recipe says what becomes of each tensor: rules over layer names, read top to bottom, the last match wins.
+
+A recipe is a value: `==`, `repr` that can be pasted back, TOML that round-trips and travels inside the deployed file.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import tomli_w
+
+from lowbit.errors import InputError, UnusedRuleError
+from lowbit.numerics import Format, parse_format, spell_format
+from lowbit.ranges import MSE, Range, parse_range, range_words
+from lowbit.targets import find_target
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor is stored in, where it is clipped, and how its codes are found. `format=None`: it stays float.
+
+    dynamic   an activation's range is measured per input at run time instead of at calibration
+    """
+
+    format: Format | None
+    range: Range = field(default_factory=MSE)
+    solve: str = "direct"
+    dynamic: bool = False
+
+
+FLOAT = TensorSpec(None)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens to the layers whose name matches; None leaves what earlier rules said.
+
+    layers   a glob over a layer's names: its ONNX node, its weight tensor (with or without '.weight'), or 'op:Conv'
+    """
+
+    layers: str = "*"
+    weights: TensorSpec | None = None
+    activations: TensorSpec | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules, the passes that run before them, and the target they are for.
+
+    passes   names in lowbit.graph.PASSES, in order
+    """
+
+    rules: tuple[Rule, ...]
+    passes: tuple[str, ...] = ()
+    target: str = "onnxruntime"
+
+    def specs(self, names: Iterable[str]) -> tuple[TensorSpec, TensorSpec]:
+        """(weights, activations) of the layer that goes by these names; the last matching rule wins."""
+        names = tuple(names)
+        weights = activations = FLOAT
+        for rule in self.rules:
+            if any(fnmatchcase(name, rule.layers) for name in names):
+                weights = rule.weights or weights
+                activations = rule.activations or activations
+        return weights, activations
+
+    def keep_float(self, *layers: str) -> "Recipe":
+        """The same recipe with these layers (globs) left in float."""
+        return replace(self, rules=(*self.rules, *(Rule(layer, FLOAT, FLOAT) for layer in layers)))
+
+    def check_used(self, layers: Iterable[Iterable[str]]) -> None:
+        """Raise UnusedRuleError for a rule that matched no layer; `layers` holds the names of each."""
+        layers = [tuple(names) for names in layers]
+        for rule in self.rules:
+            if rule.layers != "*" and not any(fnmatchcase(n, rule.layers) for names in layers for n in names):
+                some = ", ".join(names[0] for names in layers[:8])
+                raise UnusedRuleError(
+                    f"rule '{rule.layers}' matched no layer. Layers are: {some}{' …' if len(layers) > 8 else ''} "
+                    f"(`lowbit show` lists them; 'op:Conv' matches an operator)."
+                )
+
+    def to_toml(self) -> str:
+        rules = []
+        for rule in self.rules:
+            row: dict[str, Any] = {"layers": rule.layers}
+            row |= {k: _spell(s) for k in ("weights", "activations") if (s := getattr(rule, k)) is not None}
+            rules.append(row)
+        return tomli_w.dumps({"target": self.target, "passes": list(self.passes), "rules": rules})
+
+    @staticmethod
+    def from_toml(text: str, source: str = "recipe") -> "Recipe":
+        """Read what `to_toml` wrote, or what a person did; InputError says which key is wrong."""
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{source} is not TOML: {error}.") from None
+        _known_keys(table, {"target", "passes", "rules"}, source)
+        rules = []
+        for row in table.get("rules", []):
+            _known_keys(row, {"layers", "weights", "activations"}, f"{source}, rule '{row.get('layers', '*')}'")
+            rules.append(
+                Rule(
+                    row.get("layers", "*"),
+                    *(_parse(row[k]) if k in row else None for k in ("weights", "activations")),
+                )
+            )
+        return Recipe(tuple(rules), tuple(table.get("passes", ())), find_target(table.get("target", "onnxruntime")).name)
+
+
+def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
+    if unknown := set(table) - known:
+        raise InputError(f"{where}: unknown key '{min(unknown)}'. Keys are: {', '.join(sorted(known))}.")
+
+
+def _spell(spec: TensorSpec) -> str | dict[str, Any]:
+    if spec.format is None:
+        return "float"
+    row: dict[str, Any] = {"format": spell_format(spec.format), "range": range_words(spec.range)}
+    if spec.solve != "direct":
+        row["solve"] = spec.solve
+    if spec.dynamic:
+        row["dynamic"] = True
+    return row
+
+
+def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
+    if isinstance(row, str):
+        row = {"format": row}
+    _known_keys(row, {"format", "range", "solve", "dynamic"}, f"spec {dict(row)}")
+    if row["format"] == "float":
+        return FLOAT
+    spec = TensorSpec(parse_format(row["format"]), solve=row.get("solve", "direct"), dynamic=row.get("dynamic", False))
+    return replace(spec, range=parse_range(row["range"])) if "range" in row else spec
+
+
+def int8(target: str = "onnxruntime") -> Recipe:
+    """8-bit weights per output channel, 8-bit activations per tensor, in the formats of the target."""
+    profile = find_target(target)
+    rule = Rule("*", TensorSpec(profile.weights, MSE()), TensorSpec(profile.activations, MSE()))
+    return Recipe((rule,), ("fold_batchnorm",), target)
+
+
+def int8_weights(target: str = "onnxruntime") -> Recipe:
+    """8-bit weights per output channel; everything is computed in float."""
+    return Recipe((Rule("*", TensorSpec(find_target(target).weights, MSE()), FLOAT),), ("fold_batchnorm",), target)
+
+
+RECIPES = MappingProxyType({"int8": int8, "int8-weights": int8_weights})
+
+
+def find_recipe(recipe: "str | Path | Recipe", target: str | None = None) -> Recipe:
+    """A preset by name, a TOML file by path, or a Recipe as it is; `target` overrides the recipe's own."""
+    if isinstance(recipe, Recipe):
+        return recipe if target is None else replace(recipe, target=find_target(target).name)
+    if str(recipe) in RECIPES:
+        return RECIPES[str(recipe)](target or "onnxruntime")
+    path = Path(recipe)
+    if path.suffix != ".toml":
+        raise InputError(f"recipe '{recipe}' does not exist. Presets are: {', '.join(RECIPES)}; or give a .toml file.")
+    try:
+        found = Recipe.from_toml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe '{path}' cannot be read: {error}.") from None
+    return found if target is None else replace(found, target=find_target(target).name)

@@ -1,0 +1,208 @@
+"""The network while it is still torch: quantizers on the edges that a placement names.
+
+One `FakeQuant` serves all sites that share a scale. It is an ordinary module: off it passes its input on, observing it also
+folds it into statistics, quantizing it rounds to the format (straight-through gradient).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx, nn
+
+from lowbit.numerics import Format, Int, QuantTensor, fake_quantize_rows, from_rows, to_rows
+from lowbit.ranges import Histogram
+from lowbit.recipe import TensorSpec
+from lowbit.simulate.build import build
+from lowbit.simulate.place import Placement, Site
+
+Mode = Literal["off", "observe", "quantize"]
+
+
+def fake_quantize(x: Tensor, format: Format, scale: Tensor, zero: Tensor) -> Tensor:
+    """x rounded to a format. The gradient is 1 inside the range and 0 outside (straight-through estimator).
+
+    scale, zero   one per tile, in the shape of the grid of tiles or a scalar for a single tile
+    """
+    grid = format.grid
+    if isinstance(grid, Int) and scale.numel() == 1 and format.rounding == "nearest":
+        # one fused kernel for what every activation goes through
+        zero_point = zero.reshape(()).to(torch.int32)
+        return torch.fake_quantize_per_tensor_affine(x, scale.reshape(()), zero_point, grid.minimum, grid.maximum)
+    assert format.block is not None
+    tile = format.block.tile(tuple(x.shape))
+    scale, zero = scale.reshape(-1, 1), zero.reshape(-1, 1)
+    with torch.no_grad():
+        rows = to_rows(x, format.block)
+        rounded = fake_quantize_rows(rows, scale, zero, grid, format.rounding)
+        half = scale / 2
+        low, high = grid.values()[0], grid.values()[-1]
+        inside = (rows >= (low - zero) * scale - half) & (rows <= (high - zero) * scale + half)
+        y = from_rows(rounded, tuple(x.shape), tile).to(x.dtype)
+        passes = from_rows(inside, tuple(x.shape), tile)
+    return y + (x - x.detach()) * passes
+
+
+class FakeQuant(nn.Module):
+    """A quantizer of one format.
+
+    scale, zero    per tile, in the shape of the grid of tiles; a scalar for one tile; empty until `set_parameters`
+    statistics     what observing has seen
+    stored         the codes of a constant, once they are solved
+    """
+
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, spec: TensorSpec, values: tuple[str, ...]) -> None:
+        super().__init__()
+        self.spec, self.values = spec, values
+        self.mode: Mode = "off"
+        self.statistics = Histogram()
+        self.stored: QuantTensor | None = None
+        self.register_buffer("scale", torch.empty(0))
+        self.register_buffer("zero", torch.empty(0))
+
+    @property
+    def format(self) -> Format:
+        assert self.spec.format is not None
+        return self.spec.format
+
+    @property
+    def ready(self) -> bool:
+        return self.scale.numel() > 0
+
+    def set_parameters(self, scale: Tensor, zero: Tensor) -> None:
+        self.scale, self.zero = scale.to(self.scale.device), zero.to(self.scale.device)
+
+    def limits(self) -> tuple[float, float]:
+        """Smallest and largest number that a per-tensor quantizer can give."""
+        values = self.format.grid.values()
+        return tuple(float((end - self.zero) * self.scale) for end in (values[0], values[-1]))  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode == "observe":
+            self.statistics.add(x)
+        elif self.mode == "quantize" and self.ready:
+            return fake_quantize(x, self.format, self.scale, self.zero)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.spec!r}, mode={self.mode!r}"
+
+
+class FakeBias(nn.Module):
+    """A bias rounded to int32 at the product of its layer's activation and weight scales."""
+
+    def __init__(self, activation: FakeQuant, weight: FakeQuant) -> None:
+        super().__init__()
+        self.sources = (activation, weight)  # a tuple hides them from state_dict: they are registered where they act
+        self.mode: Mode = "off"
+
+    def scale(self) -> Tensor:
+        activation, weight = self.sources
+        return activation.scale.reshape(()) * weight.scale.reshape(-1)
+
+    def codes(self, bias: Tensor) -> Tensor:
+        limit = 2.0**31 - 1
+        return torch.round(bias.double() / self.scale().double()).clamp(-limit, limit)
+
+    def forward(self, bias: Tensor) -> Tensor:
+        if self.mode != "quantize" or not all(s.ready for s in self.sources):
+            return bias
+        rounded = (self.codes(bias) * self.scale().double()).to(bias.dtype)
+        return bias + (rounded - bias).detach()
+
+
+class Simulation:
+    """A program as an fx module with its quantizers in place.
+
+    module       the network; forward takes the graph's inputs and gives {output: tensor}
+    quantizers   value name → FakeQuant (one object for all values of a group) or FakeBias
+    """
+
+    def __init__(self, program: ir.Model, placement: Placement) -> None:
+        self.program, self.placement = program, placement
+        self.module: fx.GraphModule = build(program).eval()
+        self.quantizers: dict[str, FakeQuant | FakeBias] = {}
+        self.nodes: dict[str, fx.Node] = {}  # value name → the fx node of its quantized value
+        by_value = {str(n.meta["value"]): n for n in self.module.graph.nodes if "value" in n.meta}
+        groups = placement.groups()
+        for site in placement.sites.values():
+            self._insert(site, by_value[site.value], groups)
+        self.module.graph.lint()
+        self.module.recompile()
+
+    def _insert(self, site: Site, source: fx.Node, groups: dict[str, list[Site]]) -> None:
+        quantizer = self._quantizer(site, groups)
+        name = f"quantize_{len(self.quantizers)}"
+        first = self.quantizers.get(site.group) if site.role == "activation" else None
+        if first is None:
+            self.module.add_submodule(name, quantizer)
+        else:
+            name = next(n for n, m in self.module.named_modules() if m is first)
+        self.quantizers[site.value] = quantizer
+        self.quantizers.setdefault(site.group, quantizer)
+        readers = [
+            user for user in list(source.users) if site.readers is None or user.meta.get("node") in {n for n, _ in site.readers}
+        ]
+        after = _after(source)
+        with self.module.graph.inserting_before(after):
+            node = self.module.graph.call_module(name, (source,))
+        node.meta["quantized_value"] = site.value
+        for user in readers:
+            user.replace_input_with(source, node)
+        self.nodes[site.value] = node
+
+    def _quantizer(self, site: Site, groups: dict[str, list[Site]]) -> FakeQuant | FakeBias:
+        if site.role == "bias":
+            assert site.product is not None
+            activation, weight = (self.quantizers[v] for v in site.product)
+            assert isinstance(activation, FakeQuant)
+            assert isinstance(weight, FakeQuant)
+            return FakeBias(activation, weight)
+        if site.role == "activation":
+            if site.group in self.quantizers:
+                return self.quantizers[site.group]
+            return FakeQuant(site.spec, tuple(s.value for s in groups[site.group]))
+        return FakeQuant(site.spec, (site.value,))
+
+    def activations(self) -> dict[str, FakeQuant]:
+        """Group → its quantizer."""
+        return {
+            site.group: q
+            for site in self.placement.sites.values()
+            if site.role == "activation" and isinstance(q := self.quantizers[site.group], FakeQuant)
+        }
+
+    def constants(self) -> dict[str, tuple[Site, FakeQuant]]:
+        """Weights and constant operands: value name → its site and quantizer."""
+        return {
+            name: (site, q)
+            for name, site in self.placement.sites.items()
+            if site.role in ("weight", "constant") and isinstance(q := self.quantizers[name], FakeQuant)
+        }
+
+    @contextmanager
+    def mode(self, mode: Mode) -> Iterator[None]:
+        """All quantizers in this mode; observing concerns activations only."""
+        modules = [m for m in self.module.modules() if isinstance(m, FakeQuant | FakeBias)]
+        before = [m.mode for m in modules]
+        observed = {id(q) for q in self.activations().values()}
+        for m in modules:
+            m.mode = "off" if mode == "observe" and id(m) not in observed else mode
+        try:
+            yield
+        finally:
+            for m, old in zip(modules, before, strict=True):
+                m.mode = old
+
+
+def _after(source: fx.Node) -> fx.Node:
+    """The node before which something that reads `source` may be put: behind the placeholders and parameters."""
+    node = source.next
+    while node.op in ("placeholder", "get_attr"):
+        node = node.next
+    return node

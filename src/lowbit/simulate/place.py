@@ -1,0 +1,360 @@
+"""Where quantizers go: a target's roles, walked once forward and once backward over the graph.
+
+Forward   which values come out of an integer kernel anyway (a quantized Conv and what follows it);
+backward  which values an integer kernel wants to read;
+then      one site for each value that either asks for, one for each weight and bias, and a reason for all that stays float.
+
+A `Site` is a quantizer on one ONNX value. Sites that share a scale (through Concat, MaxPool, Reshape, …) share a group.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from lowbit.numerics import Block, Format, Int, channel, group
+from lowbit.recipe import FLOAT, Recipe, TensorSpec
+from lowbit.simulate.operators import OPERATORS
+from lowbit.targets import Role, Target, find_target
+
+SENTINEL = 1e8  # attention masks write −1e9 … −3.4e38 for "never": no such constant may stretch a range
+SMALLEST_WEIGHT = 1024  # below, the scales and nodes of a stored-only tensor weigh more than its bits save
+
+
+@dataclass(frozen=True)
+class Site:
+    """A quantizer on one value.
+
+    group     sites with the same group have the same scale
+    readers   (node, input index) that read the quantized value; None: all do, because the float value never exists
+    product   for a bias: the activation and the weight whose scales it multiplies
+    """
+
+    value: str
+    role: Literal["activation", "weight", "bias", "constant"]
+    spec: TensorSpec
+    layer: str
+    group: str
+    readers: frozenset[tuple[str, int]] | None = None
+    product: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """sites: by value name, in graph order · float_reasons: value or node name → why it stays float"""
+
+    sites: Mapping[str, Site]
+    float_reasons: Mapping[str, str]
+
+    def groups(self) -> dict[str, list[Site]]:
+        """Activation sites by the scale that they share."""
+        found: dict[str, list[Site]] = defaultdict(list)
+        for site in self.sites.values():
+            if site.role == "activation":
+                found[site.group].append(site)
+        return dict(found)
+
+
+# operator → (weight inputs, axis of the output channels, axis that is summed over); a callable reads the node.
+WEIGHT_AXES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
+    "Conv": ((1,), 0, 1),
+    "ConvTranspose": ((1,), 1, 0),
+    "MatMul": ((1,), -1, -2),
+    "Gemm": ((1,), 1, 0),  # transB swaps them
+    "Gather": ((0,), 0, 1),
+    "LSTM": ((1, 2), 1, 2),
+    "GRU": ((1, 2), 1, 2),
+    "RNN": ((1, 2), 1, 2),
+}
+
+
+def layer_names(node: ir.Node) -> tuple[str, ...]:
+    """What a rule may call this layer: node name, weight names with and without '.weight', 'op:Type'."""
+    names = [node.name or ""]
+    for index in WEIGHT_AXES.get(node.op_type, ((),))[0]:
+        weight = node.inputs[index] if index < len(node.inputs) else None
+        if weight is not None and weight.const_value is not None and weight.name:
+            names += [weight.name, weight.name.removesuffix(".weight")]
+    return (*names, f"op:{node.op_type}")
+
+
+def place(program: ir.Model, recipe: Recipe) -> Placement:
+    """Sites for every tensor that the recipe asks for and the target can use."""
+    nodes = [node for node in program.graph if node.domain in ("", "ai.onnx")]
+    recipe.check_used(layer_names(n) for n in nodes if n.op_type in WEIGHT_AXES)
+    return _Placer(program, recipe, find_target(recipe.target), nodes).place()
+
+
+class _Placer:
+    """The three steps of `place` with what they hand on; lives for one call."""
+
+    def __init__(self, program: ir.Model, recipe: Recipe, target: Target, nodes: list[ir.Node]) -> None:
+        self.recipe, self.target, self.nodes = recipe, target, nodes
+        self.graph = program.graph
+        self.outputs = {v.name for v in self.graph.outputs}
+        self.reasons: dict[str, str] = {}
+        self.specs = {n.name: recipe.specs(layer_names(n)) for n in nodes}
+        self.role = {n.name: self._role(n) for n in nodes}
+        self.integral: set[str] = set()  # values that come out of an integer kernel
+        self.wanted: set[str] = set()  # values that an integer kernel reads
+        self.parent: dict[str, str] = {}  # union-find over values that share a scale
+
+    def place(self) -> Placement:
+        for node in self.nodes:
+            self._forward(node)
+        for node in reversed(self.nodes):
+            self._backward(node)
+        quantized = self._quantized_values()
+        self._share(quantized)
+        sites: dict[str, Site] = {}
+        for value in self._ordered_values():
+            if value.name in quantized:
+                sites[str(value.name)] = self._activation_site(value)
+        for node in self.nodes:
+            for site in (*self._weight_sites(node), *self._constant_sites(node)):
+                sites.setdefault(site.value, site)
+            for site in self._bias_sites(node, sites):
+                sites.setdefault(site.value, site)
+        return Placement(sites, self.reasons)
+
+    # ---- roles -------------------------------------------------------------------------------------------------
+
+    def _role(self, node: ir.Node) -> Role | None:
+        """The node's part under this target and recipe; None keeps it in float and notes why."""
+        role = self.target.roles.get(node.op_type)
+        if role is None or not _is_float32(node):
+            return None
+        weights, activations = self.specs[str(node.name)]
+        if role is Role.STORE or (role is Role.MOVE and node.op_type == "Gather" and _constant(node.inputs[0]) is not None):
+            return Role.STORE
+        if role in (Role.CONVOLVE, Role.MULTIPLY):
+            return self._multiplying_role(node, role, weights, activations)
+        if role is Role.FOLLOW:
+            if activations.format is None:
+                return self._keep(node, "by rule")
+            if any(_is_sentinel(_constant(v)) for v in node.inputs):
+                return self._keep(node, "a constant of an attention mask must not stretch a range")
+        return role
+
+    def _multiplying_role(self, node: ir.Node, role: Role, weights: TensorSpec, activations: TensorSpec) -> Role | None:
+        constant = _constant(node.inputs[1])
+        if constant is None:
+            if activations.format is None:
+                return self._keep(node, "by rule")
+            if not self.target.products or node.op_type not in ("MatMul", "Gemm"):
+                return self._keep(node, f"multiplies two activations; target '{self.target.name}' keeps these in float")
+            return role
+        if weights.format is None:
+            return self._keep(node, "by rule")
+        if _constant(node.inputs[0]) is not None:
+            return self._keep(node, "both operands are constants")
+        if node.op_type == "MatMul" and constant.ndim < 2:
+            return self._keep(node, "a vector is not worth an integer kernel")
+        if node.op_type == "Gemm" and (
+            node.attributes.get_float("alpha", 1.0) != 1.0
+            or node.attributes.get_float("beta", 1.0) != 1.0
+            or node.attributes.get_int("transA", 0)
+        ):
+            return self._keep(node, "Gemm with alpha, beta or transA has no integer kernel")
+        return Role.STORE if activations.format is None or not isinstance(weights.format.grid, Int) else role
+
+    def _keep(self, node: ir.Node, reason: str) -> None:
+        self.reasons[str(node.name)] = reason
+
+    # ---- which values are quantized ------------------------------------------------------------------------------
+
+    def _forward(self, node: ir.Node) -> None:
+        role = self.role[node.name]
+        data = self._data_inputs(node)
+        if role is Role.CONVOLVE or (
+            role in (Role.FOLLOW, Role.MOVE, Role.ABSORB) and any(v.name in self.integral for v in data)
+        ):
+            self.integral |= {str(v.name) for v in node.outputs}
+
+    def _backward(self, node: ir.Node) -> None:
+        role = self.role[node.name]
+        data = self._data_inputs(node)
+        if role in (Role.CONVOLVE, Role.MULTIPLY):
+            self.wanted |= {str(v.name) for v in data}
+        elif role in (Role.FOLLOW, Role.MOVE):
+            if not any(self._reaches_integers(v) for v in node.outputs):
+                self.role[node.name] = None
+            elif role is Role.FOLLOW and not any(v.name in self.integral for v in data):
+                self.role[node.name] = None
+            else:
+                self.wanted |= {str(v.name) for v in data}
+                if role is Role.FOLLOW:
+                    self.wanted |= {str(self._behind_clip(node).name)}
+        elif role is Role.ABSORB and not self._is_absorbed(node) and node.outputs[0].name in self.wanted:
+            self.role[node.name] = None  # its input is read elsewhere: it computes between a quantized input and output
+
+    def _reaches_integers(self, value: ir.Value) -> bool:
+        """Whether an integer kernel reads this value, directly or behind the clip that absorbs it."""
+        if value.name in self.wanted:
+            return True
+        return any(
+            self.role.get(u.node.name) is Role.ABSORB and self._is_absorbed(u.node) and u.node.outputs[0].name in self.wanted
+            for u in value.uses()
+        )
+
+    def _quantized_values(self) -> set[str]:
+        quantized = {name for name in self.wanted if name not in self._absorbed_values()}
+        for node in self.nodes:
+            if self.role[node.name] is Role.CONVOLVE:
+                quantized.add(str(self._behind_clip(node).name))
+        return quantized
+
+    def _absorbed_values(self) -> set[str]:
+        return {
+            str(n.inputs[0].name) for n in self.nodes if self.role[n.name] is Role.ABSORB and self._is_absorbed(n) and n.inputs[0]
+        }
+
+    def _is_absorbed(self, node: ir.Node) -> bool:
+        """A clip whose only input comes from an integer kernel and goes nowhere else."""
+        value = node.inputs[0]
+        if value is None or value.name in self.outputs or len(value.uses()) != 1:
+            return False
+        producer = value.producer()
+        return producer is not None and self.role.get(producer.name) in (Role.CONVOLVE, Role.FOLLOW, Role.MULTIPLY)
+
+    def _behind_clip(self, node: ir.Node) -> ir.Value:
+        """The node's output, or that of the clip behind it."""
+        value = node.outputs[0]
+        uses = value.uses()
+        if len(uses) == 1 and value.name not in self.outputs:
+            reader = next(iter(uses)).node
+            if self.role.get(reader.name) is Role.ABSORB and self._is_absorbed(reader):
+                return reader.outputs[0]
+        return value
+
+    # ---- sharing -------------------------------------------------------------------------------------------------
+
+    def _root(self, name: str) -> str:
+        while self.parent.get(name, name) != name:
+            name = self.parent[name]
+        return name
+
+    def _share(self, quantized: set[str]) -> None:
+        for node in self.nodes:
+            if self.role[node.name] is not Role.MOVE:
+                continue
+            tied = [str(v.name) for v in (*self._data_inputs(node), *node.outputs) if v.name in quantized]
+            for other in tied[1:]:
+                self.parent[self._root(other)] = self._root(tied[0])
+
+    # ---- sites ---------------------------------------------------------------------------------------------------
+
+    def _ordered_values(self) -> Iterator[ir.Value]:
+        yield from self.graph.inputs
+        for node in self.nodes:
+            yield from node.outputs
+
+    def _activation_site(self, value: ir.Value) -> Site:
+        producer = value.producer()
+        integer = producer is not None and (
+            self.role.get(producer.name) in (Role.CONVOLVE, Role.FOLLOW)
+            or (self.role.get(producer.name) is Role.ABSORB and self._is_absorbed(producer) and self._from_kernel(producer))
+            or (self.role.get(producer.name) is Role.MOVE)
+        )
+        readers = None
+        if not integer:
+            readers = frozenset((str(u.node.name), u.idx) for u in value.uses() if self._reads_integers(u.node, u.idx))
+        owner = producer if producer is not None and producer.name in self.specs else next(iter(value.uses())).node
+        spec = self.specs[str(owner.name)][1]
+        if spec.format is None:  # a float layer feeds a quantized one: the reader's rule counts
+            spec = next(s for u in value.uses() if (s := self.specs.get(str(u.node.name), (FLOAT, FLOAT))[1]).format)
+        return Site(str(value.name), "activation", spec, str(owner.name), self._root(str(value.name)), readers)
+
+    def _from_kernel(self, clip: ir.Node) -> bool:
+        producer = clip.inputs[0].producer() if clip.inputs[0] is not None else None
+        return producer is not None and self.role.get(producer.name) in (Role.CONVOLVE, Role.FOLLOW)
+
+    def _reads_integers(self, node: ir.Node, index: int) -> bool:
+        role = self.role.get(node.name)
+        if role in (Role.CONVOLVE, Role.MULTIPLY, Role.FOLLOW):
+            return index < 2
+        return role is Role.MOVE and node.inputs[index] in self._data_inputs(node)
+
+    def _weight_sites(self, node: ir.Node) -> Iterator[Site]:
+        spec = self.specs[str(node.name)][0]
+        if self.role[node.name] not in (Role.CONVOLVE, Role.MULTIPLY, Role.STORE):
+            return
+        inputs, output_axis, summed_axis = WEIGHT_AXES[node.op_type]
+        if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+            output_axis, summed_axis = summed_axis, output_axis
+        for index in inputs:
+            value = node.inputs[index] if index < len(node.inputs) else None
+            weight = _constant(value)
+            if value is None or weight is None:
+                continue
+            name = str(value.name)
+            if spec.format is None:
+                self.reasons[name] = "by rule"
+            elif self.role[node.name] is Role.STORE and weight.size < SMALLEST_WEIGHT:
+                self.reasons[name] = f"{weight.size} values are too few to store in low bits"
+            else:
+                turned = replace(spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim))
+                yield Site(name, "weight", turned, str(node.name), name, frozenset({(str(node.name), index)}))
+
+    def _constant_sites(self, node: ir.Node) -> Iterator[Site]:
+        """The constant operand of an integer Add or Mul."""
+        if self.role[node.name] is not Role.FOLLOW:
+            return
+        for index, value in enumerate(node.inputs):
+            if value is not None and _constant(value) is not None:
+                spec = self.specs[str(node.name)][1]
+                yield Site(str(value.name), "constant", spec, str(node.name), str(value.name), frozenset({(str(node.name), index)}))
+
+    def _bias_sites(self, node: ir.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
+        if self.role[node.name] not in (Role.CONVOLVE, Role.MULTIPLY) or len(node.inputs) < 3:
+            return
+        value, data, weight = node.inputs[2], node.inputs[0], node.inputs[1]
+        if value is None or data is None or weight is None or _constant(value) is None:
+            return
+        if data.name not in sites or weight.name not in sites:
+            return
+        if len(value.uses()) > 1:
+            self.reasons[str(value.name)] = "a bias that several layers share has no single scale"
+            return
+        spec = FLOAT  # int32 whatever the recipe says
+        yield Site(
+            str(value.name), "bias", spec, str(node.name), str(value.name), None, (str(data.name), str(weight.name))
+        )
+
+    def _data_inputs(self, node: ir.Node) -> list[ir.Value]:
+        """The float inputs that are neither constants nor shapes."""
+        inputs = node.inputs if node.op_type in ("Concat", "Add", "Mul") else node.inputs[:1]
+        if self.role.get(node.name) is Role.MULTIPLY:
+            inputs = node.inputs[:2]
+        return [v for v in inputs if v is not None and _constant(v) is None]
+
+
+def orient(format: Format, output_axis: int, summed_axis: int) -> Format:
+    """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to this tensor's axes."""
+    if format.block == channel(0):
+        return format.with_block(channel(output_axis))
+    lengths = dict(format.block.lengths) if isinstance(format.block, Block) else {}
+    if set(lengths) == {-1} and format.block == group(lengths[-1]):
+        return format.with_block(group(lengths[-1], summed_axis))
+    return format
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    """The value's array when it is a float constant."""
+    if value is None or value.const_value is None or value.producer() is not None:
+        return None
+    return value.const_value.numpy() if value.const_value.dtype.is_floating_point() else None
+
+
+def _is_float32(node: ir.Node) -> bool:
+    return node.outputs[0].dtype in (ir.DataType.FLOAT, None)
+
+
+def _is_sentinel(array: np.ndarray | None) -> bool:
+    return array is not None and array.size > 0 and bool(np.abs(array).max() >= SENTINEL)
+
+
+__all__ = ["OPERATORS", "Placement", "Site", "layer_names", "orient", "place"]
