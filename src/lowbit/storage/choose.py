@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lowbit.storage import sparse
+from lowbit.storage import sparse, varints
 from lowbit.storage.ans import Ans, histogram
-from lowbit.storage.codecs import Codec, Elements, Packed, Palette, Planes, Raw, Sparse, Unpacked
+from lowbit.storage.codecs import WIDTHS, Codec, Elements, Packed, Palette, Planes, Raw, Sparse, Unpacked, Varints
 from lowbit.storage.configs import config_bits
 from lowbit.storage.huffman import Huffman
 from lowbit.storage.tables import Counts
@@ -25,11 +25,12 @@ TABLES_TRIED = 24
 """How many earlier tables are tried: the most recent ones, which neighbouring layers share."""
 
 
-def choose(elements: Elements, known: Sequence[Codec] = (), packed_bits: int = 8) -> Codec:
+def choose(elements: Elements, known: Sequence[Codec] = (), packed_bits: int = 8, numbers: bool = False) -> Codec:
     """The codec of the fewest bytes for `elements` (n,), unsigned integers of 1, 2, 4 or 8 bytes.
 
     known         table codecs that the file holds already: naming one costs two bytes instead of a table
     packed_bits   2 or 4 where the bytes hold several codes each
+    numbers       the bytes are protobuf varints
     """
     if elements.dtype.itemsize > 1:
         return _wide(elements, known)[1]
@@ -38,6 +39,8 @@ def choose(elements: Elements, known: Sequence[Codec] = (), packed_bits: int = 8
         whole = Unpacked(packed_bits, (Raw(),))
         bits, child = _bytes(whole.split(elements), known)
         choices.append((bits + 16, Unpacked(packed_bits, (child,))))
+    if numbers:
+        choices += _varints(elements, known)
     return _smallest(choices)[1]
 
 
@@ -105,6 +108,19 @@ def _wide(elements: Elements, known: Sequence[Codec], dense_only: bool = False) 
     if not dense_only and 0.25 * elements.size < zeros < elements.size:
         choices.append(_sparse(elements, 0, 8, known))
     return _smallest(choices)
+
+
+def _varints(elements: Elements, known: Sequence[Codec]) -> list[Choice]:
+    """The codec that writes the numbers in their fewest bytes; none if they are not written as short as can be."""
+    parsed = varints.parse(elements)
+    if parsed is None or not parsed.size:
+        return []
+    low, high = int(parsed.min()), int(parsed.max())
+    signed = low < 0
+    width = next(width for width in WIDTHS if max(high, -low - 1) < 1 << 8 * width - signed)
+    inner = parsed.astype(WIDTHS[width])
+    bits, child = _bytes(inner, known) if width == 1 else _wide(inner, known)
+    return [(bits + 24 + 32, Varints(signed, (child,)))]
 
 
 def _few_values(elements: Elements, most: int = 256) -> Elements | None:

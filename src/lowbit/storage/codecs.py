@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lowbit.errors import InputError
 from lowbit.storage import bits as bit_packing
-from lowbit.storage import sparse
+from lowbit.storage import sparse, varints
 from lowbit.storage.ans import Ans
 from lowbit.storage.huffman import Huffman
 from lowbit.storage.wire import Reader, varint
@@ -142,12 +142,12 @@ class Planes:
             yield (elements >> kind(8 * i)).astype(np.uint8)
 
     def encode(self, elements: Elements) -> bytes:
-        return _join_parts([c.encode(plane) for c, plane in zip(self.children, self.split(elements), strict=True)])
+        return join_parts([c.encode(plane) for c, plane in zip(self.children, self.split(elements), strict=True)])
 
     def decode(self, data: bytes | memoryview, count: int) -> Elements:
         kind = WIDTHS[self.width]
         elements = np.zeros(count, kind)
-        for child, part in zip(self.children, _split_parts(data, self.width), strict=True):
+        for child, part in zip(self.children, split_parts(data, self.width), strict=True):
             elements = elements << kind(8) | child.decode(part, count)
         return elements << kind(8 * self.width - 1) | elements >> kind(1) if self.rotate else elements
 
@@ -182,12 +182,12 @@ class Sparse:
 
     def encode(self, elements: Elements) -> bytes:
         gaps, values = sparse.split(elements, self.background, self.gap_bits)
-        return varint(gaps.size) + _join_parts([self.children[0].encode(gaps), self.children[1].encode(values)])
+        return varint(gaps.size) + join_parts([self.children[0].encode(gaps), self.children[1].encode(values)])
 
     def decode(self, data: bytes | memoryview, count: int) -> Elements:
         source = Reader(data, "a sparse tensor")
         entries = source.varint(count)
-        parts = list(_split_parts(source.take(source.left), 2))
+        parts = list(split_parts(source.take(source.left), 2))
         gaps, values = (child.decode(part, entries) for child, part in zip(self.children, parts, strict=True))
         return sparse.join(gaps, values, self.background, count)
 
@@ -276,6 +276,46 @@ class Unpacked:
         return Unpacked(bits, (read_child(1),))
 
 
+@dataclass(frozen=True)
+class Varints:
+    """The bytes of protobuf varints, coded number by number; each must be written as short as it can be.
+
+    The child's elements are the low bytes of the numbers; signed: their sign fills the rest of the 64 bits.
+    """
+
+    tag: ClassVar[int] = 9
+    signed: bool
+    children: tuple[Codec]
+    width: ClassVar[int] = 1
+
+    @property
+    def name(self) -> str:
+        return f"varints({self.children[0].name})"
+
+    def encode(self, elements: Elements) -> bytes:
+        numbers = varints.parse(elements)
+        if numbers is None:
+            raise InputError("bytes that are not varints cannot be coded as varints.")
+        return varint(numbers.size) + self.children[0].encode(numbers.astype(WIDTHS[self.children[0].width]))
+
+    def decode(self, data: bytes | memoryview, count: int) -> Elements:
+        source = Reader(data, "a tensor of varints")
+        size = source.varint(count)
+        numbers = self.children[0].decode(source.take(source.left), size)
+        kind = f"{'i' if self.signed else 'u'}{self.children[0].width}"
+        return varints.write(numbers.view(kind).astype(np.int64), count)
+
+    def config(self) -> bytes:
+        return bytes([self.children[0].width, self.signed])
+
+    @staticmethod
+    def read(source: Reader, read_child: ReadChild) -> "Varints":
+        width, signed = _width(source), source.byte()
+        if signed > 1:
+            raise InputError(f"{source.what} is damaged: signedness {signed} of varints.")
+        return Varints(bool(signed), (read_child(width),))
+
+
 CODECS: dict[str, Any] = {
     "raw": Raw,
     "packed": Packed,
@@ -285,6 +325,7 @@ CODECS: dict[str, Any] = {
     "sparse": Sparse,
     "palette": Palette,
     "unpacked": Unpacked,
+    "varints": Varints,
 }
 """Name → codec class. A file names a codec by its `tag`, which never changes."""
 
@@ -296,12 +337,13 @@ def _width(source: Reader) -> int:
     return width
 
 
-def _join_parts(parts: list[bytes]) -> bytes:
+def join_parts(parts: list[bytes]) -> bytes:
     """The length of each part but the last (varint), then the parts."""
     return b"".join([*(varint(len(part)) for part in parts[:-1]), *parts])
 
 
-def _split_parts(data: bytes | memoryview, count: int) -> Iterator[memoryview]:
+def split_parts(data: bytes | memoryview, count: int) -> Iterator[memoryview]:
+    """The `count` parts that join_parts put together."""
     source = Reader(data, "a tensor of several parts")
     lengths = [source.varint(source.left) for _ in range(count - 1)]
     for length in lengths:
