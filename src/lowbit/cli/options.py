@@ -106,7 +106,10 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def show_page(page: object) -> None:
-    """A table or text on stdout; not cut to 80 columns where the output is a file or a pipe."""
+    """A table or text on stdout; not cut to 80 columns where the output is a file or a pipe. Text is never wrapped."""
+    if isinstance(page, str):
+        print(page)
+        return
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120

@@ -1,6 +1,7 @@
 """`lowbit quantize`: a trained network in, a quantized one out."""
 
 import time
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -58,9 +59,18 @@ def quantize(
 
     start = time.perf_counter()
     network = load(model)
-    with progress("calibrating", json) as watch:
+    seen = [0]
+
+    def watch(done: int) -> None:
+        seen[0] = max(seen[0], done)
+        bar(done)
+
+    with progress("calibrating", json) as bar:
         samples = open_data(data, network.inputs, preprocess, names, skip, limit, watch)
         quantized = quantize_model(network, samples, recipe, target=target)
+    quantized.metadata["lowbit.calibration"] = dumps(
+        {"data": Path(data).name, "samples": seen[0], "skip": skip, "preprocess": preprocess, "names": names}
+    )
     size = quantized.save(output)
     ledger = Ledger.of(quantized)
     summary = {
@@ -74,5 +84,5 @@ def quantize(
     if json:
         print_json(summary)
     else:
-        show_page(ledger.summary_view(output, model.stat().st_size, size, summary["seconds"]))
-        show_page(f"\nNext: lowbit compare {model} {output} --data …   or: lowbit show {output}")
+        show_page(ledger.summary(output, model.stat().st_size, size, time.perf_counter() - start))
+        show_page(f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")

@@ -34,6 +34,7 @@ class Ledger:
     rows: tuple[Row, ...]
     recipe: str
     version: str
+    calibration: str
     own: bool
 
     @classmethod
@@ -42,14 +43,17 @@ class Ledger:
         metadata = model.metadata
         text = metadata.get("lowbit.ledger")
         if text is None:
-            return cls(tuple(_stored_rows(model.program)), "", "", False)
+            return cls(tuple(_stored_rows(model.program)), "", "", "", False)
         try:
             rows = json.loads(text)
             if not isinstance(rows, list) or not all(isinstance(row, dict) and "tensor" in row for row in rows):
                 raise ValueError("it is not a list of tensors")
         except (ValueError, RecursionError) as problem:
             raise InputError(f"'{model.source}': its ledger cannot be read: {problem}.") from None
-        return cls(tuple(rows), metadata.get("lowbit.recipe", ""), metadata.get("lowbit.version", ""), True)
+        recipe, version, calibration = (
+            metadata.get(f"lowbit.{key}", "") for key in ("recipe", "version", "calibration")
+        )
+        return cls(tuple(rows), recipe, version, calibration, True)
 
     def counts(self) -> dict[str, Any]:
         """How many tensors and bytes are quantized and how many are float, and why."""
@@ -74,6 +78,7 @@ class Ledger:
             "bytes_on_disk": file.stat().st_size,
             "lowbit_version": self.version or None,
             "recipe": self.recipe or None,
+            "calibration": _read(self.calibration),
             "bytes_by_kind": self.bytes_by_kind(),
             **self.counts(),
             "tensors": list(self.rows),
@@ -91,7 +96,12 @@ class Ledger:
         """The page of `lowbit show`."""
         size = file.stat().st_size
         head = f"{file.name}, {bytes_text(size)}" + (f", written by lowbit {self.version}" if self.own else "")
-        parts: list[RenderableType] = [Text(head, style="bold"), "", self._stored_table(every)]
+        parts: list[RenderableType] = [Text(head, style="bold")]
+        if calibration := _read(self.calibration):
+            parts.append(
+                Text("calibrated on " + ", ".join(f"{key} {value}" for key, value in calibration.items() if value))
+            )
+        parts += ["", self._stored_table(every)]
         activations = [row for row in self.rows if row.get("role") == "activation"]
         if activations:
             parts += ["", _activation_table(activations)]
@@ -100,7 +110,7 @@ class Ledger:
             parts.append("\nNot written by lowbit: no ledger. 'lowbit quantize' makes it smaller.")
         return Group(*parts)
 
-    def summary_view(self, output: Path, before: int, after: int, seconds: float) -> RenderableType:
+    def summary(self, output: Path, before: int, after: int, seconds: float) -> str:
         """What `lowbit quantize` says at its end."""
         counts = self.counts()
         smaller = times_text(before / after, "smaller", "larger", "same size")
@@ -111,7 +121,7 @@ class Ledger:
         ]
         for reason, count in counts["float_reasons"].items():
             lines.append(f"in float: {count} tensor{'s' * (count != 1)}: {reason}")
-        return Text("\n".join(lines))
+        return "\n".join(lines)
 
     def _stored_table(self, every: bool) -> Table:
         stored = [row for row in self.rows if row.get("bytes")]
@@ -192,6 +202,14 @@ def _stored_rows(program: "ir.Model") -> list[Row]:
             }
         )
     return rows
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _bits(value: object) -> str:
