@@ -139,16 +139,19 @@ def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
     return replace(spec, range=parse_range(row["range"])) if "range" in row else spec
 
 
+PREPARE = ("recognize_operators", "fold_batchnorm", "fuse_gemm")
+
+
 def int8(target: str = "onnxruntime") -> Recipe:
     """8-bit weights per output channel, 8-bit activations per tensor, in the formats of the target."""
     profile = find_target(target)
     rule = Rule("*", TensorSpec(profile.weights, MinMax()), TensorSpec(profile.activations, Auto()))
-    return Recipe((rule,), ("fold_batchnorm",), target)
+    return Recipe((rule,), PREPARE, target)
 
 
 def int8_weights(target: str = "onnxruntime") -> Recipe:
     """8-bit weights per output channel; everything is computed in float."""
-    return Recipe((Rule("*", TensorSpec(find_target(target).weights, MinMax()), FLOAT),), ("fold_batchnorm",), target)
+    return Recipe((Rule("*", TensorSpec(find_target(target).weights, MinMax()), FLOAT),), PREPARE, target)
 
 
 RECIPES = MappingProxyType({"int8": int8, "int8-weights": int8_weights})

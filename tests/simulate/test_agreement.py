@@ -1,4 +1,4 @@
-"""The simulated network against onnxruntime: real models, and what torch exports of every family. 1e-4 of the output's scale."""
+"""The simulated network against onnxruntime, to 1e-4 of the output's scale: real models, and every family from torch."""
 
 import io
 import os
@@ -70,8 +70,8 @@ def test_cifar10_resnet20_agrees_on_real_images(data: Path) -> None:
 def test_yolox_agrees_on_a_real_image(data: Path) -> None:
     """In float64, so that only the operators are compared.
 
-    This network loses four digits in float32: against float64 onnxruntime is off by 3e-5 … 1.3e-4 on real images and torch
-    by 4e-5 … 1.3e-4, so two float32 runs may differ by more than 1e-4.
+    This network loses four digits in float32: against float64 onnxruntime is off by 3e-5 … 1.3e-4 and torch by
+    4e-5 … 1.3e-4, so two float32 runs may differ by more than 1e-4.
     """
     with zipfile.ZipFile(data / "detection" / "coco-val-sample-a.zip") as archive:
         name = next(n for n in sorted(archive.namelist()) if n.endswith(".jpg"))
@@ -128,7 +128,12 @@ def test_what_torch_exports_agrees_with_onnxruntime_at_another_batch(name: str) 
 
 def transformer(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     transformers = pytest.importorskip("transformers")
-    size: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     if name == "vit":
         config = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=5, **size)
         return transformers.ViTForImageClassification(config), {"pixel_values": IMAGE[:, :, :32, :32].contiguous()}

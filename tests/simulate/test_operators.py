@@ -1,4 +1,4 @@
-"""The operator table against the ONNX project's own backend node tests (onnx.backend.test), and what every row must have."""
+"""The operator table against the ONNX project's own node tests (onnx.backend.test), and what every row must have."""
 
 import inspect
 import warnings

@@ -33,8 +33,10 @@ def model(tensors: dict[str, np.ndarray] | None = None, raw: bool = True) -> onn
         else:
             kind = helper.np_dtype_to_tensor_dtype(np.asarray(array).dtype)
             inits.append(helper.make_tensor(name, kind, np.asarray(array).shape, np.asarray(array).reshape(-1)))
-    codes = rng.integers(-8, 8, 1001)
+    codes = np.clip(np.round(rng.laplace(0, 1.4, 1001)), -8, 7).astype(np.int64)
     inits.append(helper.make_tensor("int4", TensorProto.INT4, [7, 11, 13], codes))
+    packed = ((codes[:1000:2] & 15) | (codes[1:1001:2] & 15) << 4).astype(np.uint8).tobytes()
+    inits.append(helper.make_tensor("int4 raw", TensorProto.INT4, [1000], packed, raw=True))
     inits.append(helper.make_tensor("words", TensorProto.STRING, [2], [b"a", b"bc"]))
     constant = numpy_helper.from_array(rng.normal(0, 1, 100).astype(np.float32))
     inner = helper.make_graph(

@@ -106,7 +106,13 @@ def test_reading_one_tensor_reads_no_other_payload(tmp_path: Path) -> None:
 
 def test_a_state_dict_of_tensors_comes_back(tmp_path: Path) -> None:
     tied = torch.randn(30, 40)
-    state = {"a.weight": tied, "b.weight": tied, "c": torch.randn(7).bfloat16(), "n": np.arange(50), "t": torch.randn(9, 8).T}
+    state = {
+        "a.weight": tied,
+        "b.weight": tied,
+        "c": torch.randn(7).bfloat16(),
+        "n": np.arange(50),
+        "t": torch.randn(9, 8).T,
+    }
     size = pack(state, tmp_path / "state.lowbit")
     again = load_safetensors(unpacked_bytes(tmp_path / "state.lowbit"))
     assert again.keys() == state.keys()

@@ -99,13 +99,13 @@ def test_hostile_headers_are_refused(header: bytes, tmp_path: Path) -> None:
 
 def test_a_header_that_claims_all_memory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.lowbit").write_bytes(b"\xff" * 8 + b"{}" * 100)
-    with pytest.raises(InputError, match="not a .lowbit container"):
+    with pytest.raises(InputError, match=r"not a \.lowbit container"):
         Container(tmp_path / "a.lowbit")
 
 
 def test_a_newer_version_says_upgrade(tmp_path: Path, packed: Path) -> None:
     packed.write_bytes(packed.read_bytes().replace(b'"lowbit":"1"', b'"lowbit":"9"'))
-    with pytest.raises(InputError, match="version '9'.*Upgrade"):
+    with pytest.raises(InputError, match=r"version '9'.*Upgrade"):
         Container(packed)
 
 
@@ -241,7 +241,9 @@ def test_external_data_beyond_its_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_wrong_length_of_elements_is_coded_as_bytes(tmp_path: Path) -> None:
-    tensor = TensorProto(name="odd", data_type=TensorProto.FLOAT, dims=[3], raw_data=weights()["float"].tobytes()[:4001])
+    tensor = TensorProto(
+        name="odd", data_type=TensorProto.FLOAT, dims=[3], raw_data=weights()["float"].tobytes()[:4001]
+    )
     onnx.save(helper.make_model(helper.make_graph([], "g", [], [], [tensor])), tmp_path / "net.onnx")
     pack(tmp_path / "net.onnx", tmp_path / "net.lowbit")
     unpack(tmp_path / "net.lowbit", tmp_path / "again.onnx")

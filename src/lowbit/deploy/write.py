@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from lowbit.deploy.absorb import absorb_clips
 from lowbit.errors import UnsupportedError
 
 INTEGERS = {
@@ -69,7 +70,9 @@ def write(program: ir.Model, tensors: Iterable[IntegerTensor]) -> ir.Model:
         else:
             raise UnsupportedError(f"'{tensor.value}' has type {value.dtype}; only float32 values are quantized.")
     keep_bias_apart(program)
+    absorb_clips(program)
     _drop_unused(program)
+    _drop_traces(program)
     return program
 
 
@@ -97,7 +100,7 @@ def _node(
     op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, shape: ir.Shape | None, **attributes: int
 ) -> ir.Node:
     output = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
-    return ir.node(op_type, inputs, attributes, outputs=[output], name=f"{name}.{op_type}")
+    return ir.node(op_type, inputs, attributes, outputs=[output], name=name)
 
 
 def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -> None:
@@ -178,3 +181,10 @@ def _drop_unused(program: ir.Model) -> None:
     for name, value in list(program.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             del program.graph.initializers[name]
+
+
+def _drop_traces(program: ir.Model) -> None:
+    """Remove what an exporter noted about the user's source code (stack traces, paths): up to a third of a small file."""
+    for node in program.graph:
+        for key in [k for k in node.metadata_props if k.startswith("pkg.torch")]:
+            del node.metadata_props[key]

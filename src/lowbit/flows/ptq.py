@@ -13,7 +13,7 @@ from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
 from lowbit.flows.ranges import choose_ranges
 from lowbit.flows.verify import verify
-PASSES = {"fold_batchnorm": lambda p: []}
+from lowbit.graph import PASSES
 from lowbit.model import Model
 from lowbit.recipe import Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
@@ -36,7 +36,7 @@ def quantize(
     """
     chosen = find_recipe(recipe, target)
     prepared = model.copy()
-    notes = [note for name in chosen.passes for note in PASSES[name](prepared.program)]
+    notes = [line for name in chosen.passes for line in PASSES[name](prepared.program)]
     simulation = Simulation(prepared.program, place(prepared.program, chosen))
     held: list[Batch] = []
     observe(simulation, _keep_some(Data.of(calibration, model.inputs), held))

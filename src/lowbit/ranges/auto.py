@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lowbit.numerics.formats import Format
-from lowbit.numerics.noise import squared_error
+from lowbit.numerics.noise import SquaredError
 from lowbit.numerics.quantize import scale_and_zero
 from lowbit.ranges.extremes import Bounds, MinMax, MovingAverage, Percentile, Range
 from lowbit.ranges.search import MSE, Entropy
@@ -25,10 +25,10 @@ class Auto:
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
         best: Bounds | None = None
         least = torch.empty(0)
-        values, weights = statistics.points()
+        noise = SquaredError(*statistics.points(), format.grid)
         for candidate in self.candidates:
             lo, hi = candidate.bounds(statistics, format)
-            error = squared_error(values, weights, *scale_and_zero(lo, hi, format), format.grid)
+            error = noise(*scale_and_zero(lo, hi, format))
             if best is None:
                 best, least = (lo, hi), error
             better = error < least

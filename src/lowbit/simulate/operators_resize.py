@@ -30,23 +30,24 @@ def _floats(values: Number) -> tuple[float, ...]:
 
 
 def _source_positions(length: int, wanted: int, scale: float, transform: str, roi: tuple[float, float]) -> np.ndarray:
-    """Where in the input each element of the output lies."""
-    i = np.arange(wanted, dtype=np.float64)
-    if transform == "half_pixel":
-        return (i + 0.5) / scale - 0.5
+    """Where in the input each element of the output lies.
+
+    In float32, as engines compute it: where a position falls on the edge between two elements, its rounding decides.
+    """
+    one = np.float32
+    i, n, ratio = np.arange(wanted, dtype=one), one(length), one(scale)
+    if transform == "half_pixel" or (transform == "pytorch_half_pixel" and wanted > 1):
+        return (i + one(0.5)) / ratio - one(0.5)
     if transform == "half_pixel_symmetric":
-        adjustment = wanted / (scale * length)
-        return length / 2 * (1 - adjustment) + (i + 0.5) / scale - 0.5
-    if transform == "pytorch_half_pixel":
-        return (i + 0.5) / scale - 0.5 if wanted > 1 else np.zeros(1)
-    if transform == "align_corners":
-        return i * ((length - 1) / (wanted - 1)) if wanted > 1 else np.zeros(1)
+        return n / 2 * (1 - one(wanted) / (ratio * n)) + (i + one(0.5)) / ratio - one(0.5)
     if transform == "asymmetric":
-        return i / scale
-    start, end = roi  # tf_crop_and_resize
-    if wanted == 1:
-        return np.array([0.5 * (start + end) * (length - 1)])
-    return start * (length - 1) + i * ((end - start) * (length - 1) / (wanted - 1))
+        return i / ratio
+    start, end = map(one, roi)
+    if transform == "tf_crop_and_resize":
+        if wanted == 1:
+            return np.array([one(0.5) * (start + end) * (n - 1)])
+        return start * (n - 1) + i * ((end - start) * (n - 1) / one(wanted - 1))
+    return i * (n - 1) / one(max(wanted - 1, 1))  # align_corners, or pytorch_half_pixel of one element
 
 
 def _kernel(distance: np.ndarray, mode: str, a: float) -> np.ndarray:

@@ -76,12 +76,12 @@ def slice_axes(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, st
     stride = (1,) * len(first) if steps is None else ints(steps)
     window: list[slice] = [slice(None)] * x.dim()
     for axis, start, end, step in zip(over, first, last, stride, strict=True):
+        n = x.shape[axis]
+        start, end = (p + n if p < 0 else p for p in (start, end))
         if step < 0:  # torch has no negative steps: mirror the axis, and the bounds with it
-            n = x.shape[axis]
-            begin, stop, step = slice(start, end, step).indices(n)
             x = x.flip(axis)
-            start, end, step = n - 1 - begin, n - 1 - stop, -step
-        window[axis] = slice(start, end, step)
+            start, end, step = n - 1 - min(max(start, 0), n - 1), n - 1 - end, -step
+        window[axis] = slice(min(max(start, 0), n), min(max(end, 0), n), step)
     return x[tuple(window)]
 
 

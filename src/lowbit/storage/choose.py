@@ -34,18 +34,24 @@ def choose(elements: Elements, known: Sequence[Codec] = (), packed_bits: int = 8
     """
     if elements.dtype.itemsize > 1:
         return _wide(elements, known)[1]
-    choices = [_bytes(elements, known)]
-    if packed_bits < 8 and elements.size:
-        whole = Unpacked(packed_bits, (Raw(),))
-        bits, child = _bytes(whole.split(elements), known)
-        choices.append((bits + 16, Unpacked(packed_bits, (child,))))
+    choices = _narrow(elements, known, packed_bits)
     if numbers:
-        choices += _varints(elements, known)
+        choices += _varints(elements, known, packed_bits)
     return _smallest(choices)[1]
 
 
 def _smallest(choices: list[Choice]) -> Choice:
     return min(choices, key=lambda choice: choice[0])
+
+
+def _narrow(elements: Elements, known: Sequence[Codec], packed_bits: int) -> list[Choice]:
+    """The best codec for bytes, and for the codes that they hold."""
+    choices = [_bytes(elements, known)]
+    if packed_bits < 8 and elements.size:
+        whole = Unpacked(packed_bits, (Raw(),))
+        bits, child = _bytes(whole.split(elements), known)
+        choices.append((bits + 16, Unpacked(packed_bits, (child,))))
+    return choices
 
 
 def _bytes(symbols: Elements, known: Sequence[Codec], dense_only: bool = False) -> Choice:
@@ -110,7 +116,7 @@ def _wide(elements: Elements, known: Sequence[Codec], dense_only: bool = False) 
     return _smallest(choices)
 
 
-def _varints(elements: Elements, known: Sequence[Codec]) -> list[Choice]:
+def _varints(elements: Elements, known: Sequence[Codec], packed_bits: int) -> list[Choice]:
     """The codec that writes the numbers in their fewest bytes; none if they are not written as short as can be."""
     parsed = varints.parse(elements)
     if parsed is None or not parsed.size:
@@ -119,7 +125,7 @@ def _varints(elements: Elements, known: Sequence[Codec]) -> list[Choice]:
     signed = low < 0
     width = next(width for width in WIDTHS if max(high, -low - 1) < 1 << 8 * width - signed)
     inner = parsed.astype(WIDTHS[width])
-    bits, child = _bytes(inner, known) if width == 1 else _wide(inner, known)
+    bits, child = _smallest(_narrow(inner, known, packed_bits)) if width == 1 else _wide(inner, known)
     return [(bits + 24 + 32, Varints(signed, (child,)))]
 
 

@@ -30,7 +30,7 @@ class Contents:
     """A stretch of a file that holds the elements of one tensor.
 
     start, stop   in the file; of an external file where `location` names one, stop -1 for "to its end"
-    bits          of an element; varints: the elements are protobuf varints instead
+    bits          of an element; varints: each byte of elements is a protobuf varint instead
     kind          the tensor's element type: stretches of one kind may be coded together
     """
 
@@ -143,7 +143,7 @@ def _tensor(view: View, proto: Field, owner: str) -> Tensor:
     bits = ONNX_BITS.get(int(tensor.kind), 8)
     for part in places:
         widths = {4: 32, 10: 64, 9: bits}  # float_data, double_data, raw_data; the rest hold varints
-        width, varints = widths.get(part.number, 8), part.number not in widths
+        width, varints = widths.get(part.number, min(bits, 8)), part.number not in widths
         tensor.contents.append(Contents(part.start, part.stop, width, varints, kind=tensor.kind))
     if "location" in external:
         tensor.contents.append(_external(external, bits, tensor.kind))
