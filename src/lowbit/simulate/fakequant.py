@@ -156,9 +156,7 @@ class Simulation:
         self.quantizers[site.value] = quantizer
         self.quantizers.setdefault(site.group, quantizer)
         readers = [
-            user
-            for user in list(source.users)
-            if site.readers is None or user.meta.get("node") in {n for n, _ in site.readers}
+            user for user in list(source.users) if site.readers is None or user.meta.get("node") in {n for n, _ in site.readers}
         ]
         after = _after(source)
         with self.module.graph.inserting_before(after):
