@@ -25,6 +25,9 @@ from lowbit.simulate.engine_node import engine_node
 from lowbit.simulate.operators import OPERATORS, Operator
 from lowbit.simulate.operators_types import TORCH_TYPES, to_tensor
 
+# What a GraphModule has of its own; a tensor under such a name would break it.
+_RESERVED = {*dir(fx.GraphModule), *vars(nn.Module()), "meta"}
+
 # torch stores these types but has no arithmetic for them; int64 wraps around alike, modulo 2**n.
 _UNSIGNED = {ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
 _TAKES_UNSIGNED = {"Cast", "CastLike", "BitCast"}
@@ -209,9 +212,8 @@ class _Wiring:
         """Put a tensor or module where its name says, in nested containers on '.', and return the key that it got."""
         parts = name.split(".")
         if not _possible(self.root, parts):
-            parts = [
-                _identifier(name.replace(".", "_"), {n for n, _ in self.root.named_children()} | set(dir(self.root)))
-            ]
+            held = {*self.root._parameters, *self.root._buffers, *self.root._modules}
+            parts = [_identifier(name, held | _RESERVED)]
         container = self.root
         for part in parts[:-1]:
             if part not in container._modules:
@@ -232,19 +234,15 @@ class _Wiring:
 
 
 def _possible(root: nn.Module, parts: Sequence[str]) -> bool:
-    """Whether nested containers can hold a tensor under this name."""
-    container: nn.Module | None = root
-    for i, part in enumerate(parts):
-        if not part or not part.isprintable() or set(part) & set('"\\'):
-            return False
-        if container is None:
-            continue  # below a container that is yet to be made
-        child = container._modules.get(part)
-        taken = hasattr(container, part) or (container is root and hasattr(fx.GraphModule, part))
-        if taken and (child is None or i == len(parts) - 1):
-            return False
-        container = child
-    return parts[0] not in ("meta", "graph", "code")
+    """Whether nested containers can hold a tensor under this name, and generated code can read it."""
+    if parts[0] in _RESERVED or not all(p and p.isprintable() and not set(p) & set('"\\') for p in parts):
+        return False
+    container: nn.Module = root
+    for part in parts[:-1]:
+        if part not in container._modules:
+            return not hasattr(container, part)
+        container = container.get_submodule(part)
+    return not hasattr(container, parts[-1])
 
 
 def _identifier(name: str, taken: Iterable[str]) -> str:
