@@ -193,7 +193,7 @@ def trained(make: Callable[[], nn.Module], example: torch.Tensor) -> None:
         loss = (y - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        assert all(p.grad is not None for p in module.parameters())
+        assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
@@ -296,3 +296,14 @@ def test_what_nothing_can_run_is_named_with_domain_and_node() -> None:
     next(iter(model.graph)).name = "block3/frob"
     with pytest.raises(UnsupportedError, match=r"operator Frobnicate of domain my\.domain, node 'block3/frob'"):
         build(model)
+
+
+def test_an_attribute_of_an_older_opset_is_refused() -> None:
+    model = program("g (float[2] x) => (float[2] y) { y = Clip <min = 0.0, max = 6.0> (x) }", opset=6)
+    with pytest.raises(UnsupportedError, match=r"Clip.*max, min.*lowbit\.load"):
+        build(model)
+
+
+def test_single_numbers_are_parameters_that_no_step_moves() -> None:
+    module = build(program("g (float[2] x) => (float[2] y) { y = Mul (x, factor) }", factor=np.float32(0.5)))
+    assert {name: p.requires_grad for name, p in module.named_parameters()} == {"factor": False}
