@@ -15,7 +15,6 @@ import onnx_ir as ir
 from lowbit.deploy.engines import ENGINES, LARGEST_MESSAGE_BYTES, Batch, Run, serialize, weight_bytes
 from lowbit.errors import DataError, InputError, ShapeError
 from lowbit.graph import load as reading
-from lowbit.storage.atomic import refuse_overwriting_input, replacing, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +84,8 @@ class Model:
         Written aside and renamed: on any error, and on Ctrl-C, the old file is intact. InputError where the path is
         the file that this model's weights are still read from.
         """
+        from lowbit.storage.atomic import refuse_overwriting_input, write_bytes  # storage's own modules import Model
+
         path = Path(path)
         refuse_overwriting_input(path, *_files_read(self.program))
         if weight_bytes(self.program) <= LARGEST_MESSAGE_BYTES:
@@ -178,6 +179,8 @@ def _files_read(program: ir.Model) -> list[Path]:
 
 def _save_large(program: ir.Model, path: Path) -> int:
     """Weights into `<path>.data`, the graph into `path`; both aside first, renamed when both are whole."""
+    from lowbit.storage.atomic import refuse_overwriting_input, replacing
+
     data = path.with_name(path.name + ".data")
     refuse_overwriting_input(data, *_files_read(program))
     with replacing(data) as data_aside, replacing(path) as aside:

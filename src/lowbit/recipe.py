@@ -15,7 +15,7 @@ import tomli_w
 
 from lowbit.errors import InputError, UnusedRuleError
 from lowbit.numerics import Format, parse_format, spell_format
-from lowbit.ranges import MSE, Range, parse_range, range_words
+from lowbit.ranges import MSE, Auto, MinMax, Range, parse_range, range_words
 from lowbit.targets import find_target
 
 
@@ -108,7 +108,9 @@ class Recipe:
                     *(_parse(row[k]) if k in row else None for k in ("weights", "activations")),
                 )
             )
-        return Recipe(tuple(rules), tuple(table.get("passes", ())), find_target(table.get("target", "onnxruntime")).name)
+        return Recipe(
+            tuple(rules), tuple(table.get("passes", ())), find_target(table.get("target", "onnxruntime")).name
+        )
 
 
 def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -137,16 +139,19 @@ def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
     return replace(spec, range=parse_range(row["range"])) if "range" in row else spec
 
 
+PREPARE = ("recognize_operators", "fold_batchnorm", "fuse_gemm")
+
+
 def int8(target: str = "onnxruntime") -> Recipe:
     """8-bit weights per output channel, 8-bit activations per tensor, in the formats of the target."""
     profile = find_target(target)
-    rule = Rule("*", TensorSpec(profile.weights, MSE()), TensorSpec(profile.activations, MSE()))
-    return Recipe((rule,), ("fold_batchnorm",), target)
+    rule = Rule("*", TensorSpec(profile.weights, MinMax()), TensorSpec(profile.activations, Auto()))
+    return Recipe((rule,), PREPARE, target)
 
 
 def int8_weights(target: str = "onnxruntime") -> Recipe:
     """8-bit weights per output channel; everything is computed in float."""
-    return Recipe((Rule("*", TensorSpec(find_target(target).weights, MSE()), FLOAT),), ("fold_batchnorm",), target)
+    return Recipe((Rule("*", TensorSpec(find_target(target).weights, MinMax()), FLOAT),), PREPARE, target)
 
 
 RECIPES = MappingProxyType({"int8": int8, "int8-weights": int8_weights})

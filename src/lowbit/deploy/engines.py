@@ -119,9 +119,16 @@ class OpenVino:
             compiled = core.compile_model(read, "CPU", config)
             request = compiled.create_infer_request()
         inputs = {name: port for port in compiled.inputs for name in port.get_names()}
+        shapes = {name: port.partial_shape for name, port in inputs.items()}
         ports = [compiled.output(name) for name in wanted]
 
         def run(batch: Batch) -> Batch:
+            for name, array in batch.items():
+                # With one thread OpenVINO takes a wrong shape without a word and computes something.
+                if name in shapes and not shapes[name].compatible(openvino.PartialShape(list(array.shape))):
+                    raise ModelError(
+                        f"OpenVINO: input '{name}' {shapes[name]} was given the shape {list(array.shape)}."
+                    )
             with _errors("OpenVINO failed while running the model"):
                 given = {inputs[name]: np.ascontiguousarray(array) for name, array in batch.items() if name in inputs}
                 results = request.infer(given)
@@ -159,9 +166,7 @@ def _as_file_or_bytes(program: ir.Model | Path, outputs: Sequence[str] | None) -
         if outputs is None:
             yield program
             return
-        from lowbit.graph.load import read_file
-
-        program = read_file(program, allow_nonfinite=True)
+        program = ir.load(program)
     with _exposing(program, outputs):
         if weight_bytes(program) <= LARGEST_MESSAGE_BYTES:
             yield serialize(program)
@@ -227,6 +232,10 @@ def _in_memory(program: ir.Model) -> Iterator[None]:
             value.const_value = tensor
 
 
+# What OpenVINO says before it says what is wrong.
+_NO_NEWS = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't fully converted", "Summary:")
+
+
 @contextlib.contextmanager
 def _errors(doing: str) -> Iterator[None]:
     """Whatever an engine throws becomes a ModelError with the engine's own first line."""
@@ -235,6 +244,6 @@ def _errors(doing: str) -> Iterator[None]:
     except (ModelError, KeyboardInterrupt):
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        first = next((line for line in lines if "Exception from" not in line and not line.startswith("Check '")), "")
-        raise ModelError(f"{doing}: {(first or type(error).__name__)[:400]}") from error
+        lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip()]
+        first = next((line for line in lines if not line.startswith(_NO_NEWS)), type(error).__name__)
+        raise ModelError(f"{doing}: {first[:400]}") from error

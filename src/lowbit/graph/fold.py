@@ -16,9 +16,10 @@ from onnxscript import optimizer
 # Larger inputs are weights: folding what an operator makes of them would store the weight a second time.
 LARGEST_INPUT = 1 << 16
 LARGEST_OUTPUT = 1 << 16
+LARGEST_FILL = 1 << 10  # a ConstantOfShape says in a few bytes what the constant would take many for
 
 # The weight stays what the file says it is: codes and scales, never the floats they stand for.
-_KEEP = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "ConstantOfShape", "Identity"})
+_KEEP = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "Identity"})
 _GROWS = frozenset({"Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "EyeLike", "Einsum", "Loop", "Upsample"})
 _BORN_OF_CODES = frozenset({"Cast", "Gather", "DequantizeLinear"})
 
@@ -41,7 +42,6 @@ def fold_constants(program: ir.Model) -> bool:
             )
         _lift_constants(program)
         common.RemoveUnusedNodesPass()(program)
-        common.OutputFixPass()(program)
     for value, name in zip(program.graph.outputs, outputs, strict=True):
         value.name = name
     for graph in program.graphs():
@@ -86,6 +86,8 @@ def _worth_folding(node: ir.Node) -> bool | None:
     if node.op_type == "Transpose":
         return None  # as large as its input, which nobody else may be reading: onnxscript looks
     sizes = [_size(output) for output in node.outputs]
+    if node.op_type == "ConstantOfShape":
+        return sizes[0] is not None and sizes[0] <= LARGEST_FILL
     if any(size is not None and size > LARGEST_OUTPUT for size in sizes):
         return False
     if node.op_type in _GROWS and any(size is None for size in sizes):

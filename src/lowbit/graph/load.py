@@ -101,6 +101,7 @@ def _bring_to_form(program: ir.Model) -> None:
     with quiet():
         program.graph.sort()
         common.RemoveInitializersFromInputsPass()(program)
+        _drop_unnamed_outputs(program)
         name_uniquely(program)
         infer_shapes(program)
         if program.graph.opset_imports.get("", TARGET_OPSET) < TARGET_OPSET:
@@ -112,6 +113,15 @@ def _bring_to_form(program: ir.Model) -> None:
     program.ir_version = max(program.ir_version, MINIMUM_IR_VERSION)
     fold_constants(program)
     infer_shapes(program)
+
+
+def _drop_unnamed_outputs(program: ir.Model) -> None:
+    """Optional outputs that a node leaves out at its end: without a name they are not computed, with one they would."""
+    for graph in program.graphs():
+        for node in graph:
+            used = [i for i, output in enumerate(node.outputs) if output.name or output.uses()]
+            if used and used[-1] + 1 < len(node.outputs):
+                node.resize_outputs(used[-1] + 1)
 
 
 def _refuse_nonfinite(program: ir.Model, source: str) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import grid_table
-from lowbit.numerics.noise import squared_error
+from lowbit.numerics.noise import SquaredError
 from lowbit.numerics.quantize import scale_and_zero
 from lowbit.ranges.analytic import is_one_sided
 from lowbit.ranges.extremes import Bounds, clip_to
@@ -31,7 +32,10 @@ class MSE:
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
         statistics.check()
-        search = _Search(statistics, format)
+        if isinstance(format.grid, Fitted):
+            return statistics.minimum, statistics.maximum  # the fit itself has the least squared error
+        noise = SquaredError(*_values_and_weights(statistics), format.grid)
+        search = _Search(statistics, format, noise)
         if not format.zero_point:
             search.walk(_COARSE, lo=True, hi=True)
             search.walk(_FINE, lo=True, hi=True)
@@ -39,7 +43,7 @@ class MSE:
             return search.best()
         search.walk(_COARSE, lo=False, hi=True)
         search.walk(_COARSE, lo=True, hi=False)
-        other = _Search(statistics, format)
+        other = _Search(statistics, format, noise)
         other.walk(_COARSE, lo=True, hi=True)
         search.take_better(other)
         for steps in (_FINE, _FINE, _FINER):
@@ -51,9 +55,9 @@ class MSE:
 class _Search:
     """The best share of each extreme so far, per block, and its error."""
 
-    def __init__(self, statistics: Statistics, format: Format) -> None:
-        self.format = format
-        self.values, self.weights = _points(statistics)
+    def __init__(self, statistics: Statistics, format: Format, noise: SquaredError) -> None:
+        assert not isinstance(format.grid, Fitted)
+        self.format, self.noise = format, noise
         self.minimum, self.maximum = statistics.minimum, statistics.maximum
         if not format.zero_point and grid_table(format.grid).minimum < 0:
             largest = torch.maximum(self.minimum.abs(), self.maximum.abs())
@@ -63,7 +67,7 @@ class _Search:
 
     def _error(self, low: Tensor, high: Tensor) -> Tensor:
         scale, zero = scale_and_zero(self.minimum * low, self.maximum * high, self.format)
-        return squared_error(self.values, self.weights, scale, zero, self.format.grid)
+        return self.noise(scale, zero)
 
     def walk(self, factors: list[float], *, lo: bool, hi: bool) -> None:
         """Try factors on the best shares so far; only shares of at most 1 count."""
@@ -175,9 +179,11 @@ def _least_divergence(counts: Any, levels: int, step: int) -> float:
     return float(best_bins)
 
 
+def _values_and_weights(statistics: Statistics) -> tuple[Tensor, Tensor | None]:
+    """Points in no particular order, None for weights of one: sorting is left to who needs it."""
+    return (statistics.rows, None) if isinstance(statistics, RawRows) else statistics.points()
+
+
 def _points(statistics: Statistics) -> tuple[Tensor, Tensor]:
-    """Values and weights, in no particular order: nothing here needs them sorted."""
-    if isinstance(statistics, RawRows):
-        return statistics.rows, torch.ones_like(statistics.rows)
-    values, weights = statistics.points()
-    return values.float(), weights.float()
+    values, weights = _values_and_weights(statistics)
+    return values.float(), torch.ones_like(values) if weights is None else weights.float()

@@ -1,8 +1,9 @@
 """An ONNX program as a torch module: every node becomes a call of its row in the operator table.
 
-Constants go where they are cheap and useful. Small integers that say a shape, an axis or a bound are written into the call as python numbers. Float
-initialisers are parameters under their ONNX names, other initialisers buffers. Values that only describe shapes (whatever is computed from `Shape`
-and small integer constants) stay in main memory when the module moves to a GPU, so reading them never waits for it.
+Constants go where they are cheap and useful. Small integers that say a shape, an axis or a bound are written into the
+call as python numbers. Float initialisers are parameters under their ONNX names, other initialisers buffers. Values
+that only describe shapes (whatever is computed from `Shape` and small integer constants) stay in main memory when the
+module moves to a GPU, so reading them never waits for it.
 """
 
 import inspect
@@ -19,10 +20,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from lowbit.errors import UnsupportedError
+from lowbit.errors import ModelError
 from lowbit.simulate.engine_node import engine_node
 from lowbit.simulate.operators import OPERATORS, Operator
 from lowbit.simulate.operators_types import TORCH_TYPES, to_tensor
+
+# torch stores these types but has no arithmetic for them; int64 wraps around alike, modulo 2**n.
+_UNSIGNED = {ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
+_TAKES_UNSIGNED = {"Cast", "CastLike", "BitCast"}
 
 # Longer integer constants are tables, not shapes: they are buffers, and move with the module.
 _LONGEST_LITERAL = 64
@@ -31,11 +36,13 @@ _LONGEST_LITERAL = 64
 def build(program: ir.Model) -> fx.GraphModule:
     """The program as an fx module that runs, trains and moves between devices like any other.
 
-    forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns {output name: tensor}.
-    node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results also carry meta["op"] (operator type) and
-    meta["node"] (ONNX node name). An operator with several outputs is one node, with "op" and "node", and one getitem node an output, with all three.
-    state_dict keys are the ONNX initialisers' names; where torch cannot take a name (it is empty, has a quote, or is both a tensor and the prefix of another)
-    the key is the name with "_" for ".", and `module.meta["keys"]` gives the key of every initialiser in use.
+    forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns
+    {output name: tensor}. node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results
+    also carry meta["op"] (operator type) and meta["node"] (ONNX node name). An operator with several outputs is one
+    node with "op" and "node", and one getitem node an output with all three.
+    state_dict keys are the initialisers' ONNX names; where torch cannot take a name (it is empty, has a quote, or is
+    both a tensor and the prefix of another) the key is the name with "_" for what is in the way. module.meta["keys"]
+    gives the key of every initialiser in use. A constant written into a call as numbers has no key.
 
     UnsupportedError: a node that neither the table nor onnxruntime can compute, named.
     """
@@ -45,7 +52,7 @@ def build(program: ir.Model) -> fx.GraphModule:
             wiring.add_input(value)
     for node in program.graph:
         wiring.add_node(node)
-    wiring.graph.output({value.name: wiring.read(value) for value in program.graph.outputs})
+    wiring.graph.output({str(value.name): wiring.read(value) for value in program.graph.outputs})
     module = fx.GraphModule(wiring.root, wiring.graph, program.graph.name or "Program")
     module.meta["keys"] = wiring.keys
     return module
@@ -73,6 +80,10 @@ def host_constant(values: list[Any], dtype: torch.dtype) -> Tensor:
 
 def to_device_of(value: Tensor, reference: Tensor | list[Tensor]) -> Tensor:
     return value.to(reference[0].device if isinstance(reference, list) else reference.device)
+
+
+def to_type(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype)
 
 
 @cache
@@ -103,7 +114,7 @@ class _Wiring:
         if node.op_type == "Constant" and all(constant_of(v) is not None for v in node.outputs):
             return  # read where it is used
         row = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if row is None:
+        if row is None or any(v is not None and v.dtype == ir.DataType.STRING for v in node.inputs):
             self._add_engine_node(node)
             return
         arguments, on_host = self._arguments(node, row)
@@ -113,11 +124,16 @@ class _Wiring:
             typed = node.inputs[source] if len(node.inputs) > source else None
             if typed is not None and typed.dtype is not None and not attributes.get(attribute):
                 attributes[attribute] = int(typed.dtype)
+        unsigned = node.op_type not in _TAKES_UNSIGNED and any(
+            v is not None and v.dtype in _UNSIGNED for v in node.inputs
+        )
+        if unsigned:
+            arguments = [self._cast(a, v, torch.int64) for a, v in zip(arguments, node.inputs, strict=True)]
         count = _asked(node)
         if count > 1 and _takes_outputs(row):
             attributes["outputs"] = count
         call = self.graph.create_node("call_function", row.function, tuple(arguments), attributes, self._name(node))
-        self._add_results(node, call, node.outputs[:count], on_host or row.on_host)
+        self._add_results(node, call, node.outputs[:count], on_host or row.on_host, unsigned)
 
     def _arguments(self, node: ir.Node, row: Operator) -> tuple[list[Any], bool]:
         """The call's arguments, and whether all that it computes from lies in main memory."""
@@ -146,7 +162,15 @@ class _Wiring:
         call = self.graph.create_node("call_module", target, inputs, name=self._name(node))
         self._add_results(node, call, [v for v in node.outputs if v.name], on_host=False)
 
-    def _add_results(self, node: ir.Node, call: fx.Node, outputs: Sequence[ir.Value], on_host: bool) -> None:
+    def _cast(self, argument: Any, value: ir.Value | None, dtype: torch.dtype) -> Any:
+        """An argument or result of an unsigned type as another type; anything else as it is."""
+        if value is None or value.dtype not in _UNSIGNED or not isinstance(argument, fx.Node):
+            return argument
+        return self.graph.call_function(to_type, (argument, dtype))
+
+    def _add_results(
+        self, node: ir.Node, call: fx.Node, outputs: Sequence[ir.Value], on_host: bool, unsigned: bool = False
+    ) -> None:
         call.meta.update(op=node.op_type, node=node.name)
         for i, value in enumerate(outputs):
             if not value.name or not (value.uses() or value.is_graph_output()):
@@ -154,7 +178,9 @@ class _Wiring:
             result = call
             if len(outputs) > 1:
                 result = self.graph.create_node("call_function", operator.getitem, (call, i), name=value.name)
-                result.meta.update(op=node.op_type, node=node.name)
+            if unsigned and value.dtype is not None:
+                result = self._cast(result, value, TORCH_TYPES[value.dtype])
+            result.meta.update(op=node.op_type, node=node.name)
             result.meta["value"] = value.name
             self.nodes[value] = result
             if on_host:
@@ -166,9 +192,7 @@ class _Wiring:
             return self.nodes[value]
         constant = constant_of(value)
         if constant is None:
-            raise UnsupportedError(
-                f"value '{value.name}' is used before any node computes it. The graph is not in order."
-            )
+            raise ModelError(f"value '{value.name}' is used before any node computes it: sort the graph's nodes first.")
         if on_host and _small_integers(value):
             dtype = TORCH_TYPES[constant.dtype]
             return self.graph.call_function(host_constant, (constant.numpy().tolist(), dtype))

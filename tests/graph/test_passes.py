@@ -1,0 +1,434 @@
+"""Exact passes leave the outputs alone; approximate ones say so, and what they gain."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from real_models import MODELS, batch_for, relative_error, source_outputs
+
+from lowbit.errors import InputError, ShapeError
+from lowbit.graph.absorb_bias import absorb_high_biases
+from lowbit.graph.equalize import balance, equalize_activations, equalize_weights, pairs_of
+from lowbit.graph.fold import fold_constants
+from lowbit.graph.fold_batchnorm import fold_batchnorm
+from lowbit.graph.freeze_input import freeze_dimensions, freeze_input
+from lowbit.graph.fuse_gemm import fuse_gemm
+from lowbit.graph.recognize import recognize_operators
+from lowbit.graph.relu6 import relax_relu6
+from lowbit.graph.smooth import smooth
+from lowbit.model import Model, load
+
+EXACT = {
+    "fold_constants": fold_constants,
+    "fold_batchnorm": fold_batchnorm,
+    "equalize_weights": equalize_weights,
+    "recognize_operators": recognize_operators,
+    "fuse_gemm": fuse_gemm,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("edit", EXACT.values(), ids=EXACT)
+def test_an_exact_pass_leaves_the_outputs_of_a_real_model_alone(data, name, edit):
+    path = data / f"{name}.onnx"
+    batch = batch_for(path)
+    model = load(path)
+    edit(model.program)
+    assert relative_error(source_outputs(path, batch), model.run(batch)) < 1e-5  # measured at most 3e-6
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def network(nodes: list[onnx.NodeProto], x: np.ndarray, **weights: np.ndarray) -> Model:
+    """x → nodes → y."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *x.shape[1:]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(array), name.replace("__", ".")) for name, array in weights.items()],
+    )
+    return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+
+
+def node(op: str, inputs: str, output: str, **attributes) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), [output], name=f"{op.lower()}_{output}", **attributes)
+
+
+def operators(model: Model) -> list[str]:
+    return [node.op_type for node in model.program.graph]
+
+
+def batchnorm(channels: int) -> dict[str, np.ndarray]:
+    return {
+        "s": random(channels, seed=1),
+        "b": random(channels, seed=2),
+        "m": random(channels, seed=3),
+        "v": np.abs(random(channels, seed=4)) + 0.1,
+    }
+
+
+S4, S2 = random(2, 4, 5, 5), random(2, 4)
+CONV, TCONV, MIX = random(6, 4, 3, 3), random(4, 6, 3, 3), random(4, 6)
+
+LAYERS = {
+    "Conv": ([node("Conv", "x w", "h")], S4, {"w": CONV}, 6),
+    "Conv with bias, grouped": ([node("Conv", "x w c", "h", group=2)], S4, {"w": CONV[:, :2], "c": random(6)}, 6),
+    "Conv, depthwise, padded": ([node("Conv", "x w", "h", group=4, pads=[1] * 4)], S4, {"w": CONV[:4, :1]}, 4),
+    "ConvTranspose": ([node("ConvTranspose", "x w c", "h", strides=[2, 2])], S4, {"w": TCONV, "c": random(6)}, 6),
+    "ConvTranspose, grouped": ([node("ConvTranspose", "x w", "h", group=2)], S4, {"w": random(4, 3, 3, 3)}, 6),
+    "Gemm": ([node("Gemm", "x w c", "h", alpha=0.5, beta=2.0)], S2, {"w": MIX, "c": random(6)}, 6),
+    "Gemm, transposed": ([node("Gemm", "x w", "h", transB=1)], S2, {"w": MIX.T}, 6),
+    "MatMul and Add": ([node("MatMul", "x w", "l"), node("Add", "l c", "h")], S2, {"w": MIX, "c": random(6)}, 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
+def test_batchnorm_folds_into_the_layer_before_it(case):
+    nodes, x, weights, channels = case
+    model = network([*nodes, node("BatchNormalization", "h s b m v", "y")], x, **weights, **batchnorm(channels))
+    before = model.run({"x": x})
+    changed = fold_batchnorm(model.program)
+    model.changed()
+    assert changed.exact
+    assert len(changed.done) == 1
+    assert not changed.kept
+    assert operators(model) == [n.op_type for n in nodes]
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_batchnorm_folds_into_the_layer_after_it_where_nothing_is_padded():
+    x, weights = random(2, 4, 5, 5), {"w": random(6, 2, 3, 3), "c": random(6)}
+    nodes = [node("BatchNormalization", "x s b m v", "h"), node("Conv", "h w c", "y", group=2)]
+    model = network(nodes, x, **weights, **batchnorm(4))
+    before = model.run({"x": x})
+    assert fold_batchnorm(model.program).done
+    model.changed()
+    assert operators(model) == ["Conv"]
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_batchnorm_before_a_padded_convolution_stays_and_says_why():
+    nodes = [node("BatchNormalization", "x s b m v", "h"), node("Conv", "h w", "y", pads=[1] * 4)]
+    changed = fold_batchnorm(network(nodes, random(2, 4, 5, 5), w=random(6, 4, 3, 3), **batchnorm(4)).program)
+    assert not changed.done
+    assert "pads with zeros" in changed.kept[0]
+
+
+def test_batchnorm_stays_where_the_layer_has_other_readers():
+    nodes = [node("Conv", "x w", "h"), node("BatchNormalization", "h s b m v", "n"), node("Concat", "n h", "y", axis=1)]
+    changed = fold_batchnorm(network(nodes, random(2, 4, 5, 5), w=random(6, 4, 3, 3), **batchnorm(6)).program)
+    assert not changed.done
+    assert "has other readers" in changed.kept[0]
+
+
+def test_a_weight_that_two_layers_share_is_copied_when_one_is_folded():
+    x = random(2, 4, 5, 5)
+    nodes = [
+        node("Conv", "x w", "h"),
+        node("BatchNormalization", "h s b m v", "n"),
+        node("Conv", "x w", "k"),
+        node("Add", "n k", "y"),
+    ]
+    model = network(nodes, x, w=random(6, 4, 3, 3), **batchnorm(6))
+    before = model.run({"x": x})
+    assert fold_batchnorm(model.program)
+    model.changed()
+    assert operators(model) == ["Conv", "Conv", "Add"]
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_batchnorm_written_as_mul_and_add_folds_too():
+    x = random(2, 4, 5, 5)
+    nodes = [node("Conv", "x w", "h"), node("Mul", "h a", "k"), node("Add", "d k", "l"), node("Relu", "l", "y")]
+    model = network(nodes, x, w=random(6, 4, 3, 3), a=random(6, 1, 1), d=random(1, 6, 1, 1))
+    before = model.run({"x": x})
+    fold_batchnorm(model.program)
+    model.changed()
+    assert operators(model) == ["Conv", "Relu"]
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_a_copy_is_not_touched_by_a_pass_on_the_original(data):
+    model = load(data / "detection/face-slim-320.onnx")
+    batch = batch_for(data / "detection/face-slim-320.onnx")
+    copy = model.copy()
+    before = copy.run(batch)
+    fold_batchnorm(model.program)
+    equalize_weights(model.program)
+    copy.changed()
+    assert relative_error(before, copy.run(batch)) == 0
+    assert "BatchNormalization" in operators(copy)
+
+
+def relu6_pair(*, pads: int = 0) -> Model:
+    nodes = [
+        node("Conv", "x w1 b1", "h"),
+        node("Clip", "h zero six", "r"),
+        node("Conv", "r w2 b2", "y", pads=[pads] * 4),
+    ]
+    w1 = random(5, 3, 3, 3) * np.array([0.01, 0.1, 1, 1, 0.5], np.float32).reshape(5, 1, 1, 1)
+    weights = {"w1": w1, "b1": random(5, seed=1), "w2": random(4, 5, 3, 3, seed=2), "b2": random(4, seed=3)}
+    return network(nodes, random(2, 3, 9, 9), **weights, zero=np.float32(0), six=np.float32(6))
+
+
+def test_relu6_becomes_relu_only_where_its_ceiling_never_binds():
+    for reached, operator, words in ((5.5, "Relu", "made a Relu"), (7.0, "Clip", "reaches 7, above the ceiling 6")):
+        model = relu6_pair()
+        changed = relax_relu6(model.program, {"h": reached})
+        assert not changed.exact
+        assert operators(model) == ["Conv", operator, "Conv"]
+        assert words in (changed.done + changed.kept)[0]
+    changed = relax_relu6(model.program, {})
+    assert "no maximum was observed for 'h'" in changed.kept[0]
+
+
+def test_equalization_gives_both_layers_the_same_ranges():
+    model, x = relu6_pair(), random(2, 3, 9, 9)
+    relax_relu6(model.program, {"h": 0.0})
+    before = model.run({"x": x})
+    changed = equalize_weights(model.program)
+    model.changed()
+    assert changed.exact
+    assert changed.done == ("weights of 'conv_h' → 'conv_y' equalized",)
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+    (pair,), _ = pairs_of(model.program)
+    r1, r2 = np.abs(pair.first.by_output()).max(1), np.abs(pair.second.by_input()).max(1)
+    np.testing.assert_allclose(r1, r2, rtol=1e-3)  # Nagel et al. 2019, eq. 11
+
+
+def test_equalization_through_relu6_is_left_or_stated_as_approximate():
+    model = relu6_pair()
+    changed = equalize_weights(model.program)
+    assert not changed.done
+    assert "has a ceiling, which does not scale" in changed.kept[0]
+    changed = equalize_weights(model.program, drop_ceilings=True)
+    assert changed.done
+    assert not changed.exact
+    assert operators(model) == ["Conv", "Relu", "Conv"]
+
+
+SCALE_PASSES = {
+    "nothing": [],
+    "leaky": [node("LeakyRelu", "h", "r", alpha=0.1)],
+    "max pool": [node("Relu", "h", "i"), node("MaxPool", "i", "r", kernel_shape=[2, 2])],
+    "prelu": [node("PRelu", "h slope", "r")],
+}
+
+
+@pytest.mark.parametrize("between", SCALE_PASSES.values(), ids=SCALE_PASSES)
+def test_equalization_is_exact_through_what_passes_a_scale(between):
+    x = random(2, 4, 9, 9)
+    nodes = [node("Conv", "x w1 b1", "h"), *between, node("Conv", "r w2" if between else "h w2", "y", group=3)]
+    weights = {"w1": random(6, 4, 3, 3), "b1": random(6), "w2": random(9, 2, 3, 3), "slope": np.abs(random(6, 1, 1))}
+    model = network(nodes, x, **weights)
+    before = model.run({"x": x})
+    assert equalize_weights(model.program).done
+    model.changed()
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_equalization_stops_at_what_does_not_pass_a_scale():
+    nodes = [node("Conv", "x w1", "h"), node("Sigmoid", "h", "r"), node("Conv", "r w2", "y")]
+    model = network(nodes, random(2, 4, 9, 9), w1=random(6, 4, 3, 3), w2=random(6, 6, 3, 3))
+    assert not equalize_weights(model.program)
+
+
+def test_equalization_reaches_a_classifier_through_pooling():
+    x = random(2, 4, 5, 5)
+    nodes = [
+        node("Conv", "x w1", "h"),
+        node("Relu", "h", "r"),
+        node("GlobalAveragePool", "r", "p"),
+        node("Flatten", "p", "f"),
+        node("Gemm", "f w2", "y", transB=1),
+    ]
+    model = network(nodes, x, w1=random(6, 4, 3, 3), w2=random(3, 6))
+    before = model.run({"x": x})
+    assert equalize_weights(model.program).done == ("weights of 'conv_h' → 'gemm_y' equalized",)
+    model.changed()
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_channels_before_a_depthwise_layer_become_alike_at_no_cost():
+    x = random(2, 3, 9, 9)
+    nodes = [node("Conv", "x w1 b1", "h"), node("Relu", "h", "r"), node("Conv", "r w2", "y", group=5)]
+    w1 = random(5, 3, 3, 3) * np.array([0.01, 0.1, 1, 10, 0.5], np.float32).reshape(5, 1, 1, 1)
+    model = network(nodes, x, w1=w1, b1=random(5), w2=random(5, 1, 3, 3))
+    before = model.run({"x": x})
+    hidden = run_value(model, "r", x)
+    assert equalize_activations(model.program, {"r": np.abs(hidden).max((0, 2, 3))}).done
+    model.changed()
+    maxima = np.abs(run_value(model, "r", x)).max((0, 2, 3))
+    assert hidden.max((0, 2, 3)).max() / hidden.max((0, 2, 3)).min() > 50
+    assert maxima.max() / maxima.min() < 1.001
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def run_value(model: Model, name: str, x: np.ndarray) -> np.ndarray:
+    from lowbit.deploy.engines import ENGINES
+
+    return ENGINES["onnxruntime"].compile(model.program, outputs=[name])({"x": x})[name]
+
+
+def test_balance_is_equation_4_and_leaves_dead_channels():
+    scale = balance(np.array([4.0, 1.0, 0.0]), np.array([[1.0], [4.0], [2.0]]), 0.5)
+    assert scale[2] == 1
+    np.testing.assert_allclose(scale[0] / scale[1], (4 / 1) ** 0.5 / (1 / 4) ** 0.5)
+
+
+def transformer(*, residual: bool) -> tuple[Model, np.ndarray]:
+    x = random(2, 5, 8)
+    nodes = [
+        node("LayerNormalization", "x g b", "n", axis=-1),
+        node("MatMul", "n wq", "q"),
+        node("MatMul", "n wk", "k"),
+        node("Add", "q k", "s"),
+        node("Add", "s n" if residual else "s x", "y"),
+    ]
+    gain = np.array([30, 1, 1, 1, 1, 1, 1, 0.1], np.float32)
+    return network(nodes, x, g=gain, b=random(8), wq=random(8, 8), wk=random(8, 8, seed=5)), x
+
+
+def test_smoothing_moves_outliers_from_the_norm_into_all_its_readers():
+    model, x = transformer(residual=False)
+    before, hidden = model.run({"x": x}), np.abs(run_value(model, "n", x)).max((0, 1))
+    changed = smooth(model.program, {"n": hidden})
+    model.changed()
+    assert changed.done == ("'n' smoothed into 'matmul_q', 'matmul_k'",)
+    after = np.abs(run_value(model, "n", x)).max((0, 1))
+    assert after.max() / np.median(after) < 0.5 * hidden.max() / np.median(hidden)  # 4.9 of 21.9
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_smoothing_leaves_a_norm_with_a_residual_or_inserts_a_mul():
+    model, x = transformer(residual=True)
+    before, hidden = model.run({"x": x}), np.abs(run_value(model, "n", x)).max((0, 1))
+    assert "'n' kept: it has other readers" in smooth(model.program, {"n": hidden}).kept
+    assert smooth(model.program, {"n": hidden}, insert=True).done
+    model.changed()
+    assert operators(model).count("Mul") == 1
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_high_biases_are_absorbed_by_the_next_layer():
+    x = random(2, 3, 9, 9)
+    nodes = [node("Conv", "x w1 b1", "h"), node("Relu", "h", "r"), node("Conv", "r w2 b2", "y")]
+    bias = np.array([40, -1, 0, 0, 55], np.float32)
+    model = network(nodes, x, w1=random(5, 3, 3, 3), b1=bias, w2=random(4, 5, 3, 3), b2=random(4))
+    before, hidden = model.run({"x": x}), run_value(model, "h", x)
+    changed = absorb_high_biases(model.program, {"h": hidden.min((0, 2, 3))})
+    model.changed()
+    assert changed.done == ("2 biases of 'conv_h' absorbed by the next layer",)
+    assert not changed.exact
+    assert run_value(model, "r", x).max() < 0.6 * np.maximum(hidden, 0).max()
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_a_high_bias_before_a_padded_layer_stays_and_says_why():
+    nodes = [node("Conv", "x w1 b1", "h"), node("Relu", "h", "r"), node("Conv", "r w2 b2", "y", pads=[1] * 4)]
+    weights = {"w1": random(5, 3, 3, 3), "b1": random(5), "w2": random(4, 5, 3, 3), "b2": random(4)}
+    changed = absorb_high_biases(network(nodes, random(2, 3, 9, 9), **weights).program, {"h": np.full(5, 3.0)})
+    assert not changed.done
+    assert "pads with zeros" in changed.kept[0]
+
+
+def test_a_network_that_branches_on_its_input_becomes_flat(data):
+    path = data / "speech/silero_vad_16k_op15.onnx"
+    batch = batch_for(path)
+    model = load(path)
+    expected = model.run(batch)
+    assert "If" in operators(model)
+    freeze_input(model.program, "sr", 16000)
+    changed = freeze_dimensions(model.program, {"sequence": 576})
+    model.changed()
+    assert "If" not in operators(model)
+    assert "Shape" not in operators(model)
+    assert "inlined" in changed.done[-1] or len(changed.done) == 1
+    assert [port.name for port in model.inputs] == ["input", "state"]
+    assert relative_error(expected, model.run({name: batch[name] for name in ("input", "state")})) == 0
+
+
+def test_freezing_refuses_what_does_not_exist_or_fit(data):
+    program = load(data / "speech/silero_vad_16k_op15.onnx").program
+    with pytest.raises(InputError, match="no input 'rate' to freeze; the inputs are"):
+        freeze_input(program, "rate", 1)
+    with pytest.raises(ShapeError, match="cannot be frozen to the shape"):
+        freeze_input(program, "state", np.zeros((2, 3), np.float32))
+    with pytest.raises(InputError, match="no input has a dimension 'length'"):
+        freeze_dimensions(program, {"length": 1})
+
+
+def test_spelled_out_operators_are_recognised():
+    torch = pytest.importorskip("torch")
+    x = random(2, 5, 8)
+    half, one, root = np.float32(0.5), np.float32(1), np.float32(2**0.5)
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "last"], ["mean"]),
+        node("Sub", "x mean", "d"),
+        node("Pow", "d two", "sq"),
+        helper.make_node("ReduceMean", ["sq", "last"], ["var"]),
+        node("Add", "var eps", "ve"),
+        node("Sqrt", "ve", "std"),
+        node("Div", "d std", "norm"),
+        node("Mul", "norm gamma", "g"),
+        node("Add", "g beta", "ln"),
+        node("Div", "ln root", "e0"),
+        node("Erf", "e0", "e1"),
+        node("Add", "e1 one", "e2"),
+        node("Mul", "ln e2", "e3"),
+        node("Mul", "e3 half", "gelu"),
+        node("Add", "gelu three", "h0"),
+        node("Clip", "h0 zero six", "h1"),
+        node("Mul", "gelu h1", "h2"),
+        node("Div", "h2 six", "y"),
+    ]
+    numbers = {"two": 2, "eps": 1e-5, "three": 3, "zero": 0, "six": 6}
+    constants = {name: np.float32(number) for name, number in numbers.items()}
+    weights = {"gamma": random(8), "beta": random(8, seed=1), "half": half, "one": one, "root": root}
+    model = network(nodes, x, **constants, **weights, last=np.array([-1]))
+    before = model.run({"x": x})
+    assert len(recognize_operators(model.program).done) == 3
+    model.changed()
+    assert operators(model) == ["LayerNormalization", "Gelu", "HardSwish"]
+    assert relative_error(before, model.run({"x": x})) < 1e-5
+    t = torch.nn.functional
+    want = t.hardswish(
+        t.gelu(t.layer_norm(torch.tensor(x), (8,), *map(torch.tensor, (weights["gamma"], weights["beta"]))))
+    )
+    np.testing.assert_allclose(model.run({"x": x})["y"], want.numpy(), atol=1e-5)
+
+
+def test_gelu_by_tanh_is_recognised_whatever_the_order_of_its_factors():
+    x = random(2, 5)
+    nodes = [
+        node("Pow", "x three", "c"),
+        node("Mul", "k c", "kc"),
+        node("Add", "x kc", "i"),
+        node("Mul", "i s", "is"),
+        node("Tanh", "is", "t"),
+        node("Add", "one t", "u"),
+        node("Mul", "half x", "hx"),
+        node("Mul", "hx u", "y"),
+    ]
+    numbers = {"three": 3, "k": 0.044715, "s": (2 / np.pi) ** 0.5, "one": 1, "half": 0.5}
+    model = network(nodes, x, **{name: np.float32(number) for name, number in numbers.items()})
+    before = model.run({"x": x})
+    assert recognize_operators(model.program)
+    model.changed()
+    assert operators(model) == ["Gelu"]
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_matmul_and_add_on_a_matrix_are_one_gemm():
+    x = random(2, 4)
+    model = network([node("MatMul", "x w", "h"), node("Add", "b h", "y")], x, w=random(4, 3), b=random(3))
+    before = model.run({"x": x})
+    assert fuse_gemm(model.program).done
+    model.changed()
+    assert operators(model) == ["Gemm"]
+    assert isinstance(model.program, ir.Model)
+    assert relative_error(before, model.run({"x": x})) < 1e-6

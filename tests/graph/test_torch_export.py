@@ -1,0 +1,185 @@
+"""PyTorch modules become programs that compute the same, with names that their author knows."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lowbit.errors import InputError, ModelError
+from lowbit.model import load
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.norm = nn.LayerNorm(8)
+        self.fc = nn.Linear(8, 16)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, image):
+        x = torch.relu(self.bn(self.conv(image))).flatten(2).transpose(1, 2)
+        return self.dropout(nn.functional.gelu(self.fc(self.norm(x)))).softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def net():
+    module = Net()
+    module.train()
+    module.bn.eval()  # a frozen batch norm in a module that trains
+    return module, load(module, torch.randn(1, 3, 8, 8))
+
+
+def run(module, *args, **kwargs):
+    module.eval()
+    with torch.no_grad():
+        return module(*args, **kwargs)
+
+
+def test_it_computes_what_the_module_does_at_any_batch_size(net):
+    module, model = net
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 8, 8)
+        expected = run(module, x).numpy()
+        np.testing.assert_allclose(model.run({"image": x.numpy()})["output"], expected, atol=1e-6)
+
+
+def test_inputs_outputs_and_parameters_keep_their_names(net):
+    module, model = net
+    assert str(model.inputs[0]) == "'image' float32[batch, 3, 8, 8]"
+    assert [port.name for port in model.outputs] == ["output"]
+    floats = {
+        n for n, v in model.program.graph.initializers.items() if v.const_value.size > 1 and v.dtype.is_floating_point()
+    }
+    assert floats == {name for name, value in module.state_dict().items() if value.numel() > 1}
+
+
+def test_every_submodule_is_back_in_its_own_mode():
+    module = Net()
+    module.train()
+    module.bn.eval()
+    load(module, torch.randn(2, 3, 8, 8))
+    assert (module.training, module.bn.training, module.dropout.training) == (True, False, True)
+
+
+def test_known_operators_are_recognised_and_batchnorm_is_kept(net):
+    operators = {node.op_type for node in net[1].program.graph}
+    assert {"BatchNormalization", "LayerNormalization", "Gelu", "Softmax", "MatMul", "Conv"} <= operators
+    assert not {"Shape", "Constant", "Identity", "Dropout", "Erf"} & operators
+
+
+def test_training_on_does_not_change_the_loaded_weights(net):
+    module, model = net
+    before = model.program.graph.initializers["conv.bias"].const_value.numpy().copy()
+    with torch.no_grad():
+        module.conv.bias += 1
+    assert np.array_equal(model.program.graph.initializers["conv.bias"].const_value.numpy(), before)
+
+
+def test_no_path_of_this_machine_gets_into_the_file(net, tmp_path):
+    net[1].save(tmp_path / "net.onnx")
+    assert b"test_torch_export" not in (tmp_path / "net.onnx").read_bytes()
+
+
+def test_nothing_is_printed_or_warned(capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(nn.Sequential(nn.Linear(3, 2)), torch.randn(2, 3))
+    assert capfd.readouterr() == ("", "")
+
+
+class TwoIn(nn.Module):
+    def forward(self, ids, mask=None):
+        x = ids.float().sin()
+        return {"states": x if mask is None else x * mask, "last": x[:, -1]}
+
+
+def test_keyword_inputs_dict_outputs_and_named_axes():
+    example = {"ids": torch.ones(2, 5, dtype=torch.int64), "mask": torch.ones(2, 5)}
+    axes = {"ids": {0: "batch", 1: "time"}, "mask": {0: "batch", 1: "time"}}
+    model = load(TwoIn(), example, dynamic_axes=axes)
+    assert [str(port) for port in model.inputs] == ["'ids' int64[batch, time]", "'mask' float32[batch, time]"]
+    assert [port.name for port in model.outputs] == ["states", "last"]
+    ids, mask = np.ones((3, 7), np.int64), np.full((3, 7), 2, np.float32)
+    assert model.run({"ids": ids, "mask": mask})["states"].shape == (3, 7)
+
+
+class Pair(NamedTuple):
+    mean: torch.Tensor
+    parts: tuple[torch.Tensor, torch.Tensor]
+
+
+def test_nested_outputs_are_named_by_their_path():
+    class Nested(nn.Module):
+        def forward(self, x):
+            return Pair(x.mean(1), (x + 1, x + 2))
+
+    model = load(Nested(), (np.ones((2, 3), np.float32),))
+    assert [port.name for port in model.outputs] == ["mean", "parts_0", "parts_1"]
+
+
+def test_lstm_and_gru_stay_one_operator():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.gru = nn.LSTM(4, 6, batch_first=True), nn.GRU(6, 5, batch_first=True)
+
+        def forward(self, x):
+            return self.gru(self.lstm(x)[0])[0]
+
+    module, x = Recurrent(), torch.randn(2, 7, 4)
+    model = load(module, x)
+    assert {"LSTM", "GRU"} <= {node.op_type for node in model.program.graph}
+    np.testing.assert_allclose(model.run({"x": x.numpy()})["output"], run(module, x).numpy(), atol=1e-6)
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x - 1
+
+
+def test_a_branch_on_values_says_what_to_do():
+    with pytest.raises(ModelError, match=r"Branches cannot be exported to ONNX.*torch\.where or torch\.cond") as caught:
+        load(Branches(), torch.ones(2, 3))
+    assert "\n" not in str(caught.value)
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, 12) @ torch.ones(12, 2)
+
+
+def test_a_batch_that_cannot_vary_is_fixed_with_a_warning():
+    with pytest.warns(UserWarning, match="FixedBatch could not be exported with a dynamic batch"):
+        model = load(FixedBatch(), torch.ones(2, 3, 4))
+    assert model.inputs[0].shape == (2, 3, 4)
+
+
+def test_an_example_that_the_module_refuses_names_its_signature():
+    with pytest.raises(InputError, match=r"Net fails on the example inputs \(RuntimeError.*Net\.forward\(image\)"):
+        load(Net(), torch.ones(2, 5, 8, 8))
+    with pytest.raises(InputError, match=r"needs example_inputs.*Net\.forward\(image\)"):
+        load(Net())
+    with pytest.raises(InputError, match=r"dynamic_axes names \['picture'\]"):
+        load(Net(), torch.ones(2, 3, 8, 8), dynamic_axes={"picture": [0]})
+
+
+def test_shared_weights_stay_shared():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(11, 6)
+            self.head = nn.Linear(6, 11, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, ids):
+            return self.head(self.embed(ids))
+
+    module, ids = Tied(), torch.arange(8).reshape(2, 4)
+    model = load(module, ids)
+    np.testing.assert_allclose(model.run({"ids": ids.numpy()})["output"], run(module, ids).numpy(), atol=1e-6)
