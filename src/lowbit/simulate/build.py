@@ -178,7 +178,7 @@ class _Wiring:
         target = self._place(f"engine.{node.name or node.op_type}", engine)
         inputs = tuple(self.read(value) for value in values)
         call = self.graph.create_node("call_module", target, inputs, name=self._name(node))
-        self._add_results(node, call, [v for v in node.outputs if v.name], on_host=False)
+        self._add_results(node, call, [v for v in node.outputs if v.name], on_host=self.host.issuperset(values))
 
     def _cast(self, argument: Any, value: ir.Value | None, dtype: torch.dtype) -> Any:
         """An argument or result of an unsigned type as another type; anything else as it is."""
