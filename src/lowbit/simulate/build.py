@@ -44,7 +44,8 @@ def build(program: ir.Model) -> fx.GraphModule:
     forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns
     {output name: tensor}. node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results
     also carry meta["op"] (operator type) and meta["node"] (ONNX node name). An operator with several outputs is one
-    node with "op" and "node", and one getitem node an output with all three.
+    node with "op" and "node", and one getitem node an output with all three. meta["on_host"] is set on values that only
+    describe shapes: whatever their type, there is nothing to quantize.
     state_dict keys are the initialisers' ONNX names; where torch cannot take a name (it is empty, has a quote, or is
     both a tensor and the prefix of another) the key is the name with "_" for what is in the way. module.meta["keys"]
     gives the key of every initialiser in use. A constant written into a call as numbers has no key.
@@ -202,6 +203,7 @@ class _Wiring:
             result.meta["value"] = value.name
             self.nodes[value] = result
             if on_host:
+                result.meta["on_host"] = True
                 self.host.add(value)
 
     def read(self, value: ir.Value, on_host: bool = False, buffer: bool = False) -> fx.Node:
