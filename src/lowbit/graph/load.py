@@ -66,7 +66,10 @@ def read_proto(
     proto: onnx.ModelProto, *, source: str = "ModelProto", folder: Path | None = None, allow_nonfinite: bool = False
 ) -> ir.Model:
     """The program in an ONNX message. The message is checked first: nothing in it is trusted."""
-    check_model(proto, source, folder)
+    try:
+        check_model(proto, source, folder)
+    except LowbitError as error:
+        raise type(error)(_printable(str(error))) from None
     try:
         program = ir.from_proto(proto)
         if folder is not None:
@@ -142,6 +145,11 @@ def _refuse_nonfinite(program: ir.Model, source: str) -> None:
                     f"{source}: '{name}' holds {nan} NaN and {infinite} infinite of its {array.size} values; "
                     "the training diverged or the file is damaged. Pass allow_nonfinite=True to go on anyway."
                 )
+
+
+def _printable(text: str) -> str:
+    """Names come from the file: whatever in them would break the line or the terminal is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _first_line(error: BaseException) -> str:
