@@ -338,7 +338,7 @@ def test_empty_data_is_an_error(given):
         (rows.astype(object), "numbers are needed"),
         (["text", "more"], "numbers are needed"),
         (42, "data is int"),
-        ((rows, rows, rows), "3 arrays for 1 inputs"),
+        ([(rows, rows, rows)], "3 arrays for 1 inputs"),
         (rows.astype(np.int32), "int32, the network takes float32"),
     ],
 )

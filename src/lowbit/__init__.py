@@ -1,3 +1,69 @@
 """lowbit: quantize a trained network to few bits, and prove on the deployed file that it still does its job."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+# Public name → where it lives. Imported when first asked for: `import lowbit` itself takes no torch and no onnxruntime.
+_HOMES = {
+    "lowbit.data": ("Data", "Preprocessing"),
+    "lowbit.flows.compare": ("compare",),
+    "lowbit.flows.evaluate": ("evaluate",),
+    "lowbit.flows.ptq": ("quantize",),
+    "lowbit.model": ("Model", "load"),
+    "lowbit.numerics": (
+        *("ELEMENT", "FORMATS", "TENSOR", "Format", "Int", "QuantTensor"),
+        *("channel", "error", "group", "quantize_tensor", "tile"),
+    ),
+    "lowbit.ranges": ("RANGES",),
+    "lowbit.storage.container": ("pack", "unpack"),
+    "lowbit.storage.inspect": ("inspect", "read_tensor"),
+    "lowbit.recipe": ("FLOAT", "RECIPES", "Recipe", "Rule", "TensorSpec"),
+    "lowbit.targets": ("TARGETS", "Target"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from lowbit.data import Data as Data
+    from lowbit.data import Preprocessing as Preprocessing
+    from lowbit.flows.compare import compare as compare
+    from lowbit.flows.evaluate import evaluate as evaluate
+    from lowbit.flows.ptq import quantize as quantize
+    from lowbit.model import Model as Model
+    from lowbit.model import load as load
+    from lowbit.numerics import ELEMENT as ELEMENT
+    from lowbit.numerics import FORMATS as FORMATS
+    from lowbit.numerics import TENSOR as TENSOR
+    from lowbit.numerics import Format as Format
+    from lowbit.numerics import Int as Int
+    from lowbit.numerics import QuantTensor as QuantTensor
+    from lowbit.numerics import channel as channel
+    from lowbit.numerics import error as error
+    from lowbit.numerics import group as group
+    from lowbit.numerics import quantize_tensor as quantize_tensor
+    from lowbit.numerics import tile as tile
+    from lowbit.ranges import RANGES as RANGES
+    from lowbit.recipe import FLOAT as FLOAT
+    from lowbit.recipe import RECIPES as RECIPES
+    from lowbit.recipe import Recipe as Recipe
+    from lowbit.recipe import Rule as Rule
+    from lowbit.recipe import TensorSpec as TensorSpec
+    from lowbit.storage.container import pack as pack
+    from lowbit.storage.container import unpack as unpack
+    from lowbit.storage.inspect import inspect as inspect
+    from lowbit.storage.inspect import read_tensor as read_tensor
+    from lowbit.targets import TARGETS as TARGETS
+    from lowbit.targets import Target as Target
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module 'lowbit' has no attribute '{name}'. Public names are: {', '.join(sorted(_HOME_OF))}.")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -15,7 +15,7 @@ import tomli_w
 
 from lowbit.errors import InputError, UnusedRuleError
 from lowbit.numerics import Format, parse_format, spell_format
-from lowbit.ranges import MSE, Range, parse_range, range_words
+from lowbit.ranges import MSE, Auto, MinMax, Range, parse_range, range_words
 from lowbit.targets import find_target
 
 
@@ -137,16 +137,19 @@ def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
     return replace(spec, range=parse_range(row["range"])) if "range" in row else spec
 
 
+PREPARE = ("recognize_operators", "fold_batchnorm", "fuse_gemm")
+
+
 def int8(target: str = "onnxruntime") -> Recipe:
     """8-bit weights per output channel, 8-bit activations per tensor, in the formats of the target."""
     profile = find_target(target)
-    rule = Rule("*", TensorSpec(profile.weights, MSE()), TensorSpec(profile.activations, MSE()))
-    return Recipe((rule,), ("fold_batchnorm",), target)
+    rule = Rule("*", TensorSpec(profile.weights, MinMax()), TensorSpec(profile.activations, Auto()))
+    return Recipe((rule,), PREPARE, target)
 
 
 def int8_weights(target: str = "onnxruntime") -> Recipe:
     """8-bit weights per output channel; everything is computed in float."""
-    return Recipe((Rule("*", TensorSpec(find_target(target).weights, MSE()), FLOAT),), ("fold_batchnorm",), target)
+    return Recipe((Rule("*", TensorSpec(find_target(target).weights, MinMax()), FLOAT),), PREPARE, target)
 
 
 RECIPES = MappingProxyType({"int8": int8, "int8-weights": int8_weights})

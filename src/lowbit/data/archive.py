@@ -4,7 +4,7 @@ A .npz is a zip of .npy members; its sizes are checked against each member's own
 """
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from lowbit.errors import DataError
+from lowbit.storage.atomic import replacing
 
 LARGEST_ROW = 2 * 2**30  # bytes of one sample; more than that is a damaged or hostile header
 LARGEST_MEMBER, LARGEST_RATIO = 2**30, 1000  # a member above both unpacks to far more than real data do
@@ -73,6 +74,20 @@ def stored_arrays(file: Path) -> dict[str, StoredArray]:
     if other := [info.filename for info in members if not info.filename.endswith(".npy")]:
         raise DataError(f"'{file}' holds '{other[0]}', which is not an array. A .npz holds .npy members only.")
     return {info.filename[: -len(".npy")]: _header(file, info.filename, info.file_size) for info in members}
+
+
+def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> int:
+    """Write a .npz, or a .npy of the only array, aside and renamed; returns bytes on disk. A leading / is dropped."""
+    with replacing(file) as aside:
+        if file.suffix == ".npy":
+            with aside.open("wb") as stream:
+                np.lib.format.write_array(stream, next(iter(arrays.values())), allow_pickle=False)
+        else:
+            with zipfile.ZipFile(aside, "w") as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name.lstrip('/')}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+        return aside.stat().st_size
 
 
 def checked_zip(file: Path) -> zipfile.ZipFile:

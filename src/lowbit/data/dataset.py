@@ -1,7 +1,7 @@
 """Data of one network: opened from anything, checked, and handed out in batches."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ class Data:
     fitting: Fitting
     skip: int = 0
     limit: int | None = None
+    watch: Callable[[int], None] | None = None
 
     @classmethod
     def of(
@@ -42,6 +43,7 @@ class Data:
         names: Mapping[str, str] | None = None,
         skip: int = 0,
         limit: int | None = None,
+        watch: Callable[[int], None] | None = None,
     ) -> "Data":
         """Data from a path, `module:function`, arrays, tensors, a dict, a tuple, or any iterable of batches.
 
@@ -49,11 +51,13 @@ class Data:
         preprocess  what becomes of pixels or numbers before the network sees them
         names       network input (or `labels`) → array of the data, where names differ
         skip, limit samples to leave out at the start; most samples to use
+        watch       called with the number of samples handed out in this pass, after each batch
         """
         if skip < 0 or (limit is not None and limit < 1):
             raise DataError(f"skip={skip} limit={limit}: skip is 0 or more, limit 1 or more.")
         if isinstance(source, Data):
-            return source._narrowed(skip, limit)
+            narrowed = source._narrowed(skip, limit)
+            return narrowed if watch is None else replace(narrowed, watch=watch)
         stated = None if preprocess is None else Preprocessing.of(preprocess)
         fitting = Fitting(tuple(inputs), stated, dict(names or {}))
         opened = _from_text(source, fitting) if isinstance(source, (str, Path)) else from_memory(source, fitting)
@@ -61,7 +65,7 @@ class Data:
             fitting = replace(fitting, renames={})
         if isinstance(opened, Pictures):  # image files are prepared one by one, before they can be stacked
             fitting = replace(fitting, preprocess=Preprocessing())
-        return cls(opened, fitting, skip, limit)
+        return cls(opened, fitting, skip, limit, watch)
 
     def batches(self, size: int | None = None) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None]]:
         """Batches of `size` samples and their labels, or None; without a size, as the source gives them.
@@ -77,21 +81,27 @@ class Data:
         batching = Batching.of(self.fitting.inputs)
         parts = self._chosen(batching)
         wanted = batching.fixed or size or self.source.batch
-        any_sample = False
+        done = 0
         for samples in batching.regrouped(parts, wanted) if wanted else parts:
-            any_sample = True
             if batching.fixed and samples.count != batching.fixed:
                 raise DataError(
                     f"the network takes exactly {batching.fixed} samples at a time, {samples.count} are left over. "
                     f"Use a limit that is a multiple of {batching.fixed}."
                 )
             yield samples
-        if not any_sample and not self.source.repeatable:
+            done += samples.count
+            if self.watch is not None:
+                self.watch(done)
+        if not done and not self.source.repeatable:
             raise DataError(
                 "the generator is empty or was read before. Give a list, a DataLoader, or the function itself."
             )
-        if not any_sample:
+        if not done:
             raise DataError(f"{self.source.name} has no samples{f' after the first {self.skip}' if self.skip else ''}.")
+
+    def cut(self, samples: Samples, count: int) -> Samples:
+        """The first `count` of these samples; all of them where the network takes a fixed number at once."""
+        return samples if self.fixed_batch else Batching.of(self.fitting.inputs).slice(samples, 0, count)
 
     def take(self, count: int) -> "Data":
         """The first `count` samples."""

@@ -37,10 +37,11 @@ class Fitting:
         """One item (a mapping, a tuple of inputs and perhaps labels, or a lone array) checked and brought in shape."""
         named, labels = self.named(item, where)
         batching = Batching.of(self.inputs)
-        arrays = {}
+        arrays, lone = {}, False
         for port in self.inputs:
             array = as_array(named[port.name], f"{where}: '{port.name}'")
             arrays[port.name] = self._fitted(array, port, batching.axes[port.name], where)
+            lone |= array.ndim < arrays[port.name].ndim
         counts = {
             name: array.shape[axis] for name, array in arrays.items() if (axis := batching.axes[name]) is not None
         }
@@ -48,7 +49,7 @@ class Fitting:
             listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())
             raise ShapeError(f"{where}: inputs have unequal numbers of samples: {listed}.")
         count = next(iter(counts.values()), 1)
-        return Samples(arrays, None if labels is None else as_labels(labels, count, where), count)
+        return Samples(arrays, None if labels is None else as_labels(labels, count, where, lone and count == 1), count)
 
     def named(self, item: object, where: str) -> tuple[dict[str, Any], Any]:
         """The network's inputs by name, and the labels or None."""

@@ -28,10 +28,16 @@ class Samples:
 
 @dataclass(frozen=True)
 class Batching:
-    """Which axis of each input counts samples (None: none does), and how many the network takes at once (None: any)."""
+    """Which axis of each input counts samples, and how many samples the network takes at once.
+
+    axes    input → axis, None where it has none
+    fixed   the only number of samples that it takes, None: any
+    symbol  what the shape of the leading input says about that axis
+    """
 
     axes: Mapping[str, int | None]
     fixed: int | None
+    symbol: int | str | None = None
 
     @classmethod
     def of(cls, inputs: "Sequence[Port]") -> "Batching":
@@ -41,7 +47,11 @@ class Batching:
         if lead is None:
             return cls({port.name: None for port in inputs}, 1)
         axes = {port.name: _axis_like(port, lead.shape[0]) for port in inputs}
-        return cls(axes, lead.shape[0] if isinstance(lead.shape[0], int) else None)
+        return cls(axes, lead.shape[0] if isinstance(lead.shape[0], int) else None, lead.shape[0])
+
+    def axes_of(self, outputs: "Sequence[Port]") -> dict[str, int | None]:
+        """Which axis of each output counts samples, by the same symbol or size."""
+        return {port.name: _axis_like(port, self.symbol) for port in outputs}
 
     def slice(self, samples: Samples, start: int, stop: int) -> Samples:
         """Samples start … stop."""
@@ -138,20 +148,22 @@ def as_array(value: Any, what: str) -> np.ndarray:
     return array
 
 
-def as_labels(value: Any, count: int, what: str) -> np.ndarray:
-    """Labels with one entry a sample; anything that is no plain array stays a list of objects (boxes, sentences, …)."""
+def as_labels(value: Any, count: int, what: str, lone: bool = False) -> np.ndarray:
+    """Labels with one entry a sample; anything that is no plain array stays a list of objects (boxes, sentences, …).
+
+    lone   the value belongs to one sample that came without a batch axis, so that it is one entry itself
+    """
     if type(value).__module__.partition(".")[0] == "torch":
         value = value.detach().cpu().numpy()
+    if lone and np.shape(value) != (1,):
+        value = [value]
     try:
         array = np.asarray(value)
     except ValueError:
         array = _objects(list(value))
     if array.dtype == object and not isinstance(value, np.ndarray):
-        array = _objects(list(value)) if isinstance(value, Sequence) else _objects([value])
-    if array.ndim == 0:
-        array = array[None]
-    if len(array) != count and count == 1:
-        array = _objects([value]) if array.dtype == object else array[None]
+        array = _objects(list(value))
+    array = array[None] if array.ndim == 0 else array
     if len(array) != count:
         raise DataError(f"{what}: {count} samples but {len(array)} labels.")
     return array

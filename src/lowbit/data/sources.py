@@ -19,7 +19,7 @@ from lowbit.data.fitting import Fitting
 from lowbit.data.images import ImageFiles
 from lowbit.data.preprocess import Preprocessing
 from lowbit.data.samples import as_array, as_labels
-from lowbit.errors import DataError, InputError
+from lowbit.errors import DataError, InputError, LowbitError
 
 if TYPE_CHECKING:
     from lowbit.model import Port
@@ -114,6 +114,14 @@ class Items:
     skips: bool = False
 
     def items(self, skip: int = 0) -> Iterator[object]:
+        try:
+            yield from self._iterable()
+        except LowbitError:
+            raise
+        except Exception as problem:  # the caller's own code failed; the traceback leads there
+            raise DataError(f"{self.name} raised {type(problem).__name__}: {problem}.") from problem
+
+    def _iterable(self) -> Iterable[object]:
         given = self.given
         if callable(given) and not isinstance(given, Iterable):
             given = given()
@@ -122,7 +130,7 @@ class Items:
         if not isinstance(given, Iterable):
             raise DataError(f"{self.name} returned {type(given).__name__}; an iterable of batches is needed.")
         if isinstance(given, (Mapping, tuple)) or hasattr(given, "dtype"):
-            given = [given]
+            return [given]
         return iter(given)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import DataError
-from lowbit.simulate.fakequant import FakeBias, FakeQuant, Simulation
+from lowbit.simulate.fakequant import Simulation
 from lowbit.solve import SOLVERS
 
 Batch = Mapping[str, np.ndarray[Any, Any]]
@@ -37,39 +37,7 @@ def observe(simulation: Simulation, batches: Iterable[Batch]) -> int:
 def solve_weights(simulation: Simulation) -> None:
     """Find the codes of every weight; the simulated network then holds their values."""
     for name, (site, quantizer) in simulation.constants().items():
-        weight = parameter(simulation, name)
+        weight = simulation.parameter(name)
         stored = SOLVERS[site.spec.solve](weight, site.spec)
         quantizer.stored = stored
         quantizer.set_parameters(stored.scale_values(), stored.zero_values())
-
-
-def parameter(simulation: Simulation, value: str) -> Tensor:
-    """The tensor behind the quantizer of a constant."""
-    source = simulation.nodes[value].args[0]
-    assert isinstance(source, torch.fx.Node)
-    found = simulation.module
-    for part in str(source.target).split("."):
-        found = getattr(found, part)
-    assert isinstance(found, Tensor)
-    return found
-
-
-def choose_ranges(simulation: Simulation) -> None:
-    """Scale and zero of every activation from what was observed."""
-    for name, quantizer in simulation.activations().items():
-        set_range(quantizer, name)
-
-
-def set_range(quantizer: FakeQuant, name: str) -> None:
-    """Scale and zero of one quantizer, by its own range estimator."""
-    from lowbit.numerics import scale_and_zero
-
-    try:
-        lo, hi = quantizer.spec.range.bounds(quantizer.statistics, quantizer.format)
-    except DataError as error:
-        raise DataError(f"'{name}': {error}") from None
-    scale, zero = scale_and_zero(lo, hi, quantizer.format)
-    quantizer.set_parameters(scale.reshape(()), zero.reshape(()))
-
-
-__all__ = ["FakeBias", "choose_ranges", "forward", "observe", "parameter", "set_range", "solve_weights"]

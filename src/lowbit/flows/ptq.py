@@ -8,8 +8,10 @@ from typing import Any
 
 import lowbit
 from lowbit.data import Data
-from lowbit.flows.calibrate import Batch, choose_ranges, observe, solve_weights
+from lowbit.flows.calibrate import Batch, observe, solve_weights
+from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
+from lowbit.flows.ranges import choose_ranges
 from lowbit.flows.verify import verify
 from lowbit.graph import PASSES
 from lowbit.model import Model
@@ -17,7 +19,7 @@ from lowbit.recipe import Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
 from lowbit.simulate.place import place
 
-HELD_SAMPLES = 16  # kept from the calibration data for the proof that file and simulation agree
+HELD_SAMPLES = 64  # kept from the calibration data for the proof that file and simulation agree
 
 
 def quantize(
@@ -34,12 +36,13 @@ def quantize(
     """
     chosen = find_recipe(recipe, target)
     prepared = model.copy()
-    notes = [note for name in chosen.passes for note in PASSES[name](prepared.program)]
+    notes = [line for name in chosen.passes for line in PASSES[name](prepared.program)]
     simulation = Simulation(prepared.program, place(prepared.program, chosen))
     held: list[Batch] = []
     observe(simulation, _keep_some(Data.of(calibration, model.inputs), held))
     solve_weights(simulation)
-    choose_ranges(simulation)
+    choose_ranges(simulation, held)
+    correct_bias(simulation, held)
     program = export(simulation)
     parity = verify(simulation, program, held)
     program.metadata_props.update(
@@ -57,8 +60,8 @@ def quantize(
 def _keep_some(data: Data, held: list[Batch]) -> Iterator[Batch]:
     """The batches of the data; the first few samples are also appended to `held`."""
     kept = 0
-    for batch, _ in data.batches():
+    for samples in data.samples():
         if kept < HELD_SAMPLES:
-            held.append({name: array[: HELD_SAMPLES - kept] for name, array in batch.items()})
-            kept += len(next(iter(batch.values())))
-        yield batch
+            held.append(data.cut(samples, HELD_SAMPLES - kept).inputs)
+            kept += samples.count
+        yield samples.inputs

@@ -1,5 +1,7 @@
 """What a number can be: grids, blocks, formats, and the codes of a tensor."""
 
+from lowbit.numerics.encode import decode_rows, encode_rows
+from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, INT8, UINT8, Format
 from lowbit.numerics.grids import (
     AdditivePow2,
@@ -14,7 +16,6 @@ from lowbit.numerics.parse import parse_format
 from lowbit.numerics.qtensor import QuantTensor
 from lowbit.numerics.quantize import (
     Error,
-    encode_rows,
     error,
     fake_quantize_rows,
     quantize,
@@ -34,18 +35,23 @@ __all__ = [
     "UINT8",
     "WHOLE",
     "AdditivePow2",
+    "Bases",
     "Block",
     "Codebook",
     "Error",
+    "Fitted",
     "Float",
     "Format",
     "Grid",
     "Int",
+    "KMeans",
+    "Piecewise",
     "Pow2",
     "QuantTensor",
     "Rounding",
     "SignedPow2",
     "channel",
+    "decode_rows",
     "encode_rows",
     "error",
     "fake_quantize_rows",

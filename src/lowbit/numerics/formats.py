@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from lowbit.errors import InputError, UnsupportedError
+from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
 from lowbit.numerics.grids import (
     BFLOAT16,
     E2M1,
@@ -28,14 +29,14 @@ from lowbit.numerics.grids import (
 from lowbit.numerics.roundings import parse_rounding
 from lowbit.numerics.rows import TENSOR, Block, channel, group, tile_counts
 
-FLOAT_SCALE_BITS = 32
+FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
 class Format:
     """How a tensor is stored.
 
-    grid        which numbers a code can mean
+    grid        which numbers a code can mean; a `Fitted` grid finds them, one table for each block
     block       what shares one scale; None: no scale at all, the grid's values are the values
     scale       how the scales are stored: a Format over the tensor of scales, or None for float32
     zero_point  whether a tile also has a zero: value = (grid value - zero) * scale
@@ -43,7 +44,7 @@ class Format:
     rounding    name of a rounding, see `roundings.ROUNDINGS`
     """
 
-    grid: Grid
+    grid: Grid | Fitted
     block: Block | None = TENSOR
     scale: "Format | None" = None
     zero_point: bool = False
@@ -54,6 +55,10 @@ class Format:
         parse_rounding(self.rounding)
         if self.block is None and (self.scale is not None or self.zero_point or self.reach is not None):
             raise InputError(f"{self!r} has no block, so no scale, zero_point or reach can belong to it.")
+        if isinstance(self.grid, Fitted) and (self.block is None or self.scale or self.zero_point or self.reach):
+            raise InputError(
+                f"{self!r} is fitted: it needs a block, and no scale, zero_point or reach beside its table."
+            )
         if self.zero_point and self.scale is not None and self.scale.block is not None:
             raise UnsupportedError(
                 f"{self!r}: a zero point needs a scale of its own, not one that shares a second scale."
@@ -81,13 +86,14 @@ class Format:
         """
         if self.block is None:
             return float(self.grid.bits)
-        zero_bits = self.grid.bits if self.zero_point else 0
-        if shape is None:
-            scale_bits = FLOAT_SCALE_BITS if self.scale is None else self.scale.bits_per_element()
-            return self.grid.bits + (scale_bits + zero_bits) / self.block.elements
-        counts = tile_counts(shape, self.block.tile(shape))
-        scale_bits = FLOAT_SCALE_BITS if self.scale is None else self.scale.bits_per_element(counts)
-        return self.grid.bits + (scale_bits + zero_bits) * prod(counts) / max(1, prod(shape))
+        counts = None if shape is None else tile_counts(shape, self.block.tile(shape))
+        if isinstance(self.grid, Fitted):
+            block_bits: float = FLOAT_BITS * self.grid.numbers
+        else:
+            block_bits = FLOAT_BITS if self.scale is None else self.scale.bits_per_element(counts)
+            block_bits += self.grid.bits if self.zero_point else 0
+        blocks_per_element = 1 / self.block.elements if counts is None else prod(counts) / max(1, prod(shape or ()))
+        return self.grid.bits + block_bits * blocks_per_element
 
 
 _POWER_OF_TWO_UP = Format(E8M0, None, rounding="up")
@@ -155,6 +161,13 @@ FORMATS: dict[str, Format] = {
     "apot4": APOT4,
     "apot5": APOT5,
     "nf4": NF4,
+    "pwlq4": Format(Piecewise(4)),
+    "codebook2": Format(KMeans(2)),
+    "codebook3": Format(KMeans(3)),
+    "codebook4": Format(KMeans(4)),
+    "bases2": Format(Bases(2)),
+    "bases3": Format(Bases(3)),
+    "bases4": Format(Bases(4)),
     "e4m3": FP8_E4M3,
     "e5m2": FP8_E5M2,
     "e3m4": FP8_E3M4,

@@ -7,50 +7,67 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.numerics.grids import Grid, Int
-from lowbit.numerics.quantize import fake_quantize_rows
+from lowbit.numerics.grids import Grid, Int, grid_table
+from lowbit.numerics.sorted_points import SortedPoints
 
 
-def squared_error(values: Tensor, weights: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    """Σ weight · (x - x̂)², rounding to nearest: (n_blocks, 1) float64.
+class SquaredError:
+    """Σ weight · (x - x̂)² under any scale and zero, rounding to nearest; made once, asked often.
 
-    values   (n_blocks or 1, n)
-    weights  (n_blocks, n)
-    scale, zero  (n_blocks, 1)
+    values   (n_blocks or 1, n), in any order
+    weights  (n_blocks, n), or None for ones
+
+    `Int` goes over the points; a grid with a table goes over its cells, by running sums over the sorted points.
     """
-    blocks = max(weights.shape[0], scale.shape[0])
-    if isinstance(grid, Int) and not values.is_cuda:
-        out = np.empty((blocks, 1))
-        _int_error(
-            values.to(torch.float32).contiguous().numpy(),
-            weights.to(torch.float32).contiguous().numpy(),
-            scale.contiguous().numpy(),
-            zero.contiguous().numpy(),
-            np.float32(grid.minimum),
-            np.float32(grid.maximum),
-            out,
-        )
-        return torch.from_numpy(out)
-    rows = values.to(torch.float32).expand(blocks, -1)
-    difference = (fake_quantize_rows(rows, scale, zero, grid) - rows).to(torch.float64)
-    return (difference**2 * weights).sum(1, keepdim=True)
+
+    def __init__(self, values: Tensor, weights: Tensor | None, grid: Grid) -> None:
+        self.grid = grid
+        self.values = np.ascontiguousarray(values.detach().cpu().numpy(), np.float32)
+        ones = np.ones((1, 1), np.float32)
+        self.weights = ones if weights is None else np.ascontiguousarray(weights.cpu().numpy(), np.float32)
+        self.device = values.device
+        if isinstance(grid, Int):
+            return
+        if weights is None:
+            self.points = SortedPoints(np.sort(self.values, axis=1))
+        else:
+            order = np.argsort(self.values[0])
+            self.points = SortedPoints(self.values[:, order], self.weights[:, order].astype(np.float64))
+
+    def __call__(self, scale: Tensor, zero: Tensor) -> Tensor:
+        """scale, zero (n_blocks, 1) → (n_blocks, 1) float64."""
+        s, z = (np.ascontiguousarray(t.detach().cpu().numpy(), np.float32) for t in (scale, zero))
+        if not isinstance(self.grid, Int):
+            table = (grid_table(self.grid).values[None] - z.astype(np.float64)) * s
+            return torch.from_numpy(self.points.squared_error(table)).to(self.device)
+        out = np.empty((len(s), 1))
+        lowest, highest = np.float32(self.grid.minimum), np.float32(self.grid.maximum)
+        _int_error(self.values, self.weights, s, z, lowest, highest, out)
+        return torch.from_numpy(out).to(self.device)
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
 def _int_error(values: Any, weights: Any, scale: Any, zero: Any, lowest: Any, highest: Any, out: Any) -> None:
     for block in range(out.shape[0]):
-        x = values[min(block, values.shape[0] - 1)]
-        w = weights[min(block, weights.shape[0] - 1)]
+        x = values[block if values.shape[0] > 1 else 0]
+        w = weights[block if weights.shape[0] > 1 else 0]
         s = scale[block, 0]
         inverse = np.float32(1) / s
         low, high = lowest - zero[block, 0], highest - zero[block, 0]
         total = 0.0
         for start in range(0, x.shape[0], 1024):
-            part, share = x[start : start + 1024], w[start : start + 1024]
+            part = x[start : start + 1024]
             noise = np.float32(0)
-            for i in range(part.shape[0]):
-                code = min(max(np.rint(part[i] * inverse), low), high)
-                difference = part[i] - code * s
-                noise += share[i] * difference * difference
+            if w.shape[0] == 1:
+                for i in range(part.shape[0]):
+                    code = min(max(np.rint(part[i] * inverse), low), high)
+                    difference = part[i] - code * s
+                    noise += difference * difference
+            else:
+                share = w[start : start + 1024]
+                for i in range(part.shape[0]):
+                    code = min(max(np.rint(part[i] * inverse), low), high)
+                    difference = part[i] - code * s
+                    noise += share[i] * difference * difference
             total += float(noise)
         out[block, 0] = total

@@ -6,14 +6,21 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lowbit.errors import InputError
+from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, Format
 from lowbit.numerics.grids import AdditivePow2, Float, Grid, Int, SignedPow2
 from lowbit.numerics.rows import ELEMENT, TENSOR, channel, group, tile
 
-_PATTERNS: dict[str, tuple[re.Pattern[str], Callable[..., Grid]]] = {
+_PATTERNS: dict[str, tuple[re.Pattern[str], Callable[..., Grid | Fitted]]] = {
     "eXmY": (re.compile(r"e(\d+)m(\d+)"), lambda e, m: Float(int(e), int(m))),
     "logN": (re.compile(r"log(\d+)"), lambda bits: SignedPow2(int(bits))),
     "apotN": (re.compile(r"apot(\d+)"), lambda bits: AdditivePow2(int(bits))),
+    "codebookN[:START]": (
+        re.compile(r"codebook:?(\d+)(?::([a-z]+))?"),
+        lambda b, start: KMeans(int(b), start or "optimal"),
+    ),
+    "basesN": (re.compile(r"bases:?(\d+)"), lambda count: Bases(int(count))),
+    "pwlqN": (re.compile(r"pwlq:?(\d+)"), lambda bits: Piecewise(int(bits))),
 }
 _OPTIONS = (
     "tensor, element, channel:AXIS, group:LENGTH[:AXIS], tile:LENGTHxLENGTH, affine, symmetric, narrow, "
@@ -82,4 +89,6 @@ def _scale_format(name: str, text: str) -> Format:
     """The scale of scale:NAME, without a second scale: e8m0 rounds up so that nothing clips."""
     if name == "e8m0":
         return FORMATS["fixed8"].scale or FORMATS["fixed8"]
+    if isinstance(_named(name, text).grid, Fitted):
+        raise InputError(f"'scale:{name}' in format '{text}': a scale cannot be stored in a grid fitted to data.")
     return replace(_named(name, text), block=None, scale=None, zero_point=False, reach=None)

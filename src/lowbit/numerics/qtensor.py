@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.numerics.encode import decode
+from lowbit.numerics.encode import decode, decode_rows
 from lowbit.numerics.formats import Format
-from lowbit.numerics.grids import grid_table
 from lowbit.numerics.rows import from_rows, tile_counts, tiles_to_rows
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
@@ -56,11 +55,8 @@ class QuantTensor:
         """The numbers that are stored, in the dtype and kind of the original."""
         codes = tiles_to_rows(as_torch(self.codes), self.tile)
         table = None if self.table is None else as_torch(self.table)
-        rows = decode(codes, self.format.grid, table)
-        if self.zero is not None:
-            rows = rows - self._zero().reshape(-1, 1)
-        if self.scale is not None:
-            rows = rows * self._scale().reshape(-1, 1)
+        scale, zero = self._scale().reshape(-1, 1), self._zero().reshape(-1, 1)
+        rows = decode_rows(codes, scale, zero, self.format.grid, table)
         return like(from_rows(rows, self.shape, self.tile), self.dtype)
 
     @property
@@ -106,12 +102,6 @@ def like(x: Tensor, dtype: Any) -> Array:
 
 def _like(x: Tensor, other: Array) -> Array:
     return x if isinstance(other, Tensor) else x.cpu().numpy()
-
-
-def zero_code(format: Format) -> int:
-    """The code of the number 0, or of the value nearest to it where the grid has no 0."""
-    table = grid_table(format.grid)
-    return int(np.abs(table.values).argmin()) + table.first_code
 
 
 _TORCH_KNOWS = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}

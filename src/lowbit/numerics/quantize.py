@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import DataError, InputError, ShapeError
-from lowbit.numerics.encode import code_dtype, decode, round_to_grid, round_to_int
+from lowbit.numerics.encode import decode, encode_rows, round_rows, row_extremes
+from lowbit.numerics.fitted import Fitted, fit_table
 from lowbit.numerics.formats import Format
-from lowbit.numerics.grids import Grid, Int, grid_table
+from lowbit.numerics.grids import Grid, grid_table
 from lowbit.numerics.parse import parse_format
 from lowbit.numerics.qtensor import Array, QuantTensor, as_torch
 from lowbit.numerics.roundings import Rounding, nearest, parse_rounding
@@ -43,7 +44,7 @@ def _scale_zero_stored(
 ) -> tuple[Tensor, Tensor, QuantTensor | None]:
     """`scale_and_zero`, and the scales as they are stored where they are quantized."""
     lo, hi = lo.to(torch.float32), hi.to(torch.float32)
-    if format.block is None:
+    if format.block is None or isinstance(format.grid, Fitted):
         return torch.ones_like(lo), torch.zeros_like(lo), None
     table = grid_table(format.grid)
     reach = table.maximum if format.reach is None else format.reach
@@ -58,7 +59,8 @@ def _scale_zero_stored(
     scale, stored = _store_scale(raw, format, tiles)
     if not format.zero_point:
         return scale, torch.zeros_like(scale), stored
-    zero_codes = round_to_grid(table.minimum - lo / scale, format.grid)
+    ones = torch.ones_like(scale)
+    zero_codes = encode_rows(table.minimum - lo / scale, ones, torch.zeros_like(scale), format.grid)
     return scale, decode(zero_codes, format.grid), stored
 
 
@@ -66,6 +68,7 @@ def _store_scale(raw: Tensor, format: Format, tiles: tuple[int, ...]) -> tuple[T
     """Raw scales (n_blocks, 1) as they are stored: (effective scale, its QuantTensor if it is quantized)."""
     shares_second_scale = format.scale is not None and format.scale.block is not None
     if not shares_second_scale:
+        assert not isinstance(format.grid, Fitted)
         empty = 1.0 if grid_table(format.grid).has_zero else SMALLEST_SCALE
         raw = torch.where(raw == 0, empty, raw.clamp(min=SMALLEST_SCALE))
     if format.scale is None:
@@ -104,17 +107,23 @@ def _quantize_torch(x: Tensor, format: Format, bounds: Bounds | None, rounding: 
     tiles = tile_counts(shape, tile)
     rows = tiles_to_rows(x, tile).to(torch.float32)
     lo, hi = _row_bounds(rows, x, bounds, format)
-    scale, zero, stored = _scale_zero_stored(lo, hi, format, tiles)
     choose = rounding or parse_rounding(format.rounding)
+    if isinstance(format.grid, Fitted):
+        table = fit_table(format.grid, rows if bounds is None else torch.minimum(torch.maximum(rows, lo), hi))
+        ones = rows.new_ones(len(rows), 1)
+        codes = encode_rows(rows, ones, torch.zeros_like(ones), format.grid, choose, table)
+        return QuantTensor(from_rows(codes, shape, tile), format, tile, None, table=table, dtype=x.dtype)
+    scale, zero, stored = _scale_zero_stored(lo, hi, format, tiles)
     codes = encode_rows(rows, scale, zero, format.grid, choose)
-    dtype = code_dtype(format.grid)
-    has_scale = format.block is not None
+    zero_codes = (
+        encode_rows(zero, torch.ones_like(zero), torch.zeros_like(zero), format.grid) if format.zero_point else None
+    )
     return QuantTensor(
-        codes=from_rows(codes.to(dtype), shape, tile),
+        codes=from_rows(codes, shape, tile),
         format=format,
         tile=tile,
-        scale=(stored if stored is not None else scale.reshape(tiles)) if has_scale else None,
-        zero=round_to_grid(zero, format.grid).to(dtype).reshape(tiles) if format.zero_point else None,
+        scale=None if format.block is None else scale.reshape(tiles) if stored is None else stored,
+        zero=None if zero_codes is None else zero_codes.reshape(tiles),
         dtype=x.dtype,
     )
 
@@ -124,7 +133,7 @@ def _row_bounds(rows: Tensor, x: Tensor, bounds: Bounds | None, format: Format) 
     if rows.numel() == 0:
         return rows.new_zeros(blocks, 1), rows.new_zeros(blocks, 1)
     if bounds is None and format.block is not None:
-        lo, hi = torch.aminmax(rows, dim=1, keepdim=True)
+        lo, hi = row_extremes(rows)
         if not (torch.isfinite(lo) & torch.isfinite(hi)).all():
             raise DataError(f"cannot quantize: {describe_not_finite(x)}")
         return lo, hi
@@ -152,22 +161,12 @@ def describe_not_finite(x: Tensor) -> str:
     return f"{found} among {x.numel()} values, the first at index {first}. Mend the data, or give finite bounds."
 
 
-def encode_rows(rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid, rounding: Rounding = nearest) -> Tensor:
-    """Codes of rows (n_blocks, n) under scale and zero (n_blocks, 1), int64. A tile of scale 0 becomes zeros."""
-    y = rows / torch.where(scale == 0, float("inf"), scale)
-    if isinstance(grid, Int):
-        # Rounded before the zero is added, as ONNX QuantizeLinear does; nearest-even ties would differ otherwise.
-        return (round_to_int(y, rounding) + zero).clamp_(grid.minimum, grid.maximum).to(torch.int64)
-    return round_to_grid(y + zero, grid, rounding)
-
-
 def fake_quantize_rows(
     rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid, rounding: Rounding | str = nearest
 ) -> Tensor:
     """Rows quantized and decoded again: float32 (n_blocks, n); scale and zero (n_blocks, 1). No gradient."""
     choose = parse_rounding(rounding) if isinstance(rounding, str) else rounding
-    codes = encode_rows(rows.detach().to(torch.float32), scale, zero, grid, choose)
-    return (decode(codes, grid) - zero) * scale
+    return round_rows(rows.detach().to(torch.float32), scale, zero, grid, choose)
 
 
 def quantize_tensor(
@@ -223,15 +222,19 @@ def measure(x: Array, stored: QuantTensor) -> Error:
 
 
 def _clipped_share(exact: Tensor, stored: QuantTensor) -> float:
-    table = grid_table(stored.format.grid)
     rows = tiles_to_rows(exact, stored.tile)
     scale = as_torch(stored.scale_values()).reshape(-1, 1).to(torch.float64)
     zero = as_torch(stored.zero_values()).reshape(-1, 1).to(torch.float64)
-    # Half a step beyond the end is rounding; scale rounding in float32 may move the end by a relative 1e-6.
-    values = torch.from_numpy(table.values).to(exact.device, torch.float64)
-    last, first = (values[-1] - zero) * scale, (values[0] - zero) * scale
-    step = (values[-1] - values[-2]) * scale if len(values) > 1 else scale
-    outside = (rows > last + step / 2) | (rows < first - step / 2)
+    if stored.table is not None:
+        values = as_torch(stored.table).to(torch.float64)
+    else:
+        assert not isinstance(stored.format.grid, Fitted)
+        values = torch.from_numpy(grid_table(stored.format.grid).values).to(exact.device, torch.float64)[None]
+    # Within half a step beyond an end is rounding, not clipping.
+    gaps = values.diff(dim=1) if values.shape[1] > 1 else torch.ones_like(values)
+    last = (values[:, -1:] + gaps[:, -1:] / 2 - zero) * scale
+    first = (values[:, :1] - gaps[:, :1] / 2 - zero) * scale
+    outside = (rows > last) | (rows < first)
     return float(from_rows(outside, stored.shape, stored.tile).to(torch.float64).mean())
 
 

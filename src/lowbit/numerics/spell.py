@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from lowbit.errors import UnsupportedError
+from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, Format
 from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2
 from lowbit.numerics.parse import parse_format
@@ -13,7 +14,9 @@ def spell_format(format: Format) -> str:
     """The shortest words that `parse_format` reads back as this format; UnsupportedError where there are none."""
     spelled = [s for name in _names(format) if (s := _spell(format, name)) is not None]
     if not spelled:
-        raise UnsupportedError(f"{format!r} has no name in words; name it in lowbit.FORMATS to use it in a recipe file.")
+        raise UnsupportedError(
+            f"{format!r} has no name in words; name it in lowbit.FORMATS to use it in a recipe file."
+        )
     return min(spelled, key=lambda words: (words.count(" "), len(words)))
 
 
@@ -28,6 +31,12 @@ def _names(format: Format) -> list[str]:
             names.append(f"log{bits}")
         case AdditivePow2(bits=bits):
             names.append(f"apot{bits}")
+        case KMeans(bits=bits, start=start, seed=0):
+            names.append(f"codebook{bits}" if start == "optimal" else f"codebook{bits}:{start}")
+        case Bases(count=count):
+            names.append(f"bases{count}")
+        case Piecewise(bits=bits):
+            names.append(f"pwlq{bits}")
     return names
 
 
@@ -71,4 +80,6 @@ def _spell_block(block: Block) -> str:
 
 
 def _is_scale(format: Format, name: str) -> bool:
+    if name in FORMATS and isinstance(FORMATS[name].grid, Fitted):
+        return False
     return parse_format(f"int8 scale:{name}").scale == format.scale

@@ -5,6 +5,7 @@ from typing import Any
 
 from lowbit.errors import InputError
 from lowbit.ranges.analytic import ACIQ
+from lowbit.ranges.auto import Auto
 from lowbit.ranges.extremes import MeanStd, MinMax, MovingAverage, Percentile, Range
 from lowbit.ranges.search import MSE, OCTAV, Entropy
 
@@ -17,6 +18,7 @@ RANGES: dict[str, Callable[..., Range]] = {
     "octav": OCTAV,
     "aciq": ACIQ,
     "mean_std": MeanStd,
+    "auto": Auto,
 }
 
 

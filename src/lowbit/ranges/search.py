@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import grid_table
-from lowbit.numerics.noise import squared_error
+from lowbit.numerics.kernels import kernel
+from lowbit.numerics.noise import SquaredError
 from lowbit.numerics.quantize import scale_and_zero
 from lowbit.ranges.analytic import is_one_sided
 from lowbit.ranges.extremes import Bounds, clip_to
@@ -31,7 +32,10 @@ class MSE:
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
         statistics.check()
-        search = _Search(statistics, format)
+        if isinstance(format.grid, Fitted):
+            return statistics.minimum, statistics.maximum  # the fit itself has the least squared error
+        noise = SquaredError(*_values_and_weights(statistics), format.grid)
+        search = _Search(statistics, format, noise)
         if not format.zero_point:
             search.walk(_COARSE, lo=True, hi=True)
             search.walk(_FINE, lo=True, hi=True)
@@ -39,7 +43,7 @@ class MSE:
             return search.best()
         search.walk(_COARSE, lo=False, hi=True)
         search.walk(_COARSE, lo=True, hi=False)
-        other = _Search(statistics, format)
+        other = _Search(statistics, format, noise)
         other.walk(_COARSE, lo=True, hi=True)
         search.take_better(other)
         for steps in (_FINE, _FINE, _FINER):
@@ -51,9 +55,9 @@ class MSE:
 class _Search:
     """The best share of each extreme so far, per block, and its error."""
 
-    def __init__(self, statistics: Statistics, format: Format) -> None:
-        self.format = format
-        self.values, self.weights = _points(statistics)
+    def __init__(self, statistics: Statistics, format: Format, noise: SquaredError) -> None:
+        assert not isinstance(format.grid, Fitted)
+        self.format, self.noise = format, noise
         self.minimum, self.maximum = statistics.minimum, statistics.maximum
         if not format.zero_point and grid_table(format.grid).minimum < 0:
             largest = torch.maximum(self.minimum.abs(), self.maximum.abs())
@@ -63,7 +67,7 @@ class _Search:
 
     def _error(self, low: Tensor, high: Tensor) -> Tensor:
         scale, zero = scale_and_zero(self.minimum * low, self.maximum * high, self.format)
-        return squared_error(self.values, self.weights, scale, zero, self.format.grid)
+        return self.noise(scale, zero)
 
     def walk(self, factors: list[float], *, lo: bool, hi: bool) -> None:
         """Try factors on the best shares so far; only shares of at most 1 count."""
@@ -133,18 +137,33 @@ class Entropy:
         threshold = largest.clone()
         for row in range(weights.shape[0]):
             levels = 1 << (format.grid.bits - (not bool(one_sided[row])))
-            size = values[min(row, values.shape[0] - 1)].abs().double().cpu().numpy()
+            size = values[row if values.shape[0] > 1 else 0].abs().double().cpu().numpy()
             top = float(largest[row])
             if top == 0:
                 continue
             bins = max(self.bins, 8 * levels)
-            index = np.minimum((size * (bins / top)).astype(np.int64), bins - 1)
-            counts = np.bincount(index, weights[row].double().cpu().numpy(), minlength=bins)
+            counts = np.zeros(bins)
+            _spread(size, weights[row].double().cpu().numpy(), statistics.resolution, top, counts)
             threshold[row] = top * _least_divergence(counts, levels, max(1, (bins - levels) // 1920)) / bins
         return clip_to(statistics, -threshold, threshold)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel
+def _spread(size: Any, weights: Any, resolution: Any, top: Any, counts: Any) -> None:
+    """Count points into equal bins up to `top`. A bucket wider than a bin is spread as its values would have been:
+    evenly, each value whole, because the divergence sees which bins are empty.
+    """
+    bins = counts.shape[0]
+    for i in range(size.shape[0]):
+        width = resolution * 2.0 ** np.floor(np.log2(size[i])) if size[i] > 0 else 0.0
+        first = (size[i] - width / 2) * bins / top
+        pieces = int(min(weights[i], np.ceil(width * bins / top) * 4.0 + 1.0))
+        for piece in range(pieces):
+            place = first + (piece + 0.5) / pieces * width * bins / top
+            counts[min(max(int(place), 0), bins - 1)] += weights[i] / pieces
+
+
+@kernel
 def _least_divergence(counts: Any, levels: int, step: int) -> float:
     """Number of bins to keep, at least `levels`, out of all."""
     bins = counts.shape[0]
@@ -175,9 +194,11 @@ def _least_divergence(counts: Any, levels: int, step: int) -> float:
     return float(best_bins)
 
 
+def _values_and_weights(statistics: Statistics) -> tuple[Tensor, Tensor | None]:
+    """Points in no particular order, None for weights of one: sorting is left to who needs it."""
+    return (statistics.rows, None) if isinstance(statistics, RawRows) else statistics.points()
+
+
 def _points(statistics: Statistics) -> tuple[Tensor, Tensor]:
-    """Values and weights, in no particular order: nothing here needs them sorted."""
-    if isinstance(statistics, RawRows):
-        return statistics.rows, torch.ones_like(statistics.rows)
-    values, weights = statistics.points()
-    return values.float(), weights.float()
+    values, weights = _values_and_weights(statistics)
+    return values.float(), torch.ones_like(values) if weights is None else weights.float()

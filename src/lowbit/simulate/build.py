@@ -1,8 +1,9 @@
 """An ONNX program as a torch module: every node becomes a call of its row in the operator table.
 
-Constants go where they are cheap and useful. Small integers that say a shape, an axis or a bound are written into the call as python numbers. Float
-initialisers are parameters under their ONNX names, other initialisers buffers. Values that only describe shapes (whatever is computed from `Shape`
-and small integer constants) stay in main memory when the module moves to a GPU, so reading them never waits for it.
+Constants go where they are cheap and useful. Small integers that say a shape, an axis or a bound are written into the
+call as python numbers. Float initialisers are parameters under their ONNX names, other initialisers buffers. Values
+that only describe shapes (whatever is computed from `Shape` and small integer constants) stay in main memory when the
+module moves to a GPU, so reading them never waits for it.
 """
 
 import inspect
@@ -19,10 +20,17 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from lowbit.errors import UnsupportedError
+from lowbit.errors import ModelError, UnsupportedError
 from lowbit.simulate.engine_node import engine_node
 from lowbit.simulate.operators import OPERATORS, Operator
 from lowbit.simulate.operators_types import TORCH_TYPES, to_tensor
+
+# What a GraphModule has of its own; a tensor under such a name would break it.
+_RESERVED = {*dir(fx.GraphModule), *vars(nn.Module()), "meta"}
+
+# torch stores these types but has no arithmetic for them; int64 wraps around alike, modulo 2**n.
+_UNSIGNED = {ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
+_TAKES_UNSIGNED = {"Cast", "CastLike", "BitCast"}
 
 # Longer integer constants are tables, not shapes: they are buffers, and move with the module.
 _LONGEST_LITERAL = 64
@@ -31,13 +39,17 @@ _LONGEST_LITERAL = 64
 def build(program: ir.Model) -> fx.GraphModule:
     """The program as an fx module that runs, trains and moves between devices like any other.
 
-    forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns {output name: tensor}.
-    node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results also carry meta["op"] (operator type) and
-    meta["node"] (ONNX node name). An operator with several outputs is one node, with "op" and "node", and one getitem node an output, with all three.
-    state_dict keys are the ONNX initialisers' names; where torch cannot take a name (it is empty, has a quote, or is both a tensor and the prefix of another)
-    the key is the name with "_" for ".", and `module.meta["keys"]` gives the key of every initialiser in use.
+    program  opset ≥ 21, nodes in order, as lowbit.load gives it
 
-    UnsupportedError: a node that neither the table nor onnxruntime can compute, named.
+    forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns
+    {output name: tensor}. node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results
+    also carry meta["op"] (operator type) and meta["node"] (ONNX node name). An operator with several outputs is one
+    node with "op" and "node", and one getitem node an output with all three.
+    state_dict keys are the initialisers' ONNX names; where torch cannot take a name (it is empty, has a quote, or is
+    both a tensor and the prefix of another) the key is the name with "_" for what is in the way. module.meta["keys"]
+    gives the key of every initialiser in use. A constant written into a call as numbers has no key.
+
+    UnsupportedError: a node that neither the table nor onnxruntime can compute, or of an older opset, named.
     """
     wiring = _Wiring(program)
     for value in program.graph.inputs:
@@ -45,7 +57,7 @@ def build(program: ir.Model) -> fx.GraphModule:
             wiring.add_input(value)
     for node in program.graph:
         wiring.add_node(node)
-    wiring.graph.output({value.name: wiring.read(value) for value in program.graph.outputs})
+    wiring.graph.output({str(value.name): wiring.read(value) for value in program.graph.outputs})
     module = fx.GraphModule(wiring.root, wiring.graph, program.graph.name or "Program")
     module.meta["keys"] = wiring.keys
     return module
@@ -75,9 +87,25 @@ def to_device_of(value: Tensor, reference: Tensor | list[Tensor]) -> Tensor:
     return value.to(reference[0].device if isinstance(reference, list) else reference.device)
 
 
+def to_type(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype)
+
+
 @cache
-def _takes_outputs(row: Operator) -> bool:
-    return "outputs" in inspect.signature(row.function).parameters
+def _keywords(row: Operator) -> frozenset[str]:
+    """The keywords of a row's function; torch's builtins, which do not tell, stand for operators without attributes."""
+    try:
+        return frozenset(inspect.signature(row.function).parameters)
+    except ValueError:
+        return frozenset()
+
+
+def _refuse_unknown(node: ir.Node, row: Operator, attributes: Iterable[str]) -> None:
+    if unknown := set(attributes) - _keywords(row):
+        raise UnsupportedError(
+            f"operator {node.op_type}, node '{node.name}': attribute {', '.join(sorted(unknown))} is not of opset "
+            f"21 or later. Load the model with lowbit.load, which raises older files."
+        )
 
 
 @dataclass
@@ -103,7 +131,7 @@ class _Wiring:
         if node.op_type == "Constant" and all(constant_of(v) is not None for v in node.outputs):
             return  # read where it is used
         row = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if row is None:
+        if row is None or any(v is not None and v.dtype == ir.DataType.STRING for v in node.inputs):
             self._add_engine_node(node)
             return
         arguments, on_host = self._arguments(node, row)
@@ -113,11 +141,17 @@ class _Wiring:
             typed = node.inputs[source] if len(node.inputs) > source else None
             if typed is not None and typed.dtype is not None and not attributes.get(attribute):
                 attributes[attribute] = int(typed.dtype)
+        _refuse_unknown(node, row, attributes)
+        unsigned = node.op_type not in _TAKES_UNSIGNED and any(
+            v is not None and v.dtype in _UNSIGNED for v in node.inputs
+        )
+        if unsigned:
+            arguments = [self._cast(a, v, torch.int64) for a, v in zip(arguments, node.inputs, strict=True)]
         count = _asked(node)
-        if count > 1 and _takes_outputs(row):
+        if count > 1 and "outputs" in _keywords(row):
             attributes["outputs"] = count
         call = self.graph.create_node("call_function", row.function, tuple(arguments), attributes, self._name(node))
-        self._add_results(node, call, node.outputs[:count], on_host or row.on_host)
+        self._add_results(node, call, node.outputs[:count], on_host or row.on_host, unsigned)
 
     def _arguments(self, node: ir.Node, row: Operator) -> tuple[list[Any], bool]:
         """The call's arguments, and whether all that it computes from lies in main memory."""
@@ -146,7 +180,15 @@ class _Wiring:
         call = self.graph.create_node("call_module", target, inputs, name=self._name(node))
         self._add_results(node, call, [v for v in node.outputs if v.name], on_host=False)
 
-    def _add_results(self, node: ir.Node, call: fx.Node, outputs: Sequence[ir.Value], on_host: bool) -> None:
+    def _cast(self, argument: Any, value: ir.Value | None, dtype: torch.dtype) -> Any:
+        """An argument or result of an unsigned type as another type; anything else as it is."""
+        if value is None or value.dtype not in _UNSIGNED or not isinstance(argument, fx.Node):
+            return argument
+        return self.graph.call_function(to_type, (argument, dtype))
+
+    def _add_results(
+        self, node: ir.Node, call: fx.Node, outputs: Sequence[ir.Value], on_host: bool, unsigned: bool = False
+    ) -> None:
         call.meta.update(op=node.op_type, node=node.name)
         for i, value in enumerate(outputs):
             if not value.name or not (value.uses() or value.is_graph_output()):
@@ -154,7 +196,9 @@ class _Wiring:
             result = call
             if len(outputs) > 1:
                 result = self.graph.create_node("call_function", operator.getitem, (call, i), name=value.name)
-                result.meta.update(op=node.op_type, node=node.name)
+            if unsigned and value.dtype is not None:
+                result = self._cast(result, value, TORCH_TYPES[value.dtype])
+            result.meta.update(op=node.op_type, node=node.name)
             result.meta["value"] = value.name
             self.nodes[value] = result
             if on_host:
@@ -166,15 +210,15 @@ class _Wiring:
             return self.nodes[value]
         constant = constant_of(value)
         if constant is None:
-            raise UnsupportedError(
-                f"value '{value.name}' is used before any node computes it. The graph is not in order."
-            )
+            raise ModelError(f"value '{value.name}' is used before any node computes it: sort the graph's nodes first.")
         if on_host and _small_integers(value):
             dtype = TORCH_TYPES[constant.dtype]
             return self.graph.call_function(host_constant, (constant.numpy().tolist(), dtype))
         tensor = to_tensor(constant.numpy())
-        trainable = tensor.is_floating_point() and tensor.element_size() > 1 and not buffer
-        key = self._place(value.name or "constant", nn.Parameter(tensor) if trainable else tensor)
+        if tensor.is_floating_point() and tensor.element_size() > 1 and not buffer:
+            # A single number is part of a formula (an epsilon, a scale, a mask's −3.4e38): no step may move it.
+            tensor = nn.Parameter(tensor, requires_grad=tensor.dim() > 0)
+        key = self._place(value.name or "constant", tensor)
         self.keys[value.name or ""] = key
         result = self.graph.create_node("get_attr", key, name=value.name)
         result.meta["value"] = value.name
@@ -185,9 +229,8 @@ class _Wiring:
         """Put a tensor or module where its name says, in nested containers on '.', and return the key that it got."""
         parts = name.split(".")
         if not _possible(self.root, parts):
-            parts = [
-                _identifier(name.replace(".", "_"), {n for n, _ in self.root.named_children()} | set(dir(self.root)))
-            ]
+            held = {*self.root._parameters, *self.root._buffers, *self.root._modules}
+            parts = [_identifier(name, held | _RESERVED)]
         container = self.root
         for part in parts[:-1]:
             if part not in container._modules:
@@ -208,19 +251,15 @@ class _Wiring:
 
 
 def _possible(root: nn.Module, parts: Sequence[str]) -> bool:
-    """Whether nested containers can hold a tensor under this name."""
-    container: nn.Module | None = root
-    for i, part in enumerate(parts):
-        if not part or not part.isprintable() or set(part) & set('"\\'):
-            return False
-        if container is None:
-            continue  # below a container that is yet to be made
-        child = container._modules.get(part)
-        taken = hasattr(container, part) or (container is root and hasattr(fx.GraphModule, part))
-        if taken and (child is None or i == len(parts) - 1):
-            return False
-        container = child
-    return parts[0] not in ("meta", "graph", "code")
+    """Whether nested containers can hold a tensor under this name, and generated code can read it."""
+    if parts[0] in _RESERVED or not all(p and p.isprintable() and not set(p) & set('"\\') for p in parts):
+        return False
+    container: nn.Module = root
+    for part in parts[:-1]:
+        if part not in container._modules:
+            return not hasattr(container, part)
+        container = container.get_submodule(part)
+    return not hasattr(container, parts[-1])
 
 
 def _identifier(name: str, taken: Iterable[str]) -> str:

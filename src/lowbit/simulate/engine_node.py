@@ -86,7 +86,7 @@ class EngineNode(nn.Module):
 def engine_node(node: ir.Node, program: ir.Model) -> tuple[EngineNode, list[ir.Value]]:
     """A node as an EngineNode, and the values that it reads: its inputs, then what its subgraphs take from outside.
 
-    Constants that are not floats are stored in the session; floats are inputs, so that a quantizer can stand before them.
+    Constants that are not floats are stored in the session; floats are inputs, so that a quantizer can be put on them.
     """
     used = dict.fromkeys(v for v in node.inputs if v is not None)
     used |= dict.fromkeys(_captured(node))
@@ -96,7 +96,7 @@ def engine_node(node: ir.Node, program: ir.Model) -> tuple[EngineNode, list[ir.V
     graph.node.append(ir.serde.serialize_node(node))
     graph.initializer.extend(_named_proto(v) for v in stored)
     graph.input.extend(_info(v) for v in read)
-    graph.output.extend(onnx.ValueInfoProto(name=v.name) for v in node.outputs if v.name)
+    graph.output.extend(_info(v) for v in node.outputs if v.name)
     model = onnx.ModelProto(ir_version=program.ir_version, graph=graph)
     model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in program.opset_imports.items())
     model.functions.extend(ir.serde.serialize_function(f) for f in program.functions.values())

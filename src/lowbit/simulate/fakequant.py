@@ -1,7 +1,7 @@
 """The network while it is still torch: quantizers on the edges that a placement names.
 
 One `FakeQuant` serves all sites that share a scale. It is an ordinary module: off it passes its input on, observing it also
-folds it into statistics, quantizing it rounds to the format (straight-through gradient).
+folds it into statistics, probing it keeps it for a gradient, quantizing it rounds to the format (straight-through gradient).
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from lowbit.recipe import TensorSpec
 from lowbit.simulate.build import build
 from lowbit.simulate.place import Placement, Site
 
-Mode = Literal["off", "observe", "quantize"]
+Mode = Literal["off", "observe", "probe", "quantize"]
 
 
 def fake_quantize(x: Tensor, format: Format, scale: Tensor, zero: Tensor) -> Tensor:
@@ -62,6 +62,7 @@ class FakeQuant(nn.Module):
         self.mode: Mode = "off"
         self.statistics = Histogram()
         self.stored: QuantTensor | None = None
+        self.probes: list[Tensor] = []
         self.register_buffer("scale", torch.empty(0))
         self.register_buffer("zero", torch.empty(0))
 
@@ -82,9 +83,17 @@ class FakeQuant(nn.Module):
         values = self.format.grid.values()
         return tuple(float((end - self.zero) * self.scale) for end in (values[0], values[-1]))  # type: ignore[return-value]
 
+    def take_probes(self) -> list[Tensor]:
+        """What passed through in probe mode since the last call, as leaves or links of one autograd graph."""
+        found, self.probes = self.probes, []
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "observe":
             self.statistics.add(x)
+        elif self.mode == "probe" and x.is_floating_point():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            self.probes.append(x)
         elif self.mode == "quantize" and self.ready:
             return fake_quantize(x, self.format, self.scale, self.zero)
         return x
@@ -128,6 +137,7 @@ class Simulation:
         self.module: fx.GraphModule = build(program).eval()
         self.quantizers: dict[str, FakeQuant | FakeBias] = {}
         self.nodes: dict[str, fx.Node] = {}  # value name → the fx node of its quantized value
+        self.edited: set[str] = set()  # initialisers whose parameters no longer hold what the program holds
         by_value = {str(n.meta["value"]): n for n in self.module.graph.nodes if "value" in n.meta}
         groups = placement.groups()
         for site in placement.sites.values():
@@ -185,14 +195,22 @@ class Simulation:
             if site.role in ("weight", "constant") and isinstance(q := self.quantizers[name], FakeQuant)
         }
 
+    def parameter(self, value: str) -> Tensor:
+        """The tensor of an initialiser."""
+        key = self.module.meta["keys"][value]
+        owner, _, name = key.rpartition(".")
+        found = getattr(self.module.get_submodule(owner), name)
+        assert isinstance(found, Tensor)
+        return found
+
     @contextmanager
     def mode(self, mode: Mode) -> Iterator[None]:
-        """All quantizers in this mode; observing concerns activations only."""
+        """All quantizers in this mode; observing and probing concern activations only."""
         modules = [m for m in self.module.modules() if isinstance(m, FakeQuant | FakeBias)]
         before = [m.mode for m in modules]
         observed = {id(q) for q in self.activations().values()}
         for m in modules:
-            m.mode = "off" if mode == "observe" and id(m) not in observed else mode
+            m.mode = "off" if mode in ("observe", "probe") and id(m) not in observed else mode
         try:
             yield
         finally:

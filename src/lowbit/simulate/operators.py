@@ -1,8 +1,8 @@
-"""The operator table: ONNX operator → the torch function that computes it, and how its output's scale relates to its inputs'.
+"""The operator table: ONNX operator → the torch function that computes it, and how its scales relate.
 
-Semantics are those of opset 21 up to the newest that the `onnx` package knows. A row's function takes the operator's inputs in ONNX's order (None where
-an optional one is absent) and its attributes as keywords under their ONNX names. A function with the keyword `outputs` is told how many values
-are asked for: for one it returns the tensor, for more a tuple.
+Semantics are those of opset 21 up to the newest that the `onnx` package knows. A row's function takes the operator's
+inputs in ONNX's order (None where an optional one is absent) and its attributes as keywords under their ONNX names. One
+with the keyword `outputs` is told how many values are asked for: of one it returns the tensor, of more a tuple.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,6 @@ from lowbit.simulate import operators_resize as resize
 from lowbit.simulate import operators_shape as shape
 from lowbit.simulate import operators_signal as signal
 from lowbit.simulate import operators_spatial as spatial
-from lowbit.simulate.operators_elementwise import in_int64
 
 Scales = Literal["shares", "free", "none"]
 
@@ -109,7 +108,7 @@ OPERATORS: dict[str, Operator] = {
     "TopK": _shares(index.top_k, literals=(1,)),
     "Compress": _shares(index.compress),
     "Unique": _shares(index.unique),
-    # Free, though values only move: one of the sources often is a mask of −1e9 or −inf, which must not widen the other's range.
+    # Free, though values only move: a source often is a mask of −1e9 or −inf, which must not widen the other's range.
     "Where": _free(torch.where),
     "ScatterElements": _free(index.scatter_elements),
     "ScatterND": _free(index.scatter_nd),
@@ -119,19 +118,19 @@ OPERATORS: dict[str, Operator] = {
     "GridSample": _free(resize.grid_sample),
     "AffineGrid": _free(resize.affine_grid, literals=(1,)),
     # arithmetic
-    "Add": _free(in_int64(torch.add)),
-    "Sub": _free(in_int64(torch.sub)),
-    "Mul": _free(in_int64(torch.mul)),
-    "Div": _free(in_int64(elementwise.divide)),
-    "Mod": _free(in_int64(elementwise.modulo)),
+    "Add": _free(torch.add),
+    "Sub": _free(torch.sub),
+    "Mul": _free(torch.mul),
+    "Div": _free(elementwise.divide),
+    "Mod": _free(elementwise.modulo),
     "Pow": _free(elementwise.power),
     "Sum": _free(elementwise.total),
     "Mean": _free(elementwise.mean_of),
-    "Max": _free(in_int64(elementwise.maximum)),
-    "Min": _free(in_int64(elementwise.minimum)),
+    "Max": _free(elementwise.maximum),
+    "Min": _free(elementwise.minimum),
     "Neg": _free(torch.neg),
     "Abs": _free(torch.abs),
-    "Sign": _free(in_int64(torch.sign)),
+    "Sign": _free(torch.sign),
     "Reciprocal": _free(torch.reciprocal),
     "Sqrt": _free(torch.sqrt),
     "Exp": _free(torch.exp),
@@ -212,22 +211,22 @@ OPERATORS: dict[str, Operator] = {
     "BlackmanWindow": _free(signal.blackman_window, literals=(0,)),
     "MelWeightMatrix": _free(signal.mel_weight_matrix, literals=(0, 1, 2, 3, 4)),
     # comparison, logic, bits
-    "Equal": _none(in_int64(torch.eq)),
-    "Greater": _none(in_int64(torch.gt)),
-    "GreaterOrEqual": _none(in_int64(torch.ge)),
-    "Less": _none(in_int64(torch.lt)),
-    "LessOrEqual": _none(in_int64(torch.le)),
+    "Equal": _none(torch.eq),
+    "Greater": _none(torch.gt),
+    "GreaterOrEqual": _none(torch.ge),
+    "Less": _none(torch.lt),
+    "LessOrEqual": _none(torch.le),
     "And": _none(torch.logical_and),
     "Or": _none(torch.logical_or),
     "Xor": _none(torch.logical_xor),
     "Not": _none(torch.logical_not),
     "IsInf": _none(elementwise.is_inf),
     "IsNaN": _none(torch.isnan),
-    "BitwiseAnd": _none(in_int64(torch.bitwise_and)),
-    "BitwiseOr": _none(in_int64(torch.bitwise_or)),
-    "BitwiseXor": _none(in_int64(torch.bitwise_xor)),
-    "BitwiseNot": _none(in_int64(torch.bitwise_not)),
-    "BitShift": _none(in_int64(elementwise.bit_shift)),
+    "BitwiseAnd": _none(torch.bitwise_and),
+    "BitwiseOr": _none(torch.bitwise_or),
+    "BitwiseXor": _none(torch.bitwise_xor),
+    "BitwiseNot": _none(torch.bitwise_not),
+    "BitShift": _none(elementwise.bit_shift),
     "BitCast": _none(quantized.bit_cast),
     # indices and shapes
     "ArgMax": _none(reduce.argmax),
@@ -262,10 +261,10 @@ OPERATORS: dict[str, Operator] = {
 
 
 def scale_relation(node: ir.Node) -> Scales:
-    """How a node's output scale relates to its inputs', with the attributes that change its row's answer taken into account.
+    """How a node's output scale relates to its inputs': its row's answer, or another where its attributes say so.
 
-    Cubic resizing overshoots its input's range, and a pad by anything but zero brings in a foreign value: both are free. Operators
-    outside the table are free.
+    Cubic resizing overshoots its input's range, and a pad by anything but zero brings in a foreign value: both are
+    free. So are operators outside the table.
     """
     row = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if row is None:

@@ -11,7 +11,7 @@ from lowbit.simulate.operators_types import TORCH_TYPES
 
 def _heads(x: Tensor, count: int | None) -> Tensor:
     """(batch, time, heads * size) → (batch, heads, time, size); four axes stay as they are."""
-    return x.unflatten(-1, (count or 1, -1)).transpose(1, 2) if x.dim() == 3 else x
+    return x.reshape(*x.shape[:2], count or 1, -1).transpose(1, 2) if x.dim() == 3 else x
 
 
 def _allowed(
@@ -23,7 +23,10 @@ def _allowed(
     right: int,
     nonpad_kv_seqlen: Tensor | None,
 ) -> Tensor | None:
-    """Which keys each query may see, (batch or 1, 1, queries, keys); None: all. offset (batch or 1,): keys before the first query."""
+    """Which keys each query may see, (batch or 1, 1, queries, keys), or None for all.
+
+    offset  (batch or 1,)  how many keys come before the first query
+    """
     device = offset.device
     key = torch.arange(keys, device=device)
     place = (offset[:, None] + torch.arange(queries, device=device))[:, :, None]
@@ -146,15 +149,17 @@ def linear_attention(
     update_rule: str = "gated_delta",
     outputs: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The recurrence token by token: S ← decay · S + k ⊗ v, where the delta rules write only what S does not yet recall for k.
+    """The recurrence, token by token: S ← decay · S + k ⊗ v; delta rules write only what S does not yet recall of k.
 
-    chunk_size tells an engine how to cut time for speed; it does not change the result.
+    The state adds up in float32 at least. chunk_size tells an engine how to cut time; it does not change the result.
     """
-    q, k, v = _heads(query, q_num_heads), _heads(key, kv_num_heads), _heads(value, kv_num_heads)
-    state = k.new_zeros(k.shape[0], k.shape[1], k.shape[3], v.shape[3]) if past_state is None else past_state
+    wide = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = (_heads(t.to(wide), n) for t, n in ((query, q_num_heads), (key, kv_num_heads), (value, kv_num_heads)))
+    empty = k.new_zeros(k.shape[0], k.shape[1], k.shape[3], v.shape[3])
+    state = empty if past_state is None else past_state.to(wide)
     factor = scale or 1 / math.sqrt(q.shape[-1])
-    fading = None if decay is None or "gated" not in update_rule else torch.exp(_heads(decay, kv_num_heads))
-    rate = None if beta is None or "delta" not in update_rule else beta.transpose(1, 2)[..., None]
+    fading = None if decay is None or "gated" not in update_rule else torch.exp(_heads(decay.to(wide), kv_num_heads))
+    rate = None if beta is None or "delta" not in update_rule else beta.to(wide).transpose(1, 2)[..., None]
     share = q_num_heads // kv_num_heads
     rows = []
     for t in range(q.shape[2]):
@@ -168,7 +173,7 @@ def linear_attention(
         seen = state.repeat_interleave(share, 1) if share > 1 else state
         rows.append(factor * torch.einsum("bhkv,bhk->bhv", seen, q[:, :, t]))
     y = torch.stack(rows, 1).flatten(2).to(query.dtype)
-    return y if outputs == 1 else (y, state)
+    return y if outputs == 1 else (y, state.to(query.dtype if past_state is None else past_state.dtype))
 
 
 def causal_conv_with_state(

@@ -1,31 +1,13 @@
 """Elementwise arithmetic, activations, comparisons, logic and bits."""
 
 import math
-from collections.abc import Callable
 from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowbit.simulate.operators_types import Number
-
-# torch has storage but no arithmetic for these; int64 wraps around the same modulo 2**n.
-_UNSIGNED = {torch.uint16, torch.uint32, torch.uint64}
-
-
-def in_int64(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function`, computed in int64 and cast back where its operands are of an unsigned type without arithmetic."""
-
-    def widened(*tensors: Tensor, **attributes: object) -> Tensor:
-        dtype = tensors[0].dtype
-        if dtype not in _UNSIGNED:
-            return function(*tensors, **attributes)
-        result = function(*(t.to(torch.int64) for t in tensors), **attributes)
-        return result if result.dtype == torch.bool else result.to(dtype)
-
-    widened.__name__ = widened.__qualname__ = function.__name__
-    return widened
+from lowbit.simulate.operators_types import Number, number
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
@@ -135,5 +117,10 @@ def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def dropout(
     x: Tensor, ratio: Number = 0.5, training_mode: Number = 0, *, seed: int | None = None, outputs: int = 1
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Identity: a program is simulated as it is deployed, in inference."""
-    return x if outputs == 1 else (x, torch.ones_like(x, dtype=torch.bool))
+    """The identity, unless the program itself asks for training_mode."""
+    share = float(number(ratio)) if number(training_mode) else 0.0
+    if share == 0:
+        return x if outputs == 1 else (x, torch.ones_like(x, dtype=torch.bool))
+    mask = torch.rand_like(x) >= share
+    y = torch.where(mask, x / (1 - share), 0)
+    return y if outputs == 1 else (y, mask)

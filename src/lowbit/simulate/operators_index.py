@@ -25,7 +25,7 @@ def gather(data: Tensor, indices: Ints, *, axis: int = 0) -> Tensor:
         return F.embedding(index, data)
     axis %= data.dim()
     flat = data.index_select(axis, index.flatten())
-    return flat.reshape(*data.shape[:axis], *index.shape, *data.shape[axis + 1 :])
+    return flat.reshape((*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]))
 
 
 def gather_elements(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
@@ -62,7 +62,8 @@ def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, *, reduction: str
         flat = flat * data.shape[axis] + _from_start(part, data.shape[axis])
     rows = data.reshape(-1, *data.shape[depth:])
     values = updates.reshape(-1, *data.shape[depth:])
-    return rows.index_reduce(0, flat.flatten(), values, _REDUCTIONS[reduction]).reshape(data.shape)
+    place = flat.reshape(-1, *(1,) * (rows.dim() - 1)).expand_as(values)
+    return torch.scatter_reduce(rows, 0, place, values, _REDUCTIONS[reduction]).reshape(data.shape)
 
 
 def tensor_scatter(

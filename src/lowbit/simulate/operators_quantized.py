@@ -26,8 +26,8 @@ def _wrap(x: Tensor, low: int, high: int) -> Tensor:
 
 
 def _to_e2m1(x: Tensor) -> Tensor:
-    """The nearest of 0, ±.5, ±1, ±1.5, ±2, ±3, ±4, ±6, ties to the even code; beyond, ±6."""
-    x = x.to(torch.float32).nan_to_num(6.0).clamp(-6, 6)
+    """The nearest of 0, ±.5, ±1, ±1.5, ±2, ±3, ±4, ±6, ties to the even code; ±6 beyond; 0 for NaN, which it lacks."""
+    x = x.to(torch.float32).nan_to_num(0.0).clamp(-6, 6)
     step = torch.where(x.abs() < 2, 0.5, torch.where(x.abs() < 4, 1.0, 2.0))
     return (torch.round(x / step) * step).to(torch.float8_e4m3fn)
 
@@ -57,6 +57,9 @@ def cast(x: Tensor, *, to: int, round_mode: str = "up", saturate: int = 1) -> Te
     if dtype in _FLOAT8 and saturate and x.dtype not in _FLOAT8:
         top = torch.finfo(dtype).max
         return x.to(torch.float32).clamp(-top, top).to(dtype)
+    if dtype == torch.float8_e4m3fn and x.dtype not in _FLOAT8:
+        wide = x.to(torch.float32)  # 464 is half way from 448 to the 480 that would be next: the last to round down
+        return wide.masked_fill(wide.abs() > 464, torch.nan).to(dtype)
     return x.to(dtype)
 
 
@@ -70,7 +73,7 @@ def bit_cast(x: Tensor, *, to: int) -> Tensor:
 
 
 def _spread(parameter: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
-    """A scale or zero point, of one element, one for each place of an axis or one for each block, in a shape that broadcasts to x."""
+    """A scale or zero point (one, one for each place of an axis, or one a block) in a shape that broadcasts to x."""
     if parameter.dim() == 0 or (parameter.numel() == 1 and not block_size):
         return parameter.reshape(())
     if block_size:

@@ -1,7 +1,7 @@
 """LSTM, GRU and RNN.
 
-Where a network is of the standard form (its default activations, no clipping, no peepholes, no lengths), torch's fused kernels run it; every other
-form is stepped through here, gate by gate, as the ONNX specification writes it.
+Where a network is of the standard form (its default activations, no clipping, no peepholes, no lengths), torch's fused
+kernels run it; every other form is stepped through here, gate by gate, as the ONNX specification writes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ def _activations(
 def _run(
     step: Callable[[Tensor, State], State], gates: Tensor, state: State, backward: bool, lengths: Tensor | None
 ) -> tuple[Tensor, State]:
-    """Step through time: gates (T, batch, …) already hold the input's part. Ended sequences keep their state and give 0."""
+    """Step through time; gates (T, batch, …) hold the input's part. Ended sequences keep their state and give 0."""
     steps = gates.shape[0]
     outputs: list[Tensor] = [gates] * steps
     for t in reversed(range(steps)) if backward else range(steps):
@@ -158,7 +158,7 @@ def _fused(
         x, hidden if len(hidden) > 1 else hidden[0], weights, b is not None, 1, 0.0, False, len(w) == 2, False
     )
     y = y.flip(0) if direction == "reverse" else y
-    return y.unflatten(2, r.shape[::2]).transpose(1, 2), final
+    return y.reshape(*y.shape[:2], *r.shape[::2]).transpose(1, 2), final
 
 
 def _stepped(
@@ -216,7 +216,7 @@ def lstm(
         )
         for d in range(len(w))
     ]
-    gates = [F.linear(x, w[d], None if b is None else sum(b[d].chunk(2))) for d in range(len(w))]
+    gates = [F.linear(x, w[d], None if b is None else b[d].reshape(2, -1).sum(0)) for d in range(len(w))]
     y, final = _stepped(steps, gates, state, direction, lengths)
     return _as_asked(y, final, layout, outputs)
 
@@ -246,7 +246,7 @@ def gru(
         y, final = _fused(torch.gru, (1, 0, 2), x, w, r, b, state, direction)  # z r h → r z h
         return _as_asked(y, final, layout, outputs)
     f = _activations(activations or default, activation_alpha, activation_beta)
-    bias = x.new_zeros(len(w), 2, 3, r.shape[2]) if b is None else b.unflatten(1, (2, 3, -1))
+    bias = x.new_zeros(len(w), 2, 3, r.shape[2]) if b is None else b.reshape(len(w), 2, 3, -1)
     steps = [
         partial(
             _gru_step,
@@ -291,6 +291,6 @@ def rnn(
         return _as_asked(y, final, layout, outputs)
     f = _activations(names, activation_alpha, activation_beta)
     steps = [partial(_rnn_step, r=r[d], activations=f[d : d + 1], clip=_clip(clip)) for d in range(len(w))]
-    gates = [F.linear(x, w[d], None if b is None else sum(b[d].chunk(2))) for d in range(len(w))]
+    gates = [F.linear(x, w[d], None if b is None else b[d].reshape(2, -1).sum(0)) for d in range(len(w))]
     y, final = _stepped(steps, gates, state, direction, lengths)
     return _as_asked(y, final, layout, outputs)

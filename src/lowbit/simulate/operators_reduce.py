@@ -76,7 +76,8 @@ def reduce_l1(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_wi
 
 def reduce_l2(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     if x.is_floating_point() and (over := _axes(x, axes, noop_with_empty_axes)) is not None:
-        return torch.linalg.vector_norm(x, 2, over, bool(keepdims))
+        norm: Tensor = torch.linalg.vector_norm(x, 2, over, bool(keepdims))
+        return norm
     squares = reduce_sum(x * x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
     return torch.sqrt(squares.to(torch.float64)).to(x.dtype)
 
@@ -166,4 +167,5 @@ def einsum(*operands: Tensor, equation: str) -> Tensor:
 
 
 def determinant(x: Tensor) -> Tensor:
-    return torch.linalg.det(x)
+    result: Tensor = torch.linalg.det(x)
+    return result

@@ -1,6 +1,7 @@
 """Resize, and sampling on a grid.
 
-Where torch's interpolation kernels compute the same thing they are used; every other case is separable: one small matrix an axis, applied in turn.
+Where torch's interpolation kernels compute the same thing they are used; every other case is separable: one small
+matrix an axis, applied in turn.
 """
 
 import math
@@ -15,8 +16,8 @@ from torch import Tensor
 from lowbit.simulate.operators_types import Ints, Number, ints
 
 _ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "round_prefer_floor": lambda x: np.asarray(np.ceil(x - 0.5)),
+    "round_prefer_ceil": lambda x: np.asarray(np.floor(x + 0.5)),
     "floor": np.floor,
     "ceil": np.ceil,
 }
@@ -29,33 +30,35 @@ def _floats(values: Number) -> tuple[float, ...]:
 
 
 def _source_positions(length: int, wanted: int, scale: float, transform: str, roi: tuple[float, float]) -> np.ndarray:
-    """Where in the input each element of the output lies."""
-    i = np.arange(wanted, dtype=np.float64)
-    if transform == "half_pixel":
-        return (i + 0.5) / scale - 0.5
+    """Where in the input each element of the output lies.
+
+    In float32, as engines compute it: where a position falls on the edge between two elements, its rounding decides.
+    """
+    one = np.float32
+    i, n, ratio = np.arange(wanted, dtype=one), one(length), one(scale)
+    if transform == "half_pixel" or (transform == "pytorch_half_pixel" and wanted > 1):
+        return (i + one(0.5)) / ratio - one(0.5)
     if transform == "half_pixel_symmetric":
-        adjustment = wanted / (scale * length)
-        return length / 2 * (1 - adjustment) + (i + 0.5) / scale - 0.5
-    if transform == "pytorch_half_pixel":
-        return (i + 0.5) / scale - 0.5 if wanted > 1 else np.zeros(1)
-    if transform == "align_corners":
-        return i * ((length - 1) / (wanted - 1)) if wanted > 1 else np.zeros(1)
+        return n / 2 * (1 - one(wanted) / (ratio * n)) + (i + one(0.5)) / ratio - one(0.5)
     if transform == "asymmetric":
-        return i / scale
-    start, end = roi  # tf_crop_and_resize
-    if wanted == 1:
-        return np.array([0.5 * (start + end) * (length - 1)])
-    return start * (length - 1) + i * ((end - start) * (length - 1) / (wanted - 1))
+        return i / ratio
+    start, end = map(one, roi)
+    if transform == "tf_crop_and_resize":
+        if wanted == 1:
+            return np.array([one(0.5) * (start + end) * (n - 1)])
+        return start * (n - 1) + i * ((end - start) * (n - 1) / one(wanted - 1))
+    return i * (n - 1) / one(max(wanted - 1, 1))  # align_corners, or pytorch_half_pixel of one element
 
 
 def _kernel(distance: np.ndarray, mode: str, a: float) -> np.ndarray:
     """The weight of a neighbour at a distance, linear or cubic (Keys 1981)."""
     d = np.abs(distance)
     if mode == "linear":
-        return np.maximum(0, 1 - d)
+        return np.asarray(np.maximum(0, 1 - d))
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+    weights: np.ndarray = np.where(d <= 1, near, np.where(d < 2, far, 0))
+    return weights
 
 
 @lru_cache(maxsize=256)
@@ -234,16 +237,23 @@ def roi_align(
         height, width = (y2 - y1, x2 - x1) if half else ((y2 - y1).clamp(min=1), (x2 - x1).clamp(min=1))
         rows = _roi_samples(y1, height, output_height, sampling_ratio, x.shape[2])
         columns = _roi_samples(x1, width, output_width, sampling_ratio, x.shape[3])
-        samples = (rows @ x[batch] @ columns.t()).unflatten(2, (output_width, -1)).unflatten(1, (output_height, -1))
+        if mode == "avg":
+            samples = (rows[0] + rows[1]) @ x[batch] @ (columns[0] + columns[1]).t()
+        else:  # ONNX takes the maximum of the four weighted neighbours where the paper adds them
+            samples = torch.stack([r @ x[batch] @ c.t() for r in rows for c in columns]).amax(0)
+        samples = samples.reshape(x.shape[1], output_height, -1, output_width, samples.shape[2] // output_width)
         regions.append(samples.mean((2, 4)) if mode == "avg" else samples.amax((2, 4)))
     return torch.stack(regions) if regions else x.new_zeros(0, x.shape[1], output_height, output_width)
 
 
-def _roi_samples(start: Tensor, extent: Tensor, bins: int, ratio: int, length: int) -> Tensor:
-    """(bins * ratio, length) linear weights of evenly spaced sample points along one axis; 0 for points beyond the image."""
+def _roi_samples(start: Tensor, extent: Tensor, bins: int, ratio: int, length: int) -> tuple[Tensor, Tensor]:
+    """Weights (bins * ratio, length) of the lower and of the upper neighbour of evenly spaced points; 0 beyond."""
     count = bins * (ratio or max(1, math.ceil(extent.item() / bins)))
-    line = {"dtype": start.dtype, "device": start.device}
-    position = start + (torch.arange(count, **line) + 0.5) * (extent / count)  # type: ignore[arg-type]
-    near = position.clamp(0, length - 1)[:, None] - torch.arange(length, **line)  # type: ignore[arg-type]
-    inside = (position >= -1) & (position <= length)
-    return (1 - near.abs()).clamp(min=0) * inside[:, None]
+    position = start + (torch.arange(count, device=start.device) + 0.5) * (extent / count)
+    inside = ((position >= -1) & (position <= length)).to(start.dtype)
+    position = position.clamp(0, length - 1)
+    lower = position.floor()
+    share = position - lower
+    nodes = torch.eye(length, dtype=start.dtype, device=start.device)
+    below, above = nodes[lower.long()], nodes[(lower.long() + 1).clamp(max=length - 1)]
+    return below * ((1 - share) * inside)[:, None], above * (share * inside)[:, None]

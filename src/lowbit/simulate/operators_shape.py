@@ -1,7 +1,8 @@
-"""Moving values without changing them: reshape, transpose, slice, split, concatenate, pad, tile, expand; and shapes themselves."""
+"""Moving values without changing them: reshape, transpose, slice, split, concatenate, pad; and shapes themselves."""
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +46,7 @@ def unsqueeze(x: Tensor, axes: Ints) -> Tensor:
 
 
 def expand(x: Tensor, shape: Ints) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, ints(shape)))
+    return x.expand(np.broadcast_shapes(x.shape, ints(shape)))
 
 
 def tile(x: Tensor, repeats: Ints) -> Tensor:
@@ -75,12 +76,12 @@ def slice_axes(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, st
     stride = (1,) * len(first) if steps is None else ints(steps)
     window: list[slice] = [slice(None)] * x.dim()
     for axis, start, end, step in zip(over, first, last, stride, strict=True):
+        n = x.shape[axis]
+        start, end = (p + n if p < 0 else p for p in (start, end))
         if step < 0:  # torch has no negative steps: mirror the axis, and the bounds with it
-            n = x.shape[axis]
-            begin, stop, step = slice(start, end, step).indices(n)
             x = x.flip(axis)
-            start, end, step = n - 1 - begin, n - 1 - stop, -step
-        window[axis] = slice(start, end, step)
+            start, end, step = n - 1 - min(max(start, 0), n - 1), n - 1 - end, -step
+        window[axis] = slice(min(max(start, 0), n), min(max(end, 0), n), step)
     return x[tuple(window)]
 
 

@@ -17,7 +17,8 @@ def dft(
     length = None if dft_length is None else int(number(dft_length))
     if onesided and inverse:  # from half a spectrum back to a real signal
         spectrum = torch.view_as_complex(x.contiguous())
-        return torch.fft.irfft(spectrum, length, over).unsqueeze(-1)
+        real: Tensor = torch.fft.irfft(spectrum, length, over)
+        return real.unsqueeze(-1)
     signal = x.squeeze(-1) if x.shape[-1] == 1 else torch.view_as_complex(x.contiguous())
     transform = torch.fft.ifft if inverse else torch.fft.rfft if onesided else torch.fft.fft
     return torch.view_as_real(transform(signal, length, over))
@@ -82,11 +83,13 @@ def mel_weight_matrix(
     """(dft_length // 2 + 1, num_mel_bins): triangles, evenly spaced on the mel scale 2595 log10(1 + f / 700)."""
     bins, length, rate = int(number(num_mel_bins)), int(number(dft_length)), number(sample_rate)
     low, high = (2595 * math.log10(1 + number(edge) / 700) for edge in (lower_edge_hertz, upper_edge_hertz))
-    hertz = 700 * (10 ** (torch.linspace(low, high, bins + 2, dtype=torch.float64)[: bins + 2] / 2595) - 1)
-    places = torch.floor((length + 1) * hertz / rate)
+    # ONNX divides the mel range by the number of places, so the last one stays a step below the upper edge.
+    mel = low + torch.arange(bins + 2, dtype=torch.float64) * ((high - low) / (bins + 2))
+    places = torch.floor((length + 1) * 700 * (10 ** (mel / 2595) - 1) / rate)
     spectrum = torch.arange(length // 2 + 1, dtype=torch.float64)[:, None]
     left, centre, right = places[:-2], places[1:-1], places[2:]
     rising = torch.where(centre > left, (spectrum - left) / (centre - left), (spectrum == centre).double())
     falling = torch.where(right > centre, (right - spectrum) / (right - centre), 0)
     weights = torch.where(spectrum <= centre, rising, falling).clamp(min=0)
+    weights = torch.where((spectrum == centre) & (right > centre), 1, weights)
     return weights.to(TORCH_TYPES[output_datatype])

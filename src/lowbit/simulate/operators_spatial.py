@@ -1,7 +1,7 @@
 """Convolutions and poolings over one to three spatial axes.
 
-ONNX pads each side of each axis by itself; torch pads both sides alike. Where a model's pads are even, torch's kernel takes them, which is the
-common and fast way; otherwise the input is padded first.
+ONNX pads each side of each axis by itself; torch pads both sides alike. Where a model's pads are even, torch's kernel
+takes them, which is the common and fast way; otherwise the input is padded first.
 """
 
 import math
@@ -153,8 +153,8 @@ def max_pool(
 ) -> Tensor | tuple[Tensor, Tensor]:
     if not x.is_floating_point():  # torch pools floats only; float32 holds 8-bit integers exactly
         pooled = max_pool(
-            x.float(), kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads,
-            storage_order=storage_order, strides=strides, outputs=outputs,
+            x.float(), kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations,
+            pads=pads, storage_order=storage_order, strides=strides, outputs=outputs,
         )  # fmt: skip
         return pooled.to(x.dtype) if isinstance(pooled, Tensor) else (pooled[0].to(x.dtype), pooled[1])
     n = len(kernel_shape)
@@ -176,7 +176,7 @@ def _flat_indices(
     indices: Tensor, padded: Sequence[int], lengths: Sequence[int], offset: Sequence[int], storage_order: int
 ) -> Tensor:
     """ONNX counts a maximum's place over the whole tensor; torch counts it in its (padded) plane."""
-    places = []
+    places: list[Tensor] = []
     for length, shift in zip(reversed(padded), reversed(offset), strict=True):
         places.insert(0, indices % length - shift)
         indices = indices // length
@@ -249,7 +249,8 @@ def global_max_pool(x: Tensor) -> Tensor:
 
 
 def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
-    return torch.linalg.vector_norm(x, p, tuple(range(2, x.dim())), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, p, tuple(range(2, x.dim())), keepdim=True)
+    return norm
 
 
 def max_unpool(
@@ -269,7 +270,7 @@ def max_unpool(
     ]
     tight = [*x.shape[:2], *lengths]
     wanted = tight if output_shape is None else list(ints(output_shape))
-    # The indices count over the tensor that was pooled, whose size is the tight one; a larger output holds it at its start.
+    # Indices count over the tensor that was pooled, whose size is the tight one; a larger output holds it at its start.
     result = x.new_zeros(math.prod(tight)).scatter(0, indices.flatten(), x.flatten()).reshape(tight)
     return _pad_sides(result, [0] * n, [w - t for w, t in zip(wanted[2:], lengths, strict=True)])
 
@@ -283,7 +284,7 @@ def col2im(
     pads: Sizes = None,
     strides: Sizes = None,
 ) -> Tensor:
-    """Adds each column's block into the image: the transpose of unfolding, hence a transposed convolution with unit kernels."""
+    """Adds each column's block into the image: unfolding transposed, so a transposed convolution with unit kernels."""
     image, block = ints(image_shape), ints(block_shape)
     n, area = len(image), math.prod(block)
     stride, dilation, amounts = strides or (1,) * n, dilations or (1,) * n, pads or (0,) * 2 * n
@@ -313,15 +314,18 @@ def deform_conv(
     pads: Sizes = None,
     strides: Sizes = None,
 ) -> Tensor:
-    """Each kernel tap reads the input, bilinearly, at its own displaced place (Dai et al. 2017; mask: Zhu et al. 2018). Two axes."""
+    """Each kernel tap reads the input, bilinearly, at its own displaced place; two axes.
+
+    Source: Dai et al. 2017 (arXiv 1703.06211); mask: Zhu et al. 2018 (arXiv 1811.11168).
+    """
     kh, kw = w.shape[2:]
     (sh, sw), (dh, dw), (ph, pw) = strides or (1, 1), dilations or (1, 1), (pads or (0, 0, 0, 0))[:2]
     n, channels, height, width = x.shape
     oh, ow = offset.shape[2:]
     shift = offset.reshape(n, offset_group, kh, kw, 2, oh, ow)
-    line = {"dtype": x.dtype, "device": x.device}
-    top = torch.arange(oh, **line)[:, None] * sh - ph + (torch.arange(kh, **line) * dh)[:, None, None, None]  # type: ignore[arg-type]
-    left = torch.arange(ow, **line) * sw - pw + (torch.arange(kw, **line) * dw)[:, None, None]  # type: ignore[arg-type]
+    line = torch.arange(max(oh, ow, kh, kw), dtype=x.dtype, device=x.device)
+    top = line[:oh, None] * sh - ph + (line[:kh] * dh)[:, None, None, None]
+    left = line[:ow] * sw - pw + (line[:kw] * dw)[:, None, None]
     y, z = shift[..., 0, :, :] + top, shift[..., 1, :, :] + left
     # Places in units of grid_sample with align_corners: −1 … 1 from the first element to the last.
     grid = torch.stack((2 * z / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), -1)

@@ -1,6 +1,7 @@
 """Element types of ONNX as torch holds them, and reading the integer inputs that are shapes, axes or counts.
 
-Four-bit integers live in 8-bit tensors and float4 in float8_e4m3fn (which contains its 15 values): torch has no arithmetic narrower than that.
+Integers narrower than 8 bits live in 8-bit tensors and float4 in float8_e4m3fn, which contains its 15 values: torch has
+no arithmetic narrower than that.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ TORCH_TYPES: dict[int, torch.dtype] = {
     ir.DataType.COMPLEX128: torch.complex128,
 }
 
-# Names of the ml_dtypes types that numpy and torch exchange only through their bits: the integer to view them as, and torch's type.
+# ml_dtypes types that numpy and torch exchange only through their bits: the integer to view them as, and torch's type.
 _BY_BITS: dict[str, tuple[type[np.generic], torch.dtype]] = {
     "bfloat16": (np.int16, torch.bfloat16),
     "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),

@@ -1,0 +1,5 @@
+"""The command `lowbit`: one small module for each subcommand; heavy imports wait until a command runs."""
+
+from lowbit.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,90 @@
+"""The command line: its subcommands, and how whatever goes wrong becomes one line and an exit status.
+
+0 done · 1 an error, in one line on stderr · 2 a wrong option or a bar that was not met · 130 interrupted
+"""
+
+import os
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+
+import lowbit
+from lowbit.cli.compare import compare
+from lowbit.cli.pack import pack, unpack
+from lowbit.cli.quantize import quantize
+from lowbit.cli.run import run
+from lowbit.cli.show import show
+from lowbit.errors import LowbitError
+
+COMMANDS = (quantize, compare, show, run, pack, unpack)
+app = typer.Typer(
+    name="lowbit",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lowbit {lowbit.__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="A first try:  lowbit quantize net.onnx --data samples.npz -o net.int8.onnx\n\n"
+    "then:  lowbit compare net.onnx net.int8.onnx --data test.npz"
+)
+def lowbit_command(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error arose; may stand anywhere in a command.")
+    ] = False,
+) -> None:
+    """Quantize a trained network to few bits, and prove on the deployed file that it still does its job."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wants_traceback = "--traceback" in given
+    given = [word for word in given if word != "--traceback"]
+    if not given or given in ([command.__name__] for command in COMMANDS):
+        given.append("--help")  # `lowbit quantize` alone asks what it wants
+    try:
+        status = app(given, prog_name="lowbit", standalone_mode=False)
+        sys.stdout.flush()
+        if status == 130:  # typer's own word for Ctrl-C
+            raise KeyboardInterrupt
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; nothing was written", 130, wants_traceback)
+    except BrokenPipeError:  # the reader of our output (head, less) is gone: nothing to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except LowbitError as error:
+        _fail(f"error: {error}", 1, wants_traceback)
+    except MemoryError:
+        _fail("error: out of memory. Use a smaller --batch.", 1, wants_traceback)
+    except OSError as error:
+        _fail(f"error: {error}", 1, wants_traceback)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a wrong option: click's exception, or that of the click inside typer
+            context = getattr(error, "ctx", None)
+            hint = f" Try 'lowbit {context.info_name} --help'." if context is not None and context.parent else ""
+            _fail(f"error: {error.format_message()}{hint}", getattr(error, "exit_code", 2), wants_traceback)
+        what = f"{type(error).__name__}: {error}"
+        _fail(f"internal error: {what} (a bug in lowbit or its input; --traceback shows where)", 1, wants_traceback)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int, wants_traceback: bool) -> NoReturn:
+    if wants_traceback:
+        traceback.print_exc()
+    print("lowbit: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,88 @@
+"""`lowbit quantize`: a trained network in, a quantized one out."""
+
+import time
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.options import (
+    DataOption,
+    JsonOption,
+    LimitOption,
+    NamesOption,
+    PreprocessOption,
+    SkipOption,
+    check_output,
+    open_data,
+    print_json,
+    progress,
+    show_page,
+)
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")],
+    data: DataOption,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.RECIPE.onnx, here"),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A preset (int8) or a .toml file of rules.")] = "int8",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The engine to write for, as a profile of what it computes in integers.", show_default="the recipe's"
+        ),
+    ] = None,
+    preprocess: PreprocessOption = None,
+    names: NamesOption = None,
+    limit: LimitOption = None,
+    skip: SkipOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Turn a trained network into an int8 one that a standard engine runs.
+
+    Some hundred typical samples, without labels, are enough. The written file is checked against the simulation, layer
+    by layer, and carries its recipe and the ledger of every tensor: see `lowbit show`.
+
+    Example: lowbit quantize net.onnx --data samples.npz -o net.int8.onnx
+    """
+    stem = Path(recipe).stem
+    output = output or Path(f"{model.stem}.{stem}.onnx")
+    check_output(output, [model, data, recipe])
+
+    from lowbit.flows.ptq import quantize as quantize_model
+    from lowbit.model import load
+    from lowbit.report.ledger import Ledger
+
+    start = time.perf_counter()
+    network = load(model)
+    seen = [0]
+
+    def watch(done: int) -> None:
+        seen[0] = max(seen[0], done)
+        bar(done)
+
+    with progress("calibrating", json) as bar:
+        samples = open_data(data, network.inputs, preprocess, names, skip, limit, watch)
+        quantized = quantize_model(network, samples, recipe, target=target)
+    quantized.metadata["lowbit.calibration"] = dumps(
+        {"data": Path(data).name, "samples": seen[0], "skip": skip, "preprocess": preprocess, "names": names}
+    )
+    size = quantized.save(output)
+    ledger = Ledger.of(quantized)
+    summary = {
+        "output": str(output),
+        "bytes": size,
+        "bytes_before": model.stat().st_size,
+        "recipe": recipe,
+        "seconds": round(time.perf_counter() - start, 2),
+        **ledger.counts(),
+    }
+    if json:
+        print_json(summary)
+    else:
+        show_page(ledger.summary(output, model.stat().st_size, size, time.perf_counter() - start))
+        show_page(f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")

@@ -1,0 +1,41 @@
+"""`lowbit show`: the ledger of a file: every tensor, its format, or why it stayed float."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.options import JsonOption, print_json, show_page
+
+
+def show(
+    model: Annotated[Path, typer.Argument(metavar="FILE", help="A network, quantized or not.")],
+    every: Annotated[bool, typer.Option("--all", help="Also list tensors of a few bytes.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """List every tensor: its format, bits, range and bytes, or why it stayed float.
+
+    A file of lowbit carries its own ledger; of any other file the stored tensors are listed. Of a .lowbit container it
+    lists sparsity, entropy and bits achieved for each tensor, and where every byte went.
+
+    Example: lowbit show net.int8.onnx
+    """
+    if model.suffix == ".lowbit":
+        from lowbit.report.contents import contents_dict, contents_view
+        from lowbit.storage.inspect import inspect
+
+        report = inspect(model)
+        if json:
+            print_json(contents_dict(report, model))
+        else:
+            show_page(contents_view(report, model, every))
+        return
+
+    from lowbit.model import load
+    from lowbit.report.ledger import Ledger
+
+    ledger = Ledger.of(load(model, allow_nonfinite=True))
+    if json:
+        print_json(ledger.to_dict(model))
+    else:
+        show_page(ledger.view(model, every))

@@ -1,0 +1,227 @@
+"""How good outputs are against labels: each metric folds batches into rows and rows into one number."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from lowbit.data.sources import imported
+from lowbit.errors import DataError, InputError
+
+Batch = Mapping[str, np.ndarray]
+
+
+class Tally(Protocol):
+    """What a metric has seen so far."""
+
+    def add(self, outputs: Batch, labels: np.ndarray) -> None: ...
+    def value(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named number; `tally` starts a new count. `percent`: a share of 1 that is shown times 100."""
+
+    name: str
+    tally: Callable[[], Tally]
+    better: Literal["higher", "lower"] = "higher"
+    percent: bool = False
+
+    def text(self, value: float) -> str:
+        """The value as one reads it."""
+        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+
+    def change_text(self, change: float) -> str:
+        """A difference of two values, with its sign."""
+        return f"{100 * change:+.2f}" if self.percent else f"{change:+.3g}"
+
+
+@dataclass
+class RowTally:
+    """Rows of each batch, from the network's first output, and a total over all rows."""
+
+    rows: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    total: Callable[[np.ndarray], float]
+    seen: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, outputs: Batch, labels: np.ndarray) -> None:
+        self.seen.append(self.rows(next(iter(outputs.values())), labels))
+
+    def value(self) -> float:
+        return float(self.total(np.concatenate(self.seen)))
+
+
+@dataclass
+class FunctionTally:
+    """All outputs and labels, kept for a function of your own: function({output name: array}, labels) -> float."""
+
+    function: Callable[[dict[str, np.ndarray], np.ndarray], float]
+    outputs: list[Batch] = field(default_factory=list)
+    labels: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, outputs: Batch, labels: np.ndarray) -> None:
+        self.outputs.append(outputs)
+        self.labels.append(labels)
+
+    def value(self) -> float:
+        outputs = {name: _stacked([batch[name] for batch in self.outputs]) for name in self.outputs[0]}
+        try:
+            return float(self.function(outputs, _stacked(self.labels)))
+        except Exception as problem:  # the caller's own code failed; the traceback leads there
+            name = getattr(self.function, "__name__", "the metric")
+            raise InputError(f"{name} raised {type(problem).__name__}: {problem}.") from problem
+
+
+def class_axis(output: np.ndarray, labels: np.ndarray | None) -> int | None:
+    """The axis of an output that holds one number a class; None where the output is not about classes.
+
+    (n, classes) is; with labels (n, …) also (n, …, classes) and (n, classes, …).
+    """
+    if output.ndim == 2 and output.shape[1] > 1:
+        return 1
+    if labels is not None and labels.dtype.kind in "iu" and output.ndim > 2:
+        if labels.shape == output.shape[:-1]:
+            return output.ndim - 1
+        if labels.shape == output.shape[:1] + output.shape[2:]:
+            return 1
+    return None
+
+
+def default_metric(outputs: Batch, labels: np.ndarray | None) -> Metric | None:
+    """top1 where there are class labels for the first output, else none."""
+    output = next(iter(outputs.values()))
+    integers = labels is not None and labels.dtype.kind in "iu" and labels.ndim == output.ndim - 1
+    return METRICS["top1"] if integers and class_axis(output, labels) is not None else None
+
+
+def metric_of(given: "str | Metric | Callable[..., float]") -> Metric:
+    """A metric by name, from `module:function`, or from a function(outputs, labels) -> float.
+
+    A function whose attribute `better` is "lower" counts errors.
+    """
+    if isinstance(given, Metric):
+        return given
+    if isinstance(given, str) and ":" in given:
+        given = imported(given)
+    if isinstance(given, str):
+        if given not in METRICS:
+            near = difflib.get_close_matches(given, METRICS, 1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"There are {', '.join(METRICS)}, and module:function."
+            raise InputError(f"there is no metric '{given}'. {hint}")
+        return METRICS[given]
+    function: Callable[..., float] = given
+    name = getattr(function, "__name__", type(function).__name__).replace("<lambda>", "metric")
+    return Metric(name, lambda: FunctionTally(function), getattr(function, "better", "higher"))
+
+
+def _top(count: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def rows(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        axis = class_axis(output, labels)
+        if axis is None or labels.dtype.kind not in "iu":
+            raise DataError(f"top{count} needs integer labels and an output of classes, not {_shapes(output, labels)}.")
+        scores = np.moveaxis(output, axis, -1)
+        if scores.shape[:-1] != labels.shape:
+            raise DataError(f"top{count}: {_shapes(output, labels)} do not belong together.")
+        _known(labels, scores.shape[-1], f"top{count}")
+        if count == 1:
+            right: np.ndarray = scores.argmax(-1) == labels
+        else:
+            own = np.take_along_axis(scores, labels.astype(np.int64)[..., None], -1)
+            right = (scores > own).sum(-1) < count
+        return right.reshape(-1).astype(np.float64)
+
+    return rows
+
+
+def _bits(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-log2 of the probability of each right token; the classes are on the last axis, labels of -100 do not count."""
+    if labels.dtype.kind not in "iu" or labels.shape != output.shape[:-1]:
+        raise DataError(f"bits-per-token needs an integer label for each token, not {_shapes(output, labels)}.")
+    counted = labels.reshape(-1) != -100
+    logits = output.reshape(-1, output.shape[-1])[counted].astype(np.float64)
+    tokens = labels.reshape(-1)[counted].astype(np.int64)
+    _known(tokens, output.shape[-1], "bits-per-token")
+    top = logits.max(1, keepdims=True)
+    normalizer = np.log(np.exp(logits - top).sum(1)) + top[:, 0]
+    bits: np.ndarray = (normalizer - logits[np.arange(len(tokens)), tokens]) / np.log(2)
+    return bits
+
+
+def _pairs(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n, 2): one score and one label for each sample; of two classes the score is their difference."""
+    flat = output.reshape(len(output), -1)
+    if flat.shape[1] > 2 or labels.size != len(output):
+        raise DataError(f"one score for each label is needed, not {_shapes(output, labels)}.")
+    score = flat[:, 0] if flat.shape[1] == 1 else flat[:, 1] - flat[:, 0]
+    return np.stack([score.astype(np.float64), labels.reshape(-1).astype(np.float64)], 1)
+
+
+def _auc(pairs: np.ndarray) -> float:
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties half."""
+    positive = pairs[:, 1] > 0
+    if positive.all() or not positive.any():
+        raise DataError("auc needs samples of both classes (labels 0 and 1).")
+    ranks = _ranks(pairs[:, 0])
+    count = int(positive.sum())
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(ranks) - count)))
+
+
+def _spearman(pairs: np.ndarray) -> float:
+    return float(np.corrcoef(_ranks(pairs[:, 0]), _ranks(pairs[:, 1]))[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """1 … n; equal values share their mean rank."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    ranks: np.ndarray = (last - (counts - 1) / 2)[place]
+    return ranks
+
+
+def _difference(power: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def rows(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        if output.size != labels.size or labels.dtype == object:
+            raise DataError(f"mse and mae need a label for each output number, not {_shapes(output, labels)}.")
+        difference = output.astype(np.float64).reshape(len(output), -1) - labels.reshape(len(output), -1)
+        result: np.ndarray = (np.abs(difference) ** power).mean(1)
+        return result
+
+    return rows
+
+
+def _known(labels: np.ndarray, classes: int, name: str) -> None:
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        raise DataError(f"{name}: labels from {labels.min()} to {labels.max()}, but the output has {classes} classes.")
+
+
+def _shapes(output: np.ndarray, labels: np.ndarray) -> str:
+    return f"an output of shape {output.shape} and labels of shape {labels.shape} ({labels.dtype})"
+
+
+def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """All samples in one array, or, where their shapes differ, in an array of objects."""
+    if all(part.dtype != object and part.shape[1:] == parts[0].shape[1:] for part in parts):
+        return np.concatenate(parts)
+    samples: list[Any] = [sample for part in parts for sample in part]
+    array = np.empty(len(samples), object)
+    for index, sample in enumerate(samples):
+        array[index] = sample
+    return array
+
+
+def _mean(rows: np.ndarray) -> float:
+    return float(rows.mean())
+
+
+METRICS: dict[str, Metric] = {
+    "top1": Metric("top1", lambda: RowTally(_top(1), _mean), percent=True),
+    "top5": Metric("top5", lambda: RowTally(_top(5), _mean), percent=True),
+    "auc": Metric("auc", lambda: RowTally(_pairs, _auc)),
+    "spearman": Metric("spearman", lambda: RowTally(_pairs, _spearman)),
+    "mse": Metric("mse", lambda: RowTally(_difference(2), _mean), "lower"),
+    "mae": Metric("mae", lambda: RowTally(_difference(1), _mean), "lower"),
+    "bits-per-token": Metric("bits-per-token", lambda: RowTally(_bits, _mean), "lower"),
+    "perplexity": Metric("perplexity", lambda: RowTally(_bits, lambda rows: float(2 ** rows.mean())), "lower"),
+}

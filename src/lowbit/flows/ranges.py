@@ -1,0 +1,112 @@
+"""Which range for which activation: the one whose error reaches the outputs least, judged without labels.
+
+A rounding error δ in an activation x changes the outputs y by J δ, to first order. For random signs v, E (vᵀ J δ)² = |J δ|²,
+and vᵀ J is one backward pass. So a few backward passes over a few samples price every candidate of every tensor at once,
+where quantizing one tensor at a time would take a forward pass for each.
+The estimator is Hutchinson's (1990); with 4 projections of 16 samples its spread is about √(2/64) = 18 %.
+
+First order holds for small errors only: where a candidate clips the one large channel that a LayerNorm divides by, the
+gradient sees nothing. A candidate whose squared error in the tensor itself is over 4 times the least is therefore out.
+(MiniLM, its 200 calibration sentences: outputs at 16.5 dB without this bound.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowbit.errors import DataError
+from lowbit.flows.calibrate import Batch
+from lowbit.numerics import scale_and_zero
+from lowbit.numerics.noise import SquaredError
+from lowbit.ranges import Auto, Range
+from lowbit.simulate.fakequant import FakeQuant, Simulation, fake_quantize
+
+PROJECTIONS = 4
+LARGEST_LOCAL_ERROR = 4.0  # relative to the least among the candidates
+
+
+def choose_ranges(simulation: Simulation, batches: Sequence[Batch]) -> None:
+    """Scale and zero of every activation from what was observed; `Auto` becomes its best candidate.
+
+    batches   a few samples, to judge the candidates by
+    """
+    undecided = {n: q for n, q in simulation.activations().items() if isinstance(q.spec.range, Auto)}
+    tried = {name: _candidates(q, name) for name, q in undecided.items()}
+    errors = output_errors(simulation, tried, batches) if undecided else {}
+    for name, quantizer in undecided.items():
+        costs = errors[name]
+        if costs is not None:
+            quantizer.spec = replace(quantizer.spec, range=list(tried[name])[int(costs.argmin())])
+    for name, quantizer in simulation.activations().items():
+        _set(quantizer, *_bounds(quantizer, quantizer.spec.range, name))
+
+
+Parameters = tuple[Tensor, Tensor]
+
+
+def _candidates(quantizer: FakeQuant, name: str) -> dict[Range, Parameters]:
+    assert isinstance(quantizer.spec.range, Auto)
+    noise = SquaredError(*quantizer.statistics.points(), quantizer.format.grid)
+    found = {c: scale_and_zero(*_bounds(quantizer, c, name), quantizer.format) for c in quantizer.spec.range.candidates}
+    local = {candidate: float(noise(*parameters)) for candidate, parameters in found.items()}
+    return {c: found[c] for c in found if local[c] <= LARGEST_LOCAL_ERROR * min(local.values())}
+
+
+def _bounds(quantizer: FakeQuant, range: Range, name: str) -> Parameters:
+    try:
+        return range.bounds(quantizer.statistics, quantizer.format)
+    except DataError as error:
+        raise DataError(f"'{name}': {error}") from None
+
+
+def _set(quantizer: FakeQuant, lo: Tensor, hi: Tensor) -> None:
+    scale, zero = scale_and_zero(lo, hi, quantizer.format)
+    quantizer.set_parameters(scale.reshape(()), zero.reshape(()))
+
+
+def output_errors(
+    simulation: Simulation, tried: dict[str, dict[Range, Parameters]], batches: Sequence[Batch]
+) -> dict[str, Tensor | None]:
+    """Squared error that each candidate adds to the outputs, relative to their power, to first order.
+
+    return   group → (candidates,) ; None where no gradient reaches the tensor (an operator outside the table is behind it)
+    """
+    generator = torch.Generator().manual_seed(0)
+    total: dict[str, Tensor | None] = dict.fromkeys(tried)
+    quantizers = {name: simulation.quantizers[name] for name in tried}
+    for batch in batches:
+        with simulation.mode("probe"):
+            arrays = [torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in simulation.program.graph.inputs]
+            outputs = [y for y in simulation.module(*arrays).values() if y.requires_grad]
+        probes = {name: q.take_probes() for name, q in quantizers.items() if isinstance(q, FakeQuant)}
+        if not outputs:
+            continue
+        noise = {
+            name: [[_error(x, quantizers[name].format, p) for p in tried[name].values()] for x in found]
+            for name, found in probes.items()
+        }
+        for step in range(PROJECTIONS):
+            signs = [torch.randint(0, 2, y.shape, generator=generator).to(y).mul_(2).sub_(1) for y in outputs]
+            weights = [s / y.detach().square().sum().sqrt().clamp(min=1e-12) for s, y in zip(signs, outputs, strict=True)]
+            xs = [x for found in probes.values() for x in found]
+            grads = iter(torch.autograd.grad(outputs, xs, weights, retain_graph=step < PROJECTIONS - 1, allow_unused=True))
+            for name, found in probes.items():
+                pairs = [(g, noise[name][i]) for i in range(len(found)) if (g := next(grads)) is not None]
+                if pairs:
+                    seen = torch.stack([_reached(g, n) for g, n in pairs]).sum(0)
+                    total[name] = seen if (before := total[name]) is None else before + seen
+    return total
+
+
+def _error(x: Tensor, format: object, parameters: Parameters) -> Tensor:
+    with torch.no_grad():
+        return fake_quantize(x, format, *parameters) - x  # type: ignore[arg-type]
+
+
+def _reached(gradient: Tensor, candidates: list[Tensor]) -> Tensor:
+    """Σ over samples of (vᵀ J δ)² for each candidate's δ."""
+    samples = gradient.shape[0] if gradient.dim() else 1
+    return torch.stack([(gradient * d).reshape(samples, -1).sum(1).square().sum() for d in candidates])

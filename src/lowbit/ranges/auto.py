@@ -1,0 +1,38 @@
+"""No estimator wins everywhere, so ask them all: one pass over the data has already answered each."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lowbit.numerics.formats import Format
+from lowbit.numerics.noise import SquaredError
+from lowbit.numerics.quantize import scale_and_zero
+from lowbit.ranges.extremes import Bounds, MinMax, MovingAverage, Percentile, Range
+from lowbit.ranges.search import MSE, Entropy
+from lowbit.ranges.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The candidate with the least error.
+
+    Asked by itself it judges by the squared error of the tensor, each block for itself. A flow that has the network at
+    hand judges by the error that reaches the outputs instead (`flows.ranges`) and puts the winner in its place.
+    """
+
+    candidates: tuple[Range, ...] = (MinMax(), MovingAverage(), Percentile(99.99), Percentile(99.999), Entropy(), MSE())
+
+    def bounds(self, statistics: Statistics, format: Format) -> Bounds:
+        best: Bounds | None = None
+        least = torch.empty(0)
+        noise = SquaredError(*statistics.points(), format.grid)
+        for candidate in self.candidates:
+            lo, hi = candidate.bounds(statistics, format)
+            error = noise(*scale_and_zero(lo, hi, format))
+            if best is None:
+                best, least = (lo, hi), error
+            better = error < least
+            best = torch.where(better, lo, best[0]), torch.where(better, hi, best[1])
+            least = torch.where(better, error, least)
+        assert best is not None
+        return best

@@ -1,0 +1,58 @@
+"""What the entropy coders' inner loops are made of: compiled functions, and words read at any byte.
+
+numba compiles a kernel at its first call and keeps the machine code on disk, so nobody needs a compiler and only the
+first call ever waits. Kernels do not check their indices: each says which bounds its caller has made sure of.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+
+from lowbit.errors import UnsupportedError
+
+if sys.byteorder != "little":
+    raise UnsupportedError("lowbit's coders read words of little-endian memory; this machine is big-endian.")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def kernel(function: Function) -> Function:
+    """`function` as machine code, compiled when first called and cached on disk; it releases the GIL."""
+    try:
+        compiled = numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba found no folder that it may write its cache to
+        compiled = numba.njit(nogil=True)(function)
+    return cast(Function, compiled)
+
+
+def _load64(typing_context: Any, array: Any, offset: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.gep(data, [arguments[1]])
+        word = builder.bitcast(address, ir.IntType(64).as_pointer())
+        return builder.load(word, align=1)
+
+    return types.int64(array, types.int64), code
+
+
+def _store64(typing_context: Any, array: Any, offset: Any, value: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.gep(data, [arguments[1]])
+        word = builder.bitcast(address, ir.IntType(64).as_pointer())
+        builder.store(arguments[2], word, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), code
+
+
+load64 = intrinsic(_load64)
+"""load64(bytes, offset): the 8 bytes from `offset` as one little-endian word; 0 <= offset <= len(bytes) - 8."""
+
+store64 = intrinsic(_store64)
+"""store64(bytes, offset, word): the 8 bytes from `offset` become `word`; 0 <= offset <= len(bytes) - 8."""

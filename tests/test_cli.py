@@ -1,0 +1,271 @@
+"""The command line as a stranger meets it: help, results, JSON, and one clear line for whatever goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import lowbit
+from lowbit.cli import main
+
+
+def small_net() -> onnx.ModelProto:
+    """x (batch, 3, 8, 8) → Conv → Relu → mean over pixels → logits of 4 classes."""
+    random = np.random.default_rng(0)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "conv.weight", "conv.bias"], ["a"], "conv", pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["a"], ["b"], "relu"),
+            helper.make_node("GlobalAveragePool", ["b"], ["c"], "pool"),
+            helper.make_node("Flatten", ["c"], ["d"], "flatten"),
+            helper.make_node("Gemm", ["d", "fc.weight", "fc.bias"], ["logits"], "fc", transB=1),
+        ],
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])],
+        [
+            numpy_helper.from_array(random.normal(size=(16, 3, 3, 3)).astype(np.float32), "conv.weight"),
+            numpy_helper.from_array(random.normal(size=16).astype(np.float32), "conv.bias"),
+            numpy_helper.from_array(random.normal(size=(4, 16)).astype(np.float32), "fc.weight"),
+            numpy_helper.from_array(random.normal(size=4).astype(np.float32), "fc.bias"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, made the current one, with net.onnx and data.npz (32 samples with labels)."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(small_net(), "net.onnx")
+    x = np.random.default_rng(1).normal(size=(32, 3, 8, 8)).astype(np.float32)
+    labels = lowbit_run(small_net(), x).argmax(1)
+    np.savez("data.npz", x=x, labels=labels)
+    return tmp_path
+
+
+def lowbit_run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run(None, {"x": x})[0]
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(words))
+    return int(exit_.value.code or 0)
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str, status: int = 1) -> str:
+    """The one line on stderr of a command that fails."""
+    assert call(*words) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("lowbit: ")
+    return lines[0]
+
+
+# ---------------------------------------------------------------- help
+
+
+def test_help_names_every_command_and_a_first_try(capsys):
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    for word in ("quantize", "compare", "show", "run", "lowbit quantize net.onnx --data samples.npz"):
+        assert word in text
+
+
+@pytest.mark.parametrize("command", ["quantize", "compare", "show", "run"])
+def test_every_command_shows_an_example(command, capsys):
+    assert call(command, "--help") == 0
+    assert f"lowbit {command} net" in " ".join(capsys.readouterr().out.split())
+
+
+def test_version_is_the_package_version(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out.strip() == f"lowbit {lowbit.__version__}"
+
+
+def test_help_appears_in_half_a_second():
+    command = [sys.executable, "-m", "lowbit", "--help"]
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+def test_help_imports_neither_torch_nor_onnx():
+    code = "import sys, lowbit.cli.app; print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+# ---------------------------------------------------------------- the four commands
+
+
+def test_quantize_compare_show_run_one_after_the_other(place, capsys):
+    assert call("quantize", "net.onnx", "--data", "data.npz", "-o", "net.int8.onnx") == 0
+    assert "wrote net.int8.onnx" in capsys.readouterr().out
+    assert call("compare", "net.onnx", "net.int8.onnx", "--data", "data.npz") == 0
+    page = capsys.readouterr().out
+    assert "top1" in page
+    assert "the job:" in page
+    assert call("show", "net.int8.onnx") == 0
+    page = capsys.readouterr().out
+    assert "conv.weight" in page
+    assert "int8" in page
+    assert call("run", "net.int8.onnx", "--data", "data.npz", "-o", "y.npz") == 0
+    with np.load("y.npz") as found, np.load("data.npz") as given:
+        agree = (found["logits"].argmax(1) == given["labels"]).mean()
+    assert agree > 0.9
+
+
+def test_every_command_speaks_json(place, capsys):
+    assert call("quantize", "net.onnx", "--data", "data.npz", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["output"] == "net.int8.onnx"
+    assert told["bytes"] == Path("net.int8.onnx").stat().st_size
+    assert told["weights_quantized"] == 2
+    assert call("compare", "net.onnx", "net.int8.onnx", "--data", "data.npz", "--json", "--no-latency") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["reference"]["metric"] == 1.0
+    assert told["kept"] in ("keeps", "nearly keeps", "does not keep")
+    assert call("show", "net.int8.onnx", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {"conv.weight", "fc.weight"} <= {row["tensor"] for row in told["tensors"]}
+    assert call("run", "net.onnx", "--data", "data.npz", "--metric", "top1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["metric"] == {"name": "top1", "value": 1.0}
+
+
+def test_show_lists_the_tensors_of_any_onnx_file(place, capsys):
+    assert call("show", "net.onnx", "--all") == 0
+    page = capsys.readouterr().out
+    assert "conv.weight" in page
+    assert "1,728" in page
+    assert "Not written by lowbit" in page
+
+
+def test_limit_skip_and_names_choose_samples(place, capsys):
+    with np.load("data.npz") as given:
+        np.savez("other.npz", images=given["x"], answers=given["labels"], more=np.arange(3))
+    words = ["run", "net.onnx", "--data", "other.npz", "--names", "x=images,labels=answers"]
+    assert call(*words, "--limit", "5", "--skip", "2", "-o", "y.npy", "--metric", "top1") == 0
+    assert np.load("y.npy").shape == (5, 4)
+
+
+def test_a_bar_that_is_not_met_is_status_2(place, capsys):
+    broken = small_net()
+    broken.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.zeros((4, 16), np.float32), "fc.weight"))
+    onnx.save(broken, "broken.onnx")
+    words = ["compare", "net.onnx", "broken.onnx", "--data", "data.npz", "--no-latency"]
+    assert call(*words) == 0
+    assert call(*words, "--max-drop", "0.01") == 2
+    assert call("compare", "net.onnx", "net.onnx", "--data", "data.npz", "--no-latency", "--max-drop", "0") == 0
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "nothing.onnx"], "no such file"),
+        (["quantize", "net.onnx", "--data", "nothing.npz"], "there is no file 'nothing.npz'"),
+        (["quantize", "net.onnx", "--data", "data.npz", "-o", "net.onnx"], "Choose another output"),
+        (["quantize", "net.onnx", "--data", "data.npz", "-o", "data.npz"], "Choose another output"),
+        (["quantize", "net.onnx", "--data", "data.npz", "-o", "no/where.onnx"], "there is no folder 'no'"),
+        (["quantize", "net.onnx", "--data", "data.npz", "-o", "."], "is a folder"),
+        (["quantize", "net.onnx", "--data", "data.npz", "--recipe", "int9"], "int9"),
+        (["quantize", "net.onnx", "--data", "data.npz", "--target", "toaster"], "toaster"),
+        (["quantize", "data.npz", "--data", "data.npz", "-o", "q.onnx"], "data.npz"),
+        (["compare", "net.onnx", "net.onnx", "--data", "data.npz", "--metric", "topp1"], "Did you mean 'top1'"),
+        (["compare", "net.onnx", "net.onnx", "--data", "data.npz", "--preprocess", "sacle=2"], "Did you mean 'scale'"),
+        (["compare", "net.onnx", "net.onnx", "--data", "data.npz", "--names", "x"], "not INPUT=ARRAY"),
+        (["run", "net.onnx", "--data", "data.npz"], "give -o y.npz"),
+        (["run", "net.onnx", "--data", "data.npz", "-o", "y.txt"], "written to an .npz"),
+        (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--engine", "abacus"], "no engine 'abacus'"),
+        (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--skip", "99"], "no samples after the first 99"),
+        (["run", "net.onnx", "--data", "bad.npz", "-o", "y.npz"], "in sample 3"),
+    ],
+)
+def test_an_error_is_one_line_that_says_what_to_do(place, capsys, words, message):
+    x = np.zeros((5, 3, 8, 8), np.float32)
+    x[3, 0, 0, 0] = np.nan
+    np.savez("bad.npz", x=x)
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    assert message in error_of(capsys, *words)
+    assert {path: path.read_bytes() for path in place.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quantise"], "Did you mean 'quantize'"),
+        (["show", "--jason", "net.onnx"], "No such option: --jason"),
+        (["compare", "net.onnx"], "Missing"),
+        (["run", "net.onnx", "--data", "data.npz", "--limit", "x"], "--limit"),
+    ],
+)
+def test_a_wrong_option_is_status_2(place, capsys, words, message):
+    assert message in error_of(capsys, *words, status=2)
+
+
+def test_a_command_alone_shows_its_help(capsys):
+    for words in ([], ["quantize"], ["show"]):
+        assert call(*words) == 0
+        assert "Usage" in capsys.readouterr().out
+
+
+def test_a_traceback_appears_only_on_request(place, capsys):
+    assert call("show", "nothing.onnx") == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert call("show", "nothing.onnx", "--traceback") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_truncated_and_random_models_are_one_line(place, capsys):
+    whole = Path("net.onnx").read_bytes()
+    random = np.random.default_rng(0)
+    damaged = [whole[: len(whole) // 2], b"", random.bytes(500)]
+    for content in damaged:
+        Path("broken.onnx").write_bytes(content)
+        error_of(capsys, "quantize", "broken.onnx", "--data", "data.npz", "-o", "q.onnx")
+        assert not Path("q.onnx").exists()
+
+
+def test_an_unknown_exception_is_called_a_bug(place, capsys, monkeypatch):
+    def explode(*args: object, **options: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("lowbit.model.load", explode)
+    assert "internal error: ZeroDivisionError" in error_of(capsys, "show", "net.onnx")
+
+
+def test_control_c_says_that_nothing_was_written(place):
+    Path("slow.py").write_text(
+        "import sys, time\nimport numpy as np\ndef data():\n    while True:\n        print('.', flush=True)\n"
+        "        yield np.zeros((1, 3, 8, 8), np.float32)\n        time.sleep(0.05)\n"
+    )
+    Path("out.onnx").write_bytes(b"old")
+    command = [sys.executable, "-m", "lowbit", "quantize", "net.onnx", "--data", "slow:data", "-o", "out.onnx"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        os.kill(process.pid, signal.SIGINT)
+        process.stdout.read()
+        error = process.stderr.read()
+    assert process.returncode == 130
+    assert error == "lowbit: interrupted; nothing was written\n"
+    assert Path("out.onnx").read_bytes() == b"old"
+    assert {path.name for path in place.glob("*.*")} == {"data.npz", "net.onnx", "out.onnx", "slow.py"}
