@@ -79,14 +79,20 @@ def read_proto(
     return canonical(program, source=source, allow_nonfinite=allow_nonfinite)
 
 
-def canonical(program: ir.Model, *, source: str = "ir.Model", allow_nonfinite: bool = False) -> ir.Model:
+def canonical(
+    program: ir.Model, *, source: str = "ir.Model", allow_nonfinite: bool = False, trust_shapes: bool = False
+) -> ir.Model:
     """Bring a program into the form stated above, in place, and return it.
 
     allow_nonfinite   accept NaN or infinity in a weight, which otherwise is an InputError that names it
+    trust_shapes      keep the shapes that intermediate values come with. Those in files are often of one traced
+                      example, wrong for every other batch size; they are inferred anew
     """
     inputs = [value.name for value in program.graph.inputs if value.name not in program.graph.initializers]
     before = [inputs, [value.name for value in program.graph.outputs]]
     try:
+        if not trust_shapes:
+            _forget_shapes(program)
         _bring_to_form(program)
     except LowbitError as error:
         raise type(error)(f"{source}: {error}") from error.__cause__
@@ -116,6 +122,13 @@ def _bring_to_form(program: ir.Model) -> None:
     program.ir_version = max(program.ir_version, MINIMUM_IR_VERSION)
     fold_constants(program)
     infer_shapes(program)
+
+
+def _forget_shapes(program: ir.Model) -> None:
+    for node in program.graph.all_nodes():
+        for value in node.outputs:
+            if node.domain in ("", "ai.onnx") and not value.is_graph_output():
+                value.shape = None
 
 
 def _drop_unnamed_outputs(program: ir.Model) -> None:
