@@ -17,6 +17,8 @@ _HOMES = {
         *("channel", "error", "group", "quantize_tensor", "tile"),
     ),
     "lowbit.ranges": ("RANGES",),
+    "lowbit.storage.container": ("pack", "unpack"),
+    "lowbit.storage.inspect": ("inspect", "read_tensor"),
     "lowbit.recipe": ("FLOAT", "RECIPES", "Recipe", "Rule", "TensorSpec"),
     "lowbit.targets": ("TARGETS", "Target"),
 }
@@ -49,6 +51,10 @@ if TYPE_CHECKING:
     from lowbit.recipe import Recipe as Recipe
     from lowbit.recipe import Rule as Rule
     from lowbit.recipe import TensorSpec as TensorSpec
+    from lowbit.storage.container import pack as pack
+    from lowbit.storage.container import unpack as unpack
+    from lowbit.storage.inspect import inspect as inspect
+    from lowbit.storage.inspect import read_tensor as read_tensor
     from lowbit.targets import TARGETS as TARGETS
     from lowbit.targets import Target as Target
 
