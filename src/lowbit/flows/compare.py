@@ -6,7 +6,7 @@ Everything is measured on what will be deployed: a path is run by the engine as 
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -185,6 +185,8 @@ def compare(
     layers      measure signal-to-noise inside the networks, on the first samples
     """
     first, second = _Subject.of(reference), _Subject.of(candidate)
+    if first.name == second.name:
+        first, second = replace(first, name="reference"), replace(second, name="candidate")
     _same_interface(first.model, second.model)
     samples = Data.of(data, first.model.inputs, preprocess=preprocess, names=names)
     pass_ = _Pass.over(samples, first, second, None if metric is None else metric_of(metric), batch)
