@@ -303,6 +303,17 @@ def _same_interface(reference: Model, candidate: Model) -> None:
         names = [[port.name for port in ports] for ports in (a, b)]
         if set(names[0]) != set(names[1]):
             raise ModelError(f"the two models differ in their {kind}: {', '.join(names[0])}; {', '.join(names[1])}.")
+    others = {port.name: port for port in candidate.inputs}
+    for port in reference.inputs:
+        other = others[port.name]
+        sides = zip(port.shape, other.shape, strict=False)
+        unequal = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sides)
+        if (
+            unequal
+            or port.dtype != other.dtype
+            or (port.ranked and other.ranked and len(port.shape) != len(other.shape))
+        ):
+            raise ModelError(f"the two models differ in their input {port}: the second takes {other}.")
 
 
 def _finite(value: Any) -> Any:
