@@ -211,7 +211,7 @@ class _Run:
     def _update_masks(self, step: int, total: int) -> None:
         """Sparsity rises over the first half of the phase; masks may change until four fifths, then they stay."""
         pruning = self.settings.pruning
-        every = max(1, total // 200)
+        every = max(16, total // 200)
         settled = int(0.8 * total)
         if not pruning.sparsity or (step % every and step != total) or (step > settled and self.network.masks):
             return

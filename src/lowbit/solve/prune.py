@@ -8,7 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lowbit.errors import InputError, ShapeError
@@ -58,7 +60,7 @@ class Pruning:
             return {name: n_of_m_mask(weight, *self.n_of_m) for name, weight in weights.items()}
         units = {name: self._units(name, weight) for name, weight in weights.items()}
         if self.scope == "layer":
-            kept = {name: keep_largest(energy, share) for name, energy in units.items()}
+            kept = {name: keep_largest(e, e.numel() - round(share * e.numel())) for name, e in units.items()}
         else:
             sizes = {name: weight.numel() // units[name].numel() for name, weight in weights.items()}
             kept = keep_globally(units, sizes, share)
@@ -87,44 +89,35 @@ class Pruning:
         return kept.repeat_interleave(height, 0).repeat_interleave(width, 1).reshape(weight.shape)
 
 
-def keep_largest(energy: Tensor, sparsity: float) -> Tensor:
-    """True for the largest of `energy`; at least one stays. Ties: the earlier element stays."""
-    count = max(1, energy.numel() - round(sparsity * energy.numel()))
-    order = torch.argsort(energy.reshape(-1), descending=True, stable=True)
-    mask = torch.zeros(energy.numel(), dtype=torch.bool, device=energy.device)
-    mask[order[:count]] = True
-    return mask.reshape(energy.shape)
+def keep_largest(energy: Tensor, count: int) -> Tensor:
+    """True for the `count` largest, at least one. Ties: the earlier element stays."""
+    flat = energy.detach().cpu().numpy().reshape(-1)
+    count = min(max(1, count), flat.size)
+    least = np.partition(flat, flat.size - count)[flat.size - count]
+    mask = flat > least
+    mask[np.flatnonzero(flat == least)[: count - int(mask.sum())]] = True
+    return torch.from_numpy(mask.reshape(tuple(energy.shape))).to(energy.device)
 
 
-def lamp_scores(energy: Tensor) -> Tensor:
-    """Each unit's energy over that of all units of its layer that are at least as large, itself included.
+def lamp_scores(energies: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Energies (n,) in falling order → each one's share of all that come up to it, itself included.
 
     Source: Lee et al. 2021, eq. 4. The largest of a layer scores 1, so no layer is ever emptied.
     """
-    flat = energy.reshape(-1)
-    order = torch.argsort(flat, descending=True, stable=True)
-    running = torch.cumsum(flat[order].double(), 0)
-    scores = torch.empty_like(running)
-    scores[order] = flat[order].double() / running.clamp_min(1e-300)
-    return scores.reshape(energy.shape)
+    return np.asarray(energies / np.maximum(np.cumsum(energies, dtype=np.float64), 1e-300))
 
 
 def keep_globally(units: Mapping[str, Tensor], sizes: Mapping[str, int], sparsity: float) -> dict[str, Tensor]:
     """Masks over all layers by LAMP scores; `sizes` are the weights of one unit of each layer."""
-    scores = {name: lamp_scores(energy) for name, energy in units.items()}
-    every = torch.cat([score.reshape(-1) for score in scores.values()])
-    weight = torch.cat([torch.full((units[name].numel(),), float(sizes[name])) for name in scores])
-    order = torch.argsort(every, descending=True, stable=True)
-    budget = (1 - sparsity) * float(weight.sum())
-    kept = torch.zeros(len(every), dtype=torch.bool)
-    kept[order[torch.cumsum(weight[order.cpu()], 0) <= max(budget, 1.0)]] = True
-    masks = {}
-    position = 0
-    for name, score in scores.items():
-        mask = kept[position : position + score.numel()].reshape(score.shape)
-        masks[name] = mask if mask.any() else score == score.max()
-        position += score.numel()
-    return masks
+    scores = {
+        name: lamp_scores(np.sort(energy.detach().cpu().numpy().reshape(-1))[::-1]) for name, energy in units.items()
+    }
+    every = np.concatenate(list(scores.values()))
+    weight = np.concatenate([np.full(len(scores[name]), sizes[name]) for name in scores])
+    falling = np.argsort(-every)
+    last = int(np.searchsorted(np.cumsum(weight[falling]), (1 - sparsity) * weight.sum(), side="right"))
+    least = every[falling[max(0, last - 1)]]
+    return {name: keep_largest(units[name], int((score >= least).sum())) for name, score in scores.items()}
 
 
 def n_of_m_mask(weight: Tensor, n: int, m: int) -> Tensor:
