@@ -8,7 +8,8 @@ __version__ = "0.1.0"
 # Public name → where it lives. Imported when first asked for: `import lowbit` itself takes no torch and no onnxruntime.
 _HOMES = {
     "lowbit.data": ("Data", "Preprocessing"),
-    "lowbit.flows.compare": ("compare", "evaluate"),
+    "lowbit.flows.compare": ("compare",),
+    "lowbit.flows.evaluate": ("evaluate",),
     "lowbit.flows.ptq": ("quantize",),
     "lowbit.model": ("Model", "load"),
     "lowbit.numerics": (
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from lowbit.data import Data as Data
     from lowbit.data import Preprocessing as Preprocessing
     from lowbit.flows.compare import compare as compare
-    from lowbit.flows.compare import evaluate as evaluate
+    from lowbit.flows.evaluate import evaluate as evaluate
     from lowbit.flows.ptq import quantize as quantize
     from lowbit.model import Model as Model
     from lowbit.model import load as load

@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         status = app(given, prog_name="lowbit", standalone_mode=False)
         sys.stdout.flush()
+        if status == 130:  # typer's own word for Ctrl-C
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was written", 130, wants_traceback)
     except BrokenPipeError:  # the reader of our output (head, less) is gone: nothing to say
