@@ -37,6 +37,15 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What becomes of one weight: the share of it that becomes zero, and the bits of a code."""
+
+    name: str
+    sparsity: float
+    codebook: int
+
+
+@dataclass(frozen=True)
 class Compression:
     """What becomes of the weights, and how long is trained for it.
 
@@ -48,6 +57,7 @@ class Compression:
     learning_rate    a step, relative to a tensor's root mean square
     distill          share of the loss that is agreement with the float network, where there are labels; without: 1
     mantissa_bits    of the biases and tables that stay float32
+    layers           choices for single weights, which override prune and codebook; see lowbit.flows.shrink
     """
 
     prune: float | Pruning = 0.9
@@ -63,6 +73,7 @@ class Compression:
     temperature: float = 2.0
     mantissa_bits: int = 7
     seed: int = 0
+    layers: tuple["Layer", ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.codebook <= 8:
@@ -145,11 +156,15 @@ class _Run:
         self.axes = {self.keys[name]: axis for name, axis in weights.items() if name in self.keys}
         self.network = CompressedNetwork(module)
         self.samples, self.settings, self.progress, self.augment = samples, settings, progress, augment
+        self.layers = {self.keys[layer.name]: layer for layer in settings.layers if layer.name in self.keys}
+        if unknown := [layer.name for layer in settings.layers if self.keys.get(layer.name) not in self.axes]:
+            raise InputError(f"'{unknown[0]}' is not a weight that can be compressed; these are: {', '.join(weights)}.")
+        self.prunes = settings.pruning.sparsity > 0 or any(layer.sparsity for layer in settings.layers)
         self.task = Task.of(self.network, samples, settings.distill, settings.temperature)
         per_epoch = max(1, len(samples) // settings.batch)
         self.steps = {
-            "prune": math.ceil(settings.prune_epochs * per_epoch) if settings.pruning.sparsity else 0,
-            "share": math.ceil(settings.share_epochs * per_epoch) if settings.codebook else 0,
+            "prune": math.ceil(settings.prune_epochs * per_epoch) if self.prunes else 0,
+            "share": math.ceil(settings.share_epochs * per_epoch) if settings.codebook or settings.layers else 0,
         }
         identity = {
             "settings": asdict(settings),
@@ -189,7 +204,7 @@ class _Run:
             self._step(part, None if self.augment else chosen, adam, rate * _cosine(step, total), step + 1)
             self.progress(phase, step + 1, total)
             self.checkpoints.save(lambda done=step + 1: self._state(phase, done, adam))  # type: ignore[misc]
-        if phase == "prune" and self.settings.pruning.sparsity:
+        if phase == "prune":
             self._update_masks(total, total)
 
     def _seed(self, phase: str) -> int:
@@ -213,22 +228,27 @@ class _Run:
         pruning = self.settings.pruning
         every = max(16, total // 200)
         settled = int(0.8 * total)
-        if not pruning.sparsity or (step % every and step != total) or (step > settled and self.network.masks):
+        if not self.prunes or (step % every and step != total) or (step > settled and self.network.masks):
             return
-        sparsity = pruning.sparsity if step == total else cubic_sparsity(step, max(1, total // 2), pruning.sparsity)
+        reached = 1.0 if step == total else cubic_sparsity(step, max(1, total // 2), 1.0)
         dense = {key: self.network.parameters[key].movedim(axis, 0) for key, axis in self.axes.items()}
-        for key, mask in pruning.masks(dense, sparsity).items():
+        alone = {key: dense.pop(key) for key in self.layers}
+        masks = pruning.masks(dense, pruning.sparsity * reached) if dense and pruning.sparsity else {}
+        for key, weight in alone.items():
+            masks |= replace(pruning, scope="layer").masks({key: weight}, self.layers[key].sparsity * reached)
+        for key, mask in masks.items():
             self.network.masks[key] = mask.movedim(0, self.axes[key]).contiguous()
 
     def _share(self) -> None:
         """Codes for every weight; from here on they stay."""
-        if not self.settings.codebook:
-            return
         for key in self.axes:
+            bits = self.layers[key].codebook if key in self.layers else self.settings.codebook
+            if not bits:
+                continue
             weight, mask = self.network.parameters[key], self.network.masks.get(key)
             tables = self.settings.tables if len(weight) % self.settings.tables == 0 else 1
             settings = self.settings
-            shared = share(weight, mask, settings.codebook, groups=tables, start=settings.start, rate=settings.rate)
+            shared = share(weight, mask, bits, groups=tables, start=settings.start, rate=settings.rate)
             self.network.share(key, shared)
 
     def _state(self, phase: str, step: int, adam: Adam) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -280,7 +300,8 @@ def write(program: ir.Model, network: CompressedNetwork, settings: Compression, 
             tables = fewer_mantissa_bits(_tables(network, key).numpy(), settings.mantissa_bits)
             network.parameters[key].copy_(torch.from_numpy(tables))
             codes, table = write_codebook(program, name, shared.codes.numpy(), tables)
-            row |= {"role": "weight", "format": f"codebook:{settings.codebook}", "bits": 8 * codes / before.size}
+            bits = max(1, (shared.tables.shape[1] - 1).bit_length())
+            row |= {"role": "weight", "format": f"codebook:{bits}", "bits": 8 * codes / before.size}
             row |= {
                 "bytes": codes + table,
                 "solver": "kmeans",

@@ -39,7 +39,7 @@ class Samples:
         for batch, marks in batches:
             parts.append([torch.tensor(array) for array in batch.values()])
             if marks is not None:
-                labels.append(torch.as_tensor(marks))
+                labels.append(torch.tensor(marks))
         if not parts:
             raise DataError("there is no sample to train on.")
         joined = tuple(torch.cat(column) for column in zip(*parts, strict=True))
