@@ -10,7 +10,7 @@ _HOMES = {
     "lowbit.data": ("Data", "Preprocessing"),
     "lowbit.flows.compare": ("compare",),
     "lowbit.flows.evaluate": ("evaluate",),
-    "lowbit.flows.compress": ("Compression", "compress"),
+    "lowbit.flows.compress": ("Compression", "compress", "compress_tensors"),
     "lowbit.flows.shrink": ("shrink",),
     "lowbit.solve.prune": ("Pruning",),
     "lowbit.flows.ptq": ("quantize",),
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lowbit.flows.compare import compare as compare
     from lowbit.flows.compress import Compression as Compression
     from lowbit.flows.compress import compress as compress
+    from lowbit.flows.compress import compress_tensors as compress_tensors
     from lowbit.flows.evaluate import evaluate as evaluate
     from lowbit.flows.ptq import quantize as quantize
     from lowbit.flows.shrink import shrink as shrink

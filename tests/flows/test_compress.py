@@ -200,3 +200,31 @@ def test_the_program_given_is_left_alone(trained: Model) -> None:
     before = ir.to_proto(trained.program).SerializeToString()
     compress(trained, named(trained, data(64)), prune_epochs=0.5, share_epochs=0.5)
     assert ir.to_proto(trained.program).SerializeToString() == before
+
+
+def test_a_torch_module_is_taken_as_it_is() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES)).eval()
+    samples = data(200)
+    batches = [(samples["x"][i : i + 50], samples["labels"][i : i + 50]) for i in range(0, 200, 50)]
+    small = compress(net, batches, prune=0.5, prune_epochs=0.5, share_epochs=0.5)
+    assert accuracy(small) > 0.1
+    assert any(name.endswith("_codes") for name in small.program.graph.initializers)
+
+
+def test_a_bare_state_dict_is_compressed_without_a_network(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "a.weight": torch.randn(100, 64, generator=generator).bfloat16(),
+        "b.weight": np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32),
+        "a.bias": torch.randn(100, generator=generator),
+        "steps": torch.tensor(7),
+    }
+    found = lb.compress_tensors(state, prune=0.9, codebook=4)
+    assert found["a.weight"].dtype == torch.bfloat16
+    assert found["b.weight"].dtype == np.float32
+    assert torch.equal(found["a.bias"], state["a.bias"])
+    for name in ("a.weight", "b.weight"):
+        assert len(np.unique(np.asarray(torch.as_tensor(found[name]).float()))) <= 16
+    assert np.mean(found["b.weight"] == 0) == pytest.approx(0.9, abs=0.03)
+    assert pack(found, tmp_path / "state.lowbit") < (100 * 64 * 2 + 200 * 64 * 4) / 16

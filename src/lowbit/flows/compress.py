@@ -23,7 +23,7 @@ from lowbit.errors import InputError, MismatchError
 from lowbit.flows.distill import Task
 from lowbit.flows.train import Adam, Checkpoints, Samples, order
 from lowbit.graph import PASSES
-from lowbit.model import Model
+from lowbit.model import Model, load
 from lowbit.simulate.build import build
 from lowbit.simulate.compressed import CompressedNetwork
 from lowbit.simulate.place import WEIGHT_AXES
@@ -89,7 +89,7 @@ class Compression:
 
 
 def compress(
-    model: Model,
+    model: Any,
     data: Any,
     settings: Compression | None = None,
     *,
@@ -100,6 +100,7 @@ def compress(
 ) -> Model:
     """A model whose weights are codes into small tables, most of them zero; `pack` makes it one small file.
 
+    model        a Model, whatever `load` takes, or a torch module, whose example input is the first batch of the data
     data         samples, with class labels where there are any; all of them are kept in memory
     settings     a Compression; `changes` are its fields, `prune=0.95, codebook=3`
     checkpoint   a file to keep the state in: an interrupted run resumes to the same result, bit for bit
@@ -109,6 +110,7 @@ def compress(
     The written program is run in onnxruntime and compared with what was trained: MismatchError if they differ.
     """
     chosen = replace(settings or Compression(), **changes)
+    model = model if isinstance(model, Model) else load(model, _example(model, data))
     prepared = model.copy()
     for name in PREPARE:
         PASSES[name](prepared.program)
@@ -136,6 +138,45 @@ def compressible(program: ir.Model) -> dict[str, int]:
             if value.const_value.dtype is ir.DataType.FLOAT and value.const_value.size >= SMALLEST:
                 found[str(value.name)] = output_axis % len(value.const_value.shape)
     return found
+
+
+def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = None, **changes: Any) -> dict[str, Any]:
+    """A state dict whose weights are pruned and shared without training, for a module that cannot be exported.
+
+    tensors   name → torch tensor or numpy array
+    return    the same names, shapes and types; `pack` stores the few different values of each weight as codes
+
+    Weights are float tensors of two axes or more and 256 elements or more; all else is returned as it is.
+    """
+    chosen = replace(settings or Compression(), **changes)
+    weights = {
+        name: torch.as_tensor(tensor).detach().float().cpu()
+        for name, tensor in tensors.items()
+        if torch.as_tensor(tensor).is_floating_point() and torch.as_tensor(tensor).dim() > 1
+        and torch.as_tensor(tensor).numel() >= SMALLEST
+    }  # fmt: skip
+    masks = chosen.pruning.masks(weights) if weights and chosen.pruning.sparsity else {}
+    found = dict(tensors)
+    for name, weight in weights.items():
+        mask = masks.get(name)
+        if chosen.codebook:
+            shared = share(weight, mask, chosen.codebook, start=chosen.start, rate=chosen.rate)
+            weight = shared.dense()
+        elif mask is not None:
+            weight = weight * mask
+        original = tensors[name]
+        is_array = isinstance(original, np.ndarray)
+        found[name] = weight.numpy().astype(original.dtype) if is_array else weight.to(original.dtype)
+    return found
+
+
+def _example(module: Any, data: Any) -> Any:
+    """The first batch, for a torch module; files need none."""
+    if not isinstance(module, torch.nn.Module):
+        return None
+    first = next(iter(data.values())) if isinstance(data, Mapping) else next(iter(data))
+    first = first[0] if isinstance(first, (tuple, list)) else first
+    return torch.as_tensor(first)[:2]
 
 
 class _Run:
