@@ -8,7 +8,8 @@ __version__ = "0.1.0"
 # Public name → where it lives. Imported when first asked for: `import lowbit` itself takes no torch and no onnxruntime.
 _HOMES = {
     "lowbit.data": ("Data", "Preprocessing"),
-    "lowbit.flows.compare": ("compare", "evaluate"),
+    "lowbit.flows.compare": ("compare",),
+    "lowbit.flows.evaluate": ("evaluate",),
     "lowbit.flows.ptq": ("quantize",),
     "lowbit.model": ("Model", "load"),
     "lowbit.numerics": (
@@ -16,6 +17,8 @@ _HOMES = {
         *("channel", "error", "group", "quantize_tensor", "tile"),
     ),
     "lowbit.ranges": ("RANGES",),
+    "lowbit.storage.container": ("pack", "unpack"),
+    "lowbit.storage.inspect": ("inspect", "read_tensor"),
     "lowbit.recipe": ("FLOAT", "RECIPES", "Recipe", "Rule", "TensorSpec"),
     "lowbit.targets": ("TARGETS", "Target"),
 }
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from lowbit.data import Data as Data
     from lowbit.data import Preprocessing as Preprocessing
     from lowbit.flows.compare import compare as compare
-    from lowbit.flows.compare import evaluate as evaluate
+    from lowbit.flows.evaluate import evaluate as evaluate
     from lowbit.flows.ptq import quantize as quantize
     from lowbit.model import Model as Model
     from lowbit.model import load as load
@@ -48,6 +51,10 @@ if TYPE_CHECKING:
     from lowbit.recipe import Recipe as Recipe
     from lowbit.recipe import Rule as Rule
     from lowbit.recipe import TensorSpec as TensorSpec
+    from lowbit.storage.container import pack as pack
+    from lowbit.storage.container import unpack as unpack
+    from lowbit.storage.inspect import inspect as inspect
+    from lowbit.storage.inspect import read_tensor as read_tensor
     from lowbit.targets import TARGETS as TARGETS
     from lowbit.targets import Target as Target
 

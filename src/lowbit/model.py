@@ -105,7 +105,7 @@ def load(
     dynamic_shapes: Any = None,
     allow_nonfinite: bool = False,
 ) -> Model:
-    """Read a network: an ONNX file, its bytes, an ONNX message, an `onnx_ir.Model`, or a PyTorch module.
+    """Read a network: an ONNX file, its bytes, a .lowbit container, an ONNX message, `onnx_ir.Model` or torch module.
 
     example_inputs    for a PyTorch module: a tensor, a tuple of them, or a dict of keyword arguments
     dynamic_axes      for a PyTorch module: {input: {axis: name}}; by default the batch axis is dynamic
@@ -114,6 +114,10 @@ def load(
 
     InputError where the source is not a usable model, ModelError where a module cannot be exported.
     """
+    if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".lowbit":
+        from lowbit.storage.container import unpacked_bytes
+
+        return Model(reading.read_bytes(unpacked_bytes(source), allow_nonfinite=allow_nonfinite), str(source))
     if isinstance(source, (str, os.PathLike)):
         return Model(reading.read_file(source, allow_nonfinite=allow_nonfinite), str(source))
     if isinstance(source, (bytes, bytearray, memoryview)):

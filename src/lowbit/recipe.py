@@ -108,9 +108,7 @@ class Recipe:
                     *(_parse(row[k]) if k in row else None for k in ("weights", "activations")),
                 )
             )
-        return Recipe(
-            tuple(rules), tuple(table.get("passes", ())), find_target(table.get("target", "onnxruntime")).name
-        )
+        return Recipe(tuple(rules), tuple(table.get("passes", ())), find_target(table.get("target", "onnxruntime")).name)
 
 
 def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:

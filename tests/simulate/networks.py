@@ -1,4 +1,4 @@
-"""Small networks of the families that users bring, with random weights; build() must read what torch exports of them."""
+"""Small networks of the families that users bring, with random weights, for build() to read as torch exports them."""
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class TokenClassifier(nn.Module):
 
 
 class Normalized(nn.Module):
-    """Group, instance and layer normalization, GELU, transposed 1-d convolution: parts of speech and diffusion networks."""
+    """Group, instance and layer normalization, GELU, transposed 1-d convolution: parts of speech networks."""
 
     def __init__(self) -> None:
         super().__init__()

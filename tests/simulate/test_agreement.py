@@ -1,4 +1,4 @@
-"""The simulated network against onnxruntime, to 1e-4 of the output's scale: real models, and every family from torch."""
+"""The simulated network against onnxruntime, to 1e-4 of the output's scale: real models, and families from torch."""
 
 import io
 import os

@@ -1,8 +1,8 @@
 """Rows against onnxruntime over random attributes, to 1e-4 of the output's scale: what the node tests leave out.
 
 Left out on purpose, because onnxruntime departs from the specification there: auto_pad SAME with dilations in pools,
-auto_pad SAME of a transposed convolution whose kernel is narrower than its stride, tf_crop_and_resize along an axis that
-keeps its length, and parameters that recurrent activations (Affine, ScaledTanh, ThresholdedRelu) were not given.
+auto_pad SAME of a transposed convolution whose kernel is narrower than its stride, tf_crop_and_resize along an axis
+that keeps its length, and parameters that recurrent activations (Affine, ScaledTanh, ThresholdedRelu) were not given.
 """
 
 import random

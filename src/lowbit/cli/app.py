@@ -12,12 +12,13 @@ import typer
 
 import lowbit
 from lowbit.cli.compare import compare
+from lowbit.cli.pack import pack, unpack
 from lowbit.cli.quantize import quantize
 from lowbit.cli.run import run
 from lowbit.cli.show import show
 from lowbit.errors import LowbitError
 
-COMMANDS = (quantize, compare, show, run)
+COMMANDS = (quantize, compare, show, run, pack, unpack)
 app = typer.Typer(
     name="lowbit",
     add_completion=False,
@@ -59,6 +60,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         status = app(given, prog_name="lowbit", standalone_mode=False)
         sys.stdout.flush()
+        if status == 130:  # typer's own word for Ctrl-C
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was written", 130, wants_traceback)
     except BrokenPipeError:  # the reader of our output (head, less) is gone: nothing to say

@@ -117,10 +117,10 @@ def show_page(page: object) -> None:
 
 
 @contextmanager
-def progress(what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
+def progress(what: str, quiet: bool, unit: str = "samples") -> Iterator[Callable[[int], None]]:
     """A bar on stderr while samples go by; nothing where stderr is no terminal or `quiet` is set.
 
-    The callable is told how many samples are done.
+    The callable is told how many samples (or what `unit` says) are done.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda done: None
@@ -128,7 +128,7 @@ def progress(what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done: bar.update(task, completed=done)

@@ -15,10 +15,22 @@ def show(
 ) -> None:
     """List every tensor: its format, bits, range and bytes, or why it stayed float.
 
-    A file of lowbit carries its own ledger; of any other file the stored tensors are listed.
+    A file of lowbit carries its own ledger; of any other file the stored tensors are listed. Of a .lowbit container it
+    lists sparsity, entropy and bits achieved for each tensor, and where every byte went.
 
     Example: lowbit show net.int8.onnx
     """
+    if model.suffix == ".lowbit":
+        from lowbit.report.contents import contents_dict, contents_view
+        from lowbit.storage.inspect import inspect
+
+        report = inspect(model)
+        if json:
+            print_json(contents_dict(report, model))
+        else:
+            show_page(contents_view(report, model, every))
+        return
+
     from lowbit.model import load
     from lowbit.report.ledger import Ledger
 

@@ -99,6 +99,10 @@ class Data:
         if not done:
             raise DataError(f"{self.source.name} has no samples{f' after the first {self.skip}' if self.skip else ''}.")
 
+    def cut(self, samples: Samples, count: int) -> Samples:
+        """The first `count` of these samples; all of them where the network takes a fixed number at once."""
+        return samples if self.fixed_batch else Batching.of(self.fitting.inputs).slice(samples, 0, count)
+
     def take(self, count: int) -> "Data":
         """The first `count` samples."""
         return self._narrowed(0, count)

@@ -96,9 +96,7 @@ def _attributes(tensor: IntegerTensor) -> dict[str, int]:
     return attributes | ({"block_size": tensor.block} if tensor.block else {})
 
 
-def _node(
-    op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, shape: ir.Shape | None, **attributes: int
-) -> ir.Node:
+def _node(op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, shape: ir.Shape | None, **attributes: int) -> ir.Node:
     output = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
     return ir.node(op_type, inputs, attributes, outputs=[output], name=name)
 
@@ -109,9 +107,7 @@ def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -
     codes = _initializer(program, f"{name}_codes", tensor.codes, tensor.dtype)
     scale, zero = _parameters(program, name, tensor)
     inputs = [codes, scale] if tensor.bits > 16 else [codes, scale, zero]
-    decode = _node(
-        "DequantizeLinear", inputs, f"{name}_dequantized", ir.DataType.FLOAT, value.shape, **_attributes(tensor)
-    )
+    decode = _node("DequantizeLinear", inputs, f"{name}_dequantized", ir.DataType.FLOAT, value.shape, **_attributes(tensor))
     readers = [u for u in value.uses() if tensor.readers is None or (u.node.name, u.idx) in tensor.readers]
     first = min((u.node for u in readers), key=list(program.graph).index)
     program.graph.insert_before(first, decode)
@@ -166,14 +162,8 @@ def keep_bias_apart(program: ir.Model) -> None:
 
 def _is_quantized_matmul(value: ir.Value | None) -> bool:
     producer = None if value is None else value.producer()
-    return (
-        producer is not None
-        and producer.op_type == "MatMul"
-        and all(
-            (p := v.producer()) is not None and p.op_type == "DequantizeLinear"
-            for v in producer.inputs
-            if v is not None
-        )
+    return producer is not None and producer.op_type == "MatMul" and all(
+        (p := v.producer()) is not None and p.op_type == "DequantizeLinear" for v in producer.inputs if v is not None
     )
 
 

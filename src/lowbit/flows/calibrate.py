@@ -37,18 +37,7 @@ def observe(simulation: Simulation, batches: Iterable[Batch]) -> int:
 def solve_weights(simulation: Simulation) -> None:
     """Find the codes of every weight; the simulated network then holds their values."""
     for name, (site, quantizer) in simulation.constants().items():
-        weight = parameter(simulation, name)
+        weight = simulation.parameter(name)
         stored = SOLVERS[site.spec.solve](weight, site.spec)
         quantizer.stored = stored
         quantizer.set_parameters(stored.scale_values(), stored.zero_values())
-
-
-def parameter(simulation: Simulation, value: str) -> Tensor:
-    """The tensor behind the quantizer of a constant."""
-    source = simulation.nodes[value].args[0]
-    assert isinstance(source, torch.fx.Node)
-    found = simulation.module
-    for part in str(source.target).split("."):
-        found = getattr(found, part)
-    assert isinstance(found, Tensor)
-    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lowbit.data import Data, Preprocessing
-from lowbit.data.samples import Batching, Samples
+from lowbit.data.samples import Samples
 from lowbit.deploy.engines import Run
 from lowbit.errors import ModelError
 from lowbit.flows.evaluate import engine_of, needed_labels
@@ -189,7 +189,7 @@ def compare(
     samples = Data.of(data, first.model.inputs, preprocess=preprocess, names=names)
     pass_ = _Pass.over(samples, first, second, None if metric is None else metric_of(metric), batch)
     timings: dict[str, Timing] = {}
-    sample = Batching.of(first.model.inputs).slice(pass_.kept[0], 0, samples.fixed_batch or 1).inputs
+    sample = samples.cut(pass_.kept[0], 1).inputs
     if latency:
         runs = {side: subject.compiled(engine, threads) for side, subject in (("a", first), ("b", second))}
         timings = side_by_side({side: partial(run, sample) for side, run in runs.items()})
@@ -249,8 +249,7 @@ class _Pass:
                 found.tallies[0].add(a, labels)
                 found.tallies[1].add(b, labels)
             if found.samples < LAYER_SAMPLES:
-                size = data.fixed_batch or LAYER_SAMPLES - found.samples
-                found.kept.append(Batching.of(reference.model.inputs).slice(samples, 0, size))
+                found.kept.append(data.cut(samples, LAYER_SAMPLES - found.samples))
             found.samples += samples.count
         return found
 

@@ -25,6 +25,7 @@ def correct_bias(simulation: Simulation, batches: Sequence[Batch]) -> int:
     batches   some dozen samples; all of them go through a layer before any goes on
     """
     layers = {node: (name, axis) for node, name, axis in _layers(simulation.module)}
+    values = {key: value for value, key in simulation.module.meta["keys"].items()}
     with torch.no_grad(), simulation.mode("off"):
         wanted = {
             node: _mean([env[node] for env in envs], layers[node][1])
@@ -39,6 +40,7 @@ def correct_bias(simulation: Simulation, batches: Sequence[Batch]) -> int:
             shift = wanted[node] - _mean([env[node] for env in envs], axis)
             bias = simulation.module.get_parameter(name)
             bias += shift.reshape(bias.shape)
+            simulation.edited.add(values[name])
             for env in envs:
                 env[node] = (env[node].movedim(axis, -1) + shift).movedim(-1, axis)
     return len(layers)

@@ -45,7 +45,8 @@ def predict(
 ) -> tuple[dict[str, np.ndarray], float | None]:
     """All outputs by name, samples joined, and the metric where one is asked for; a path is run as the file is."""
     network = load(model, allow_nonfinite=True) if isinstance(model, (str, os.PathLike)) else model
-    program = network.program if isinstance(model, Model) else Path(model)
+    packed = not isinstance(model, Model) and Path(model).suffix == ".lowbit"
+    program = network.program if isinstance(model, Model) or packed else Path(model)
     run = engine_of(engine).compile(program, threads=threads)
     chosen = None if metric is None else metric_of(metric)
     tally = None if chosen is None else chosen.tally()

@@ -9,7 +9,6 @@ import torch
 
 from lowbit.deploy.write import IntegerTensor, write
 from lowbit.errors import UnsupportedError
-from lowbit.flows.calibrate import parameter
 from lowbit.numerics import Int, QuantTensor, spell_format
 from lowbit.ranges import range_words
 from lowbit.simulate.fakequant import FakeBias, FakeQuant, Simulation
@@ -19,7 +18,10 @@ Row = dict[str, Any]
 
 
 def export(simulation: Simulation) -> ir.Model:
-    """The program with its quantized values in integers."""
+    """The program with its quantized values in integers, and what the flow changed in float."""
+    for name in simulation.edited - simulation.placement.sites.keys():
+        tensor = ir.tensor(simulation.parameter(name).detach().numpy(), name=name)
+        simulation.program.graph.initializers[name].const_value = tensor
     return write(simulation.program, integer_tensors(simulation))
 
 
@@ -75,7 +77,7 @@ def _layout(stored: QuantTensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
 
 
 def _bias(simulation: Simulation, site: Site, quantizer: FakeBias) -> IntegerTensor:
-    bias = parameter(simulation, site.value).detach()
+    bias = simulation.parameter(site.value).detach()
     scale = quantizer.scale().expand(bias.shape)
     codes = quantizer.codes(bias).numpy()
     return IntegerTensor(site.value, scale.numpy(), np.zeros(bias.shape, np.int32), 32, True, codes, axis=0)
@@ -121,13 +123,13 @@ def _site_row(simulation: Simulation, site: Site) -> Row:
     quantizer = simulation.quantizers[site.value]
     row: Row = {"tensor": site.value, "role": site.role, "layer": site.layer, "status": "quantized", "reason": ""}
     if isinstance(quantizer, FakeBias):
-        count = parameter(simulation, site.value).numel()
+        count = simulation.parameter(site.value).numel()
         return row | {"format": "int32", "bits": 32.0, "bytes": 4 * count, "range": "", "solver": "", "sqnr_db": None}
     row |= {"format": spell_format(quantizer.format), "range": range_words(quantizer.spec.range)}
     if site.role == "activation":
         lo, hi = quantizer.limits()
         return row | {"bits": quantizer.format.bits_per_element(), "bytes": 0, "lo": lo, "hi": hi, "group": site.group}
-    weight, stored = parameter(simulation, site.value).detach(), quantizer.stored
+    weight, stored = simulation.parameter(site.value).detach(), quantizer.stored
     assert stored is not None
     noise = (weight - torch.as_tensor(np.asarray(stored.dequantize()))).square().sum().item()
     power = weight.square().sum().item()

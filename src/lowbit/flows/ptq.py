@@ -60,8 +60,8 @@ def quantize(
 def _keep_some(data: Data, held: list[Batch]) -> Iterator[Batch]:
     """The batches of the data; the first few samples are also appended to `held`."""
     kept = 0
-    for batch, _ in data.batches():
+    for samples in data.samples():
         if kept < HELD_SAMPLES:
-            held.append({name: array[: HELD_SAMPLES - kept] for name, array in batch.items()})
-            kept += len(next(iter(batch.values())))
-        yield batch
+            held.append(data.cut(samples, HELD_SAMPLES - kept).inputs)
+            kept += samples.count
+        yield samples.inputs

@@ -281,10 +281,11 @@ def _solve_bases(points: SortedPoints, factors: Doubles, signs: Any) -> tuple[Do
 
 @dataclass(frozen=True)
 class Piecewise:
-    """Two uniform grids: half of the codes for a dense centre [-p, p], half for the tails up to ±max |x|.
+    """Two uniform grids: half of the codes for a dense centre [-p, p], half for the tails up to ±m.
 
-    The breakpoint p is fitted: coarse to fine search for the least squared error. A table is two numbers: p and m.
-    Source: Fang et al. 2020 (PWLQ, arXiv 2002.00104), eq. 4.
+    The breakpoint p and the end m ≤ max |x| are fitted in turn, coarse to fine, for the least squared error;
+    they are the two numbers that describe a table. 0 is exact, and takes two codes.
+    Source: Fang et al. 2020 (PWLQ, arXiv 2002.00104), eq. 4; there m is the largest |x|.
     """
 
     bits: int
@@ -299,23 +300,20 @@ class Piecewise:
 
     def fit(self, points: SortedPoints) -> Doubles:
         lo, hi = points.extremes
-        top = np.maximum(abs(lo), abs(hi))
-        share = self.breakpoint(points)
-        return self.table(share * top, top)
-
-    def breakpoint(self, points: SortedPoints) -> Doubles:
-        """The best p / m of each block, (n_blocks, 1)."""
-        lo, hi = points.extremes
-        top = np.maximum(abs(lo), abs(hi))
-        best, least = np.full_like(top, 0.5), np.full_like(top, np.inf)
-        for width, steps in ((0.98, 49), (0.04, 16), (0.005, 10)):
-            centre = best
-            for offset in np.linspace(-width / 2, width / 2, steps + 1):
-                share = np.clip(centre + offset, 0.005, 0.995)
-                error = points.squared_error(self.table(share * top, top))
-                best = np.where(error < least, share, best)
-                least = np.minimum(error, least)
-        return best
+        p = m = np.maximum(abs(lo), abs(hi))
+        least = np.full_like(m, np.inf)
+        for p_factors, m_factors in _PIECEWISE_STEPS:
+            start = p
+            for factor in p_factors:
+                tried = np.minimum(start * factor, m)
+                error = points.squared_error(self.table(tried, m))
+                p, least = np.where(error < least, tried, p), np.minimum(error, least)
+            start = m
+            for factor in m_factors:
+                tried = np.maximum(start * factor, p)
+                error = points.squared_error(self.table(p, tried))
+                m, least = np.where(error < least, tried, m), np.minimum(error, least)
+        return self.table(p, m)
 
     def table(self, p: Doubles, m: Doubles) -> Doubles:
         """2**bits sorted values for breakpoint p and end m, (n_blocks, 1) each; 0 stands twice, once for each sign."""
@@ -324,3 +322,12 @@ class Piecewise:
         tail = p + (m - p) * (np.arange(side) + 1.0) / side
         positive = np.concatenate([centre, tail], axis=1)
         return np.concatenate([-positive[:, ::-1], positive], axis=1)
+
+
+# Factors on the breakpoint, then on the end, that each step of the search tries.
+_PIECEWISE_STEPS = (
+    ([0.97 - 0.05 * i for i in range(19)], [0.9**i for i in range(25)]),
+    ([0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.45, 1.6], [0.85, 0.9, 0.95, 1.05, 1.1, 1.2]),
+    ([0.92, 0.95, 0.975, 1.025, 1.05, 1.08], [0.95, 0.975, 1.025, 1.05]),
+    ([0.985, 0.9925, 1.0075, 1.015], [0.985, 1.015]),
+)

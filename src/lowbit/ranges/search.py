@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import grid_table
+from lowbit.numerics.kernels import kernel
 from lowbit.numerics.noise import SquaredError
 from lowbit.numerics.quantize import scale_and_zero
 from lowbit.ranges.analytic import is_one_sided
@@ -137,18 +137,33 @@ class Entropy:
         threshold = largest.clone()
         for row in range(weights.shape[0]):
             levels = 1 << (format.grid.bits - (not bool(one_sided[row])))
-            size = values[min(row, values.shape[0] - 1)].abs().double().cpu().numpy()
+            size = values[row if values.shape[0] > 1 else 0].abs().double().cpu().numpy()
             top = float(largest[row])
             if top == 0:
                 continue
             bins = max(self.bins, 8 * levels)
-            index = np.minimum((size * (bins / top)).astype(np.int64), bins - 1)
-            counts = np.bincount(index, weights[row].double().cpu().numpy(), minlength=bins)
+            counts = np.zeros(bins)
+            _spread(size, weights[row].double().cpu().numpy(), statistics.resolution, top, counts)
             threshold[row] = top * _least_divergence(counts, levels, max(1, (bins - levels) // 1920)) / bins
         return clip_to(statistics, -threshold, threshold)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel
+def _spread(size: Any, weights: Any, resolution: Any, top: Any, counts: Any) -> None:
+    """Count points into equal bins up to `top`. A bucket wider than a bin is spread as its values would have been:
+    evenly, each value whole, because the divergence sees which bins are empty.
+    """
+    bins = counts.shape[0]
+    for i in range(size.shape[0]):
+        width = resolution * 2.0 ** np.floor(np.log2(size[i])) if size[i] > 0 else 0.0
+        first = (size[i] - width / 2) * bins / top
+        pieces = int(min(weights[i], np.ceil(width * bins / top) * 4.0 + 1.0))
+        for piece in range(pieces):
+            place = first + (piece + 0.5) / pieces * width * bins / top
+            counts[min(max(int(place), 0), bins - 1)] += weights[i] / pieces
+
+
+@kernel
 def _least_divergence(counts: Any, levels: int, step: int) -> float:
     """Number of bins to keep, at least `levels`, out of all."""
     bins = counts.shape[0]

@@ -16,7 +16,7 @@ from lowbit.errors import DataError
 from lowbit.numerics.qtensor import Array, as_torch
 from lowbit.numerics.quantize import describe_not_finite
 from lowbit.numerics.rows import TENSOR, Block, to_rows
-from lowbit.ranges.counting import MASK_FROM, SHIFT, bucket_counts, bucket_values
+from lowbit.ranges.counting import SHIFT, bucket_counts, bucket_values
 
 Counts = npt.NDArray[np.int64]
 HISTORY = 1024
@@ -27,6 +27,7 @@ class Statistics(Protocol):
 
     minimum, maximum  (n_blocks, 1) float32, exact
     points()          values (n_blocks or 1, n) sorted along the last axis, and weights (n_blocks, n), both float64
+    resolution        width of what a point stands for, in parts of the power of two below it; 0: the value itself
     averages(m)       (n_blocks, 1) each: moving averages of the batches' minima and maxima, momentum m
     check()           raises DataError where a range would mean nothing: NaN, infinities, no data
     """
@@ -35,6 +36,8 @@ class Statistics(Protocol):
     def minimum(self) -> Tensor: ...
     @property
     def maximum(self) -> Tensor: ...
+    @property
+    def resolution(self) -> float: ...
     def points(self) -> tuple[Tensor, Tensor]: ...
     def averages(self, momentum: float) -> tuple[Tensor, Tensor]: ...
     def check(self) -> None: ...
@@ -42,6 +45,8 @@ class Statistics(Protocol):
 
 class RawRows:
     """Rows of a tensor as they are, every value with weight one."""
+
+    resolution = 0.0
 
     def __init__(self, rows: Tensor, name: str = "") -> None:
         self.rows = rows.detach().to(torch.float32)
@@ -90,6 +95,8 @@ class Histogram:
     Finite values of 1e8 and more are attention masks (-1e9, -3.4e38): counted in `masked_count`, seen by no range.
     Beside it, for `MovingAverage`, the extremes of the last 1024 batches: an order by definition.
     """
+
+    resolution = 2.0 ** (SHIFT - 23)
 
     def __init__(self, block: Block = TENSOR, name: str = "") -> None:
         self.block = block
@@ -210,6 +217,3 @@ class Histogram:
     def size_bytes(self) -> int:
         """Memory held by the counts."""
         return self.counts.nbytes + self.zeros.nbytes
-
-
-__all__ = ["HISTORY", "MASK_FROM", "SHIFT", "Histogram", "RawRows", "Statistics"]

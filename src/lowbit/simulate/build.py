@@ -20,10 +20,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from lowbit.errors import ModelError
+from lowbit.errors import ModelError, UnsupportedError
 from lowbit.simulate.engine_node import engine_node
 from lowbit.simulate.operators import OPERATORS, Operator
 from lowbit.simulate.operators_types import TORCH_TYPES, to_tensor
+
+# What a GraphModule has of its own; a tensor under such a name would break it.
+_RESERVED = {*dir(fx.GraphModule), *vars(nn.Module()), "meta"}
 
 # torch stores these types but has no arithmetic for them; int64 wraps around alike, modulo 2**n.
 _UNSIGNED = {ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
@@ -36,6 +39,8 @@ _LONGEST_LITERAL = 64
 def build(program: ir.Model) -> fx.GraphModule:
     """The program as an fx module that runs, trains and moves between devices like any other.
 
+    program  opset ≥ 21, nodes in order, as lowbit.load gives it
+
     forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns
     {output name: tensor}. node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results
     also carry meta["op"] (operator type) and meta["node"] (ONNX node name). An operator with several outputs is one
@@ -44,7 +49,7 @@ def build(program: ir.Model) -> fx.GraphModule:
     both a tensor and the prefix of another) the key is the name with "_" for what is in the way. module.meta["keys"]
     gives the key of every initialiser in use. A constant written into a call as numbers has no key.
 
-    UnsupportedError: a node that neither the table nor onnxruntime can compute, named.
+    UnsupportedError: a node that neither the table nor onnxruntime can compute, or of an older opset, named.
     """
     wiring = _Wiring(program)
     for value in program.graph.inputs:
@@ -87,8 +92,20 @@ def to_type(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @cache
-def _takes_outputs(row: Operator) -> bool:
-    return "outputs" in inspect.signature(row.function).parameters
+def _keywords(row: Operator) -> frozenset[str]:
+    """The keywords of a row's function; torch's builtins, which do not tell, stand for operators without attributes."""
+    try:
+        return frozenset(inspect.signature(row.function).parameters)
+    except ValueError:
+        return frozenset()
+
+
+def _refuse_unknown(node: ir.Node, row: Operator, attributes: Iterable[str]) -> None:
+    if unknown := set(attributes) - _keywords(row):
+        raise UnsupportedError(
+            f"operator {node.op_type}, node '{node.name}': attribute {', '.join(sorted(unknown))} is not of opset "
+            f"21 or later. Load the model with lowbit.load, which raises older files."
+        )
 
 
 @dataclass
@@ -124,13 +141,14 @@ class _Wiring:
             typed = node.inputs[source] if len(node.inputs) > source else None
             if typed is not None and typed.dtype is not None and not attributes.get(attribute):
                 attributes[attribute] = int(typed.dtype)
+        _refuse_unknown(node, row, attributes)
         unsigned = node.op_type not in _TAKES_UNSIGNED and any(
             v is not None and v.dtype in _UNSIGNED for v in node.inputs
         )
         if unsigned:
             arguments = [self._cast(a, v, torch.int64) for a, v in zip(arguments, node.inputs, strict=True)]
         count = _asked(node)
-        if count > 1 and _takes_outputs(row):
+        if count > 1 and "outputs" in _keywords(row):
             attributes["outputs"] = count
         call = self.graph.create_node("call_function", row.function, tuple(arguments), attributes, self._name(node))
         self._add_results(node, call, node.outputs[:count], on_host or row.on_host, unsigned)
@@ -197,8 +215,10 @@ class _Wiring:
             dtype = TORCH_TYPES[constant.dtype]
             return self.graph.call_function(host_constant, (constant.numpy().tolist(), dtype))
         tensor = to_tensor(constant.numpy())
-        trainable = tensor.is_floating_point() and tensor.element_size() > 1 and not buffer
-        key = self._place(value.name or "constant", nn.Parameter(tensor) if trainable else tensor)
+        if tensor.is_floating_point() and tensor.element_size() > 1 and not buffer:
+            # A single number is part of a formula (an epsilon, a scale, a mask's −3.4e38): no step may move it.
+            tensor = nn.Parameter(tensor, requires_grad=tensor.dim() > 0)
+        key = self._place(value.name or "constant", tensor)
         self.keys[value.name or ""] = key
         result = self.graph.create_node("get_attr", key, name=value.name)
         result.meta["value"] = value.name
@@ -209,9 +229,8 @@ class _Wiring:
         """Put a tensor or module where its name says, in nested containers on '.', and return the key that it got."""
         parts = name.split(".")
         if not _possible(self.root, parts):
-            parts = [
-                _identifier(name.replace(".", "_"), {n for n, _ in self.root.named_children()} | set(dir(self.root)))
-            ]
+            held = {*self.root._parameters, *self.root._buffers, *self.root._modules}
+            parts = [_identifier(name, held | _RESERVED)]
         container = self.root
         for part in parts[:-1]:
             if part not in container._modules:
@@ -232,19 +251,15 @@ class _Wiring:
 
 
 def _possible(root: nn.Module, parts: Sequence[str]) -> bool:
-    """Whether nested containers can hold a tensor under this name."""
-    container: nn.Module | None = root
-    for i, part in enumerate(parts):
-        if not part or not part.isprintable() or set(part) & set('"\\'):
-            return False
-        if container is None:
-            continue  # below a container that is yet to be made
-        child = container._modules.get(part)
-        taken = hasattr(container, part) or (container is root and hasattr(fx.GraphModule, part))
-        if taken and (child is None or i == len(parts) - 1):
-            return False
-        container = child
-    return parts[0] not in ("meta", "graph", "code")
+    """Whether nested containers can hold a tensor under this name, and generated code can read it."""
+    if parts[0] in _RESERVED or not all(p and p.isprintable() and not set(p) & set('"\\') for p in parts):
+        return False
+    container: nn.Module = root
+    for part in parts[:-1]:
+        if part not in container._modules:
+            return not hasattr(container, part)
+        container = container.get_submodule(part)
+    return not hasattr(container, parts[-1])
 
 
 def _identifier(name: str, taken: Iterable[str]) -> str:

@@ -137,6 +137,7 @@ class Simulation:
         self.module: fx.GraphModule = build(program).eval()
         self.quantizers: dict[str, FakeQuant | FakeBias] = {}
         self.nodes: dict[str, fx.Node] = {}  # value name → the fx node of its quantized value
+        self.edited: set[str] = set()  # initialisers whose parameters no longer hold what the program holds
         by_value = {str(n.meta["value"]): n for n in self.module.graph.nodes if "value" in n.meta}
         groups = placement.groups()
         for site in placement.sites.values():
@@ -155,9 +156,7 @@ class Simulation:
         self.quantizers[site.value] = quantizer
         self.quantizers.setdefault(site.group, quantizer)
         readers = [
-            user
-            for user in list(source.users)
-            if site.readers is None or user.meta.get("node") in {n for n, _ in site.readers}
+            user for user in list(source.users) if site.readers is None or user.meta.get("node") in {n for n, _ in site.readers}
         ]
         after = _after(source)
         with self.module.graph.inserting_before(after):
@@ -195,6 +194,14 @@ class Simulation:
             for name, site in self.placement.sites.items()
             if site.role in ("weight", "constant") and isinstance(q := self.quantizers[name], FakeQuant)
         }
+
+    def parameter(self, value: str) -> Tensor:
+        """The tensor of an initialiser."""
+        key = self.module.meta["keys"][value]
+        owner, _, name = key.rpartition(".")
+        found = getattr(self.module.get_submodule(owner), name)
+        assert isinstance(found, Tensor)
+        return found
 
     @contextmanager
     def mode(self, mode: Mode) -> Iterator[None]:

@@ -128,9 +128,7 @@ class _Placer:
         if role is None or not _is_float32(node):
             return None
         weights, activations = self.specs[str(node.name)]
-        if role is Role.STORE or (
-            role is Role.MOVE and node.op_type == "Gather" and _constant(node.inputs[0]) is not None
-        ):
+        if role is Role.STORE or (role is Role.MOVE and node.op_type == "Gather" and _constant(node.inputs[0]) is not None):
             return Role.STORE
         if role in (Role.CONVOLVE, Role.MULTIPLY):
             return self._multiplying_role(node, role, weights, activations)
@@ -198,9 +196,7 @@ class _Placer:
         if value.name in self.wanted:
             return True
         return any(
-            self.role.get(u.node.name) is Role.ABSORB
-            and self._is_absorbed(u.node)
-            and u.node.outputs[0].name in self.wanted
+            self.role.get(u.node.name) is Role.ABSORB and self._is_absorbed(u.node) and u.node.outputs[0].name in self.wanted
             for u in value.uses()
         )
 
@@ -213,9 +209,7 @@ class _Placer:
 
     def _absorbed_values(self) -> set[str]:
         return {
-            str(n.inputs[0].name)
-            for n in self.nodes
-            if self.role[n.name] is Role.ABSORB and self._is_absorbed(n) and n.inputs[0]
+            str(n.inputs[0].name) for n in self.nodes if self.role[n.name] is Role.ABSORB and self._is_absorbed(n) and n.inputs[0]
         }
 
     def _is_absorbed(self, node: ir.Node) -> bool:
@@ -262,11 +256,7 @@ class _Placer:
         producer = value.producer()
         integer = producer is not None and (
             self.role.get(producer.name) in (Role.CONVOLVE, Role.FOLLOW)
-            or (
-                self.role.get(producer.name) is Role.ABSORB
-                and self._is_absorbed(producer)
-                and self._from_kernel(producer)
-            )
+            or (self.role.get(producer.name) is Role.ABSORB and self._is_absorbed(producer) and self._from_kernel(producer))
             or (self.role.get(producer.name) is Role.MOVE)
         )
         readers = None
@@ -316,14 +306,7 @@ class _Placer:
         for index, value in enumerate(node.inputs):
             if value is not None and _constant(value) is not None:
                 spec = self.specs[str(node.name)][1]
-                yield Site(
-                    str(value.name),
-                    "constant",
-                    spec,
-                    str(node.name),
-                    str(value.name),
-                    frozenset({(str(node.name), index)}),
-                )
+                yield Site(str(value.name), "constant", spec, str(node.name), str(value.name), frozenset({(str(node.name), index)}))
 
     def _bias_sites(self, node: ir.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
         if self.role[node.name] not in (Role.CONVOLVE, Role.MULTIPLY) or len(node.inputs) < 3:

@@ -1,0 +1,76 @@
+"""`lowbit pack` and `lowbit unpack`: a model in one small file, and back bit for bit."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.options import JsonOption, check_output, print_json, progress, show_page
+
+
+def pack(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .safetensors file, quantized or not.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.lowbit")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Entropy-code a model into one .lowbit file; `lowbit unpack` gives it back bit for bit.
+
+    Nothing is changed: integers cost their entropy, float weights about 80 % of their bytes. External data is taken in.
+
+    Example: lowbit pack net.int8.onnx -o net.lowbit
+    """
+    output = output or Path(f"{model.stem}.lowbit")
+    check_output(output, [model])
+
+    from lowbit.report.words import bytes_text, times_text
+    from lowbit.storage.container import pack as pack_model
+    from lowbit.storage.inspect import inspect
+
+    start = time.perf_counter()
+    with progress("packing", json, "bytes") as bar:
+        size = pack_model(model, output, lambda done, _: bar(done))
+    report = inspect(output)
+    summary = {
+        "output": str(output),
+        "bytes": size,
+        "bytes_before": report.unpacked_size,
+        "seconds": round(time.perf_counter() - start, 2),
+        "bytes_by_use": report.bytes_by_use,
+    }
+    if json:
+        print_json(summary)
+        return
+    smaller = times_text(report.unpacked_size / size, "smaller", "larger", "same size")
+    sizes = f"{bytes_text(size)}, was {bytes_text(report.unpacked_size)} ({smaller})"
+    show_page(f"wrote {output} in {summary['seconds']} s: {sizes}")
+    show_page(f"next: lowbit show {output}\n      lowbit unpack {output} -o {model.name}")
+
+
+def unpack(
+    container: Annotated[Path, typer.Argument(metavar="FILE", help="A .lowbit file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the model.")],
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Refuse to unpack to more than this.", show_default="1 GiB, or 1024 times the file if more"
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write the model that a .lowbit file holds, bit for bit as it was packed; its external data goes beside it.
+
+    Example: lowbit unpack net.lowbit -o net.onnx
+    """
+    check_output(output, [container])
+
+    from lowbit.report.words import bytes_text
+    from lowbit.storage.container import unpack as unpack_model
+
+    size = unpack_model(container, output, max_bytes)
+    if json:
+        print_json({"output": str(output), "bytes": size})
+    else:
+        show_page(f"wrote {output}, {bytes_text(size)}; checksums verified")
