@@ -1,5 +1,7 @@
 """ResNet-18, ResNet-50 and MobileNet v2 with random weights: for latency, where only shapes count.
 
+Batch norms are folded, as exporters and engines do it, so that every quantizer is given the same network.
+
 Sources: He et al. 2016 (arXiv 1512.03385), its stride in the 3×3 convolution; Sandler et al. 2018 (arXiv 1801.04381).
 """
 
@@ -9,14 +11,9 @@ import torch
 from torch import Tensor, nn
 
 
-def normalized(into: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution and its batch norm, whose statistics are not those of a fresh network."""
-    norm = nn.BatchNorm2d(out)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.uniform_(-0.2, 0.2)
-    norm.running_var.uniform_(0.5, 1.5)
-    return [nn.Conv2d(into, out, kernel, stride, kernel // 2, groups=groups, bias=False), norm]
+def convolution(into: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
+    """A convolution with the bias that its batch norm was folded into."""
+    return nn.Conv2d(into, out, kernel, stride, kernel // 2, groups=groups)
 
 
 class Residual(nn.Module):
@@ -32,22 +29,22 @@ class Residual(nn.Module):
 
 
 def basic(into: int, width: int, stride: int) -> nn.Module:
-    body = nn.Sequential(*normalized(into, width, 3, stride), nn.ReLU(), *normalized(width, width, 3))
+    body = nn.Sequential(convolution(into, width, 3, stride), nn.ReLU(), convolution(width, width, 3))
     return Residual(body, shortcut(into, width, stride), relu=True)
 
 
 def bottleneck(into: int, width: int, stride: int) -> nn.Module:
-    reduce, spatial = normalized(into, width, 1), normalized(width, width, 3, stride)
-    body = nn.Sequential(*reduce, nn.ReLU(), *spatial, nn.ReLU(), *normalized(width, 4 * width, 1))
+    reduce, spatial = convolution(into, width, 1), convolution(width, width, 3, stride)
+    body = nn.Sequential(reduce, nn.ReLU(), spatial, nn.ReLU(), convolution(width, 4 * width, 1))
     return Residual(body, shortcut(into, 4 * width, stride), relu=True)
 
 
 def shortcut(into: int, out: int, stride: int) -> nn.Module:
-    return nn.Identity() if into == out and stride == 1 else nn.Sequential(*normalized(into, out, 1, stride))
+    return nn.Identity() if into == out and stride == 1 else convolution(into, out, 1, stride)
 
 
 def resnet(block: Callable[[int, int, int], nn.Module], depths: tuple[int, ...], expansion: int) -> nn.Module:
-    layers: list[nn.Module] = [*normalized(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    layers: list[nn.Module] = [convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels = 64
     for stage, depth in enumerate(depths):
         width = 64 * 2**stage
@@ -59,20 +56,20 @@ def resnet(block: Callable[[int, int, int], nn.Module], depths: tuple[int, ...],
 
 def inverted(into: int, out: int, stride: int, expansion: int) -> nn.Module:
     width = into * expansion
-    expand = [*normalized(into, width, 1), nn.ReLU6()] if expansion > 1 else []
-    body = nn.Sequential(*expand, *normalized(width, width, 3, stride, width), nn.ReLU6(), *normalized(width, out, 1))
+    expand = [convolution(into, width, 1), nn.ReLU6()] if expansion > 1 else []
+    body = nn.Sequential(*expand, convolution(width, width, 3, stride, width), nn.ReLU6(), convolution(width, out, 1))
     return Residual(body, nn.Identity(), relu=False) if stride == 1 and into == out else body
 
 
 def mobilenet_v2() -> nn.Module:
-    layers: list[nn.Module] = [*normalized(3, 32, 3, 2), nn.ReLU6()]
+    layers: list[nn.Module] = [convolution(3, 32, 3, 2), nn.ReLU6()]
     channels = 32
     table = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
     for expansion, width, depth, first_stride in table:
         for index in range(depth):
             layers.append(inverted(channels, width, 1 if index else first_stride, expansion))
             channels = width
-    layers += [*normalized(channels, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)]
+    layers += [convolution(channels, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)]
     return nn.Sequential(*layers)
 
 
