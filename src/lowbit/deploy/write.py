@@ -12,8 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.deploy.absorb import absorb_clips
+from lowbit.deploy.expand import Pool, expand
 from lowbit.deploy.rewrites import gather_codes, keep_bias_apart, keep_residuals_apart
 from lowbit.errors import UnsupportedError
+from lowbit.numerics import QuantTensor
 
 INTEGERS = {
     (4, True): ir.DataType.INT4,
@@ -56,15 +58,27 @@ class IntegerTensor:
         raise UnsupportedError(f"'{self.value}': ONNX has no integer of {self.bits} bits. Use 32 bits or fewer.")
 
 
-def write(program: ir.Model, tensors: Iterable[IntegerTensor]) -> ir.Model:
-    """A copy of the program in which these values are stored and passed on in integers."""
+@dataclass(frozen=True)
+class ExpandedTensor:
+    """A constant in any format, expanded to floats when the file is loaded; readers as in `IntegerTensor`."""
+
+    value: str
+    stored: QuantTensor
+    readers: frozenset[tuple[str, int]] | None = None
+
+
+def write(program: ir.Model, tensors: Iterable[IntegerTensor | ExpandedTensor]) -> ir.Model:
+    """A copy of the program in which these values are stored in few bits, and integers are passed on."""
     program = program.clone()
     values = {v.name: v for v in program.graph.inputs}
     values |= {str(name): v for name, v in program.graph.initializers.items()}
     values |= {v.name: v for node in program.graph for v in node.outputs}
+    pool: Pool = {}
     for tensor in tensors:
         value = values[tensor.value]
-        if tensor.codes is not None:
+        if isinstance(tensor, ExpandedTensor):
+            _write_expanded(program, value, tensor, pool)
+        elif tensor.codes is not None:
             _write_constant(program, value, tensor)
         elif value.dtype is ir.DataType.FLOAT:
             _write_activation(program, value, tensor)
@@ -112,11 +126,25 @@ def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -
     scale, zero = _parameters(program, name, tensor)
     inputs = [codes, scale] if tensor.bits > 16 else [codes, scale, zero]
     decode = _node("DequantizeLinear", inputs, f"{name}_dequantized", ir.DataType.FLOAT, value.shape, **_attributes(tensor))
-    readers = [u for u in value.uses() if tensor.readers is None or (u.node.name, u.idx) in tensor.readers]
+    _replace_constant(program, value, tensor.readers, [decode])
+
+
+def _write_expanded(program: ir.Model, value: ir.Value, tensor: ExpandedTensor, pool: Pool) -> None:
+    expansion = expand(tensor.stored, str(value.name), f"{value.name}_dequantized", pool)
+    for constant in expansion.initializers:
+        program.graph.register_initializer(constant)
+    _replace_constant(program, value, tensor.readers, expansion.nodes)
+
+
+def _replace_constant(
+    program: ir.Model, value: ir.Value, wanted: frozenset[tuple[str, int]] | None, nodes: list[ir.Node]
+) -> None:
+    """Let the readers of a constant read the last of these nodes instead."""
+    readers = [u for u in value.uses() if wanted is None or (u.node.name, u.idx) in wanted]
     first = min((u.node for u in readers), key=list(program.graph).index)
-    program.graph.insert_before(first, decode)
+    program.graph.insert_before(first, nodes)
     for use in readers:
-        use.node.replace_input_with(use.idx, decode.outputs[0])
+        use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
 
 
 def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -> None:
