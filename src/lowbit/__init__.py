@@ -10,6 +10,9 @@ _HOMES = {
     "lowbit.data": ("Data", "Preprocessing"),
     "lowbit.flows.compare": ("compare",),
     "lowbit.flows.evaluate": ("evaluate",),
+    "lowbit.flows.compress": ("Compression", "compress", "compress_tensors"),
+    "lowbit.flows.shrink": ("shrink",),
+    "lowbit.solve.prune": ("Pruning",),
     "lowbit.flows.ptq": ("quantize",),
     "lowbit.model": ("Model", "load"),
     "lowbit.numerics": (
@@ -30,8 +33,12 @@ if TYPE_CHECKING:
     from lowbit.data import Data as Data
     from lowbit.data import Preprocessing as Preprocessing
     from lowbit.flows.compare import compare as compare
+    from lowbit.flows.compress import Compression as Compression
+    from lowbit.flows.compress import compress as compress
+    from lowbit.flows.compress import compress_tensors as compress_tensors
     from lowbit.flows.evaluate import evaluate as evaluate
     from lowbit.flows.ptq import quantize as quantize
+    from lowbit.flows.shrink import shrink as shrink
     from lowbit.model import Model as Model
     from lowbit.model import load as load
     from lowbit.numerics import ELEMENT as ELEMENT
@@ -51,6 +58,7 @@ if TYPE_CHECKING:
     from lowbit.recipe import Recipe as Recipe
     from lowbit.recipe import Rule as Rule
     from lowbit.recipe import TensorSpec as TensorSpec
+    from lowbit.solve.prune import Pruning as Pruning
     from lowbit.storage.container import pack as pack
     from lowbit.storage.container import unpack as unpack
     from lowbit.storage.inspect import inspect as inspect

@@ -51,7 +51,7 @@ class Rule:
 class Recipe:
     """Rules, the passes that run before them, and the target they are for.
 
-    passes   names in lowbit.graph.PASSES, in order
+    passes   names in lowbit.graph.PASSES, in order; "smooth" and "correct_bias" also look at the calibration data
     """
 
     rules: tuple[Rule, ...]
@@ -138,13 +138,14 @@ def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
 
 
 PREPARE = ("recognize_operators", "fold_batchnorm", "fuse_gemm")
+IMPROVE = ("smooth", "correct_bias")  # these look at the calibration data
 
 
 def int8(target: str = "onnxruntime") -> Recipe:
     """8-bit weights per output channel, 8-bit activations per tensor, in the formats of the target."""
     profile = find_target(target)
     rule = Rule("*", TensorSpec(profile.weights, MinMax()), TensorSpec(profile.activations, Auto()))
-    return Recipe((rule,), PREPARE, target)
+    return Recipe((rule,), PREPARE + IMPROVE, target)
 
 
 def int8_weights(target: str = "onnxruntime") -> Recipe:

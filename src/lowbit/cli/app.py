@@ -12,13 +12,14 @@ import typer
 
 import lowbit
 from lowbit.cli.compare import compare
+from lowbit.cli.compress import compress
 from lowbit.cli.pack import pack, unpack
 from lowbit.cli.quantize import quantize
 from lowbit.cli.run import run
 from lowbit.cli.show import show
 from lowbit.errors import LowbitError
 
-COMMANDS = (quantize, compare, show, run, pack, unpack)
+COMMANDS = (quantize, compare, show, run, compress, pack, unpack)
 app = typer.Typer(
     name="lowbit",
     add_completion=False,

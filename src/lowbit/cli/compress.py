@@ -1,0 +1,145 @@
+"""`lowbit compress`: a trained network in, one small .lowbit file out."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowbit.cli.options import (
+    DataOption,
+    JsonOption,
+    LimitOption,
+    NamesOption,
+    PreprocessOption,
+    SkipOption,
+    check_output,
+    open_data,
+    print_json,
+    show_page,
+)
+from lowbit.errors import InputError
+
+if TYPE_CHECKING:
+    from lowbit.flows.compress import Progress
+
+
+def compress(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")],
+    data: DataOption,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.lowbit")
+    ] = None,
+    prune: Annotated[float, typer.Option(min=0, max=0.999, help="Share of the weights that become zero.")] = 0.9,
+    pattern: Annotated[
+        str, typer.Option(help="What is pruned together: any, channels, N:M such as 2:4, block:RxC such as block:4x1.")
+    ] = "any",
+    scope: Annotated[
+        str, typer.Option(help="'global' lets layers differ in sparsity, 'layer' gives each the same.")
+    ] = "global",
+    codebook: Annotated[
+        int, typer.Option(min=0, max=8, help="Bits of a shared weight; 0: weights are not shared.")
+    ] = 4,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Choose sparsity and bits of every layer itself: as small as can be with a metric at most this much "
+            "worse, in points (percent for top1), on the last fifth of the data.",
+        ),
+    ] = None,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the data while pruning.")] = 8,
+    share_epochs: Annotated[float, typer.Option(min=0, help="Passes over the data that train the shared values.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a training step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="A step, relative to a tensor's size.")] = 0.02,
+    seed: Annotated[int, typer.Option(help="Of the order of the samples.")] = 0,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Where the state is kept; an interrupted run resumes.", show_default="OUTPUT.state"),
+    ] = None,
+    preprocess: PreprocessOption = None,
+    names: NamesOption = None,
+    limit: LimitOption = None,
+    skip: SkipOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Prune, share weights, fine-tune and entropy-code: Deep Compression into one .lowbit file.
+
+    With labels in the data the network is trained for them and to agree with the float network; without, only to agree.
+    An interrupted run, started again, goes on where it was and ends with the same file.
+
+    Example: lowbit compress net.onnx --data train.npz --prune 0.9 --codebook 4 -o net.lowbit
+    """
+    output = output or Path(f"{model.stem}.lowbit")
+    checkpoint = checkpoint or output.with_name(output.name + ".state")
+    if output.suffix != ".lowbit":
+        raise InputError(
+            f"'{output}': the file that compress writes ends in .lowbit; `lowbit unpack` makes .onnx of it."
+        )
+    check_output(output, [model, data])
+    check_output(checkpoint, [model, data, output])
+
+    from lowbit.flows.compress import Compression
+    from lowbit.flows.compress import compress as compress_model
+    from lowbit.model import load
+    from lowbit.report.words import bytes_text, times_text
+    from lowbit.solve.prune import Pruning
+    from lowbit.storage.container import pack
+
+    start = time.perf_counter()
+    network = load(model)
+    samples = open_data(data, network.inputs, preprocess, names, skip, limit)
+    settings = Compression(
+        prune=Pruning(prune, scope, pattern), codebook=codebook, prune_epochs=epochs, share_epochs=share_epochs,
+        batch=batch, learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
+    verdict: dict[str, object] = {}
+    with _bars(json) as progress:
+        if max_drop is None:
+            small = compress_model(network, samples, settings, checkpoint=checkpoint, progress=progress)
+        else:
+            from lowbit.flows.shrink import shrink
+
+            found = shrink(network, samples, max_drop, settings, checkpoint=checkpoint, progress=progress)
+            small, verdict = found.model, found.verdict()
+    size, before = pack(small, output), model.stat().st_size
+    summary = {
+        "output": str(output),
+        "bytes": size,
+        "bytes_before": before,
+        "ratio": round(before / size, 2),
+        "seconds": round(time.perf_counter() - start, 1),
+        **verdict,
+    }
+    if json:
+        print_json(summary)
+        return
+    smaller = times_text(before / size, "smaller", "larger", "same size")
+    show_page(f"wrote {output} in {summary['seconds']} s: {bytes_text(size)}, was {bytes_text(before)} ({smaller})")
+    for name, value in verdict.items():
+        show_page(f"{name}: {value}")
+    show_page(f"next: lowbit show {output}\n      lowbit run {output} --data … --metric top1")
+
+
+@contextmanager
+def _bars(quiet: bool) -> "Iterator[Progress]":
+    """A bar for each phase of the training, on stderr; nothing where that is no terminal."""
+    import sys
+
+    if quiet or not sys.stderr.isatty():
+        yield lambda phase, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, object] = {}
+
+        def show(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total)
+            bars.update(tasks[phase], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield show

@@ -1,0 +1,133 @@
+"""Training that can be killed at any moment and resumed to the same result, bit for bit.
+
+Nothing depends on what happened outside the state: the order of the samples follows from the seed and the epoch, masks
+and learning rates from the step, and a checkpoint holds everything else. Checkpoints are safetensors, written aside.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lowbit.errors import DataError, InputError
+from lowbit.storage.atomic import replacing
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All samples in memory.
+
+    inputs    one tensor for each network input, samples along axis 0
+    labels    (n,) class numbers, or None
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+
+    @staticmethod
+    def of(batches: Any) -> "Samples":
+        """All batches of `Data.batches`, joined."""
+        parts: list[list[Tensor]] = []
+        labels: list[Tensor] = []
+        for batch, marks in batches:
+            parts.append([torch.tensor(array) for array in batch.values()])
+            if marks is not None:
+                labels.append(torch.tensor(marks))
+        if not parts:
+            raise DataError("there is no sample to train on.")
+        joined = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return Samples(joined, torch.cat(labels) if len(labels) == len(parts) else None)
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def take(self, rows: Tensor) -> "Samples":
+        """Some of the samples."""
+        return Samples(tuple(x[rows] for x in self.inputs), None if self.labels is None else self.labels[rows])
+
+
+@dataclass
+class Adam:
+    """Adam with a step size for each tensor, relative to its root mean square when training began.
+
+    Source: Kingma and Ba 2015. A relative step suits tables, weights and biases of any scale with one number.
+    """
+
+    sizes: dict[str, float]
+    first: dict[str, Tensor] = field(default_factory=dict)
+    second: dict[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(parameters: Mapping[str, Tensor]) -> "Adam":
+        """Fresh moments; a tensor of zeros steps as if its root mean square were 1e-3."""
+        sizes = {key: max(1e-3, float(p.double().square().mean().sqrt())) for key, p in parameters.items()}
+        zeros = {key: torch.zeros_like(p) for key, p in parameters.items()}
+        return Adam(sizes, zeros, {key: z.clone() for key, z in zeros.items()})
+
+    def step(self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rate: float, number: int) -> None:
+        """Move the parameters in place; `number` counts from 1."""
+        for key, gradient in gradients.items():
+            first, second = self.first[key], self.second[key]
+            first.lerp_(gradient, 0.1)
+            second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            size = rate * self.sizes[key] / (1 - 0.9**number)
+            root = second.sqrt().div_((1 - 0.999**number) ** 0.5).add_(1e-12)
+            parameters[key].addcdiv_(first, root, value=-size)
+
+
+def order(count: int, epoch: int, seed: int) -> Tensor:
+    """The order of the samples in an epoch."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+@dataclass
+class Checkpoints:
+    """Where the state is kept, and how often.
+
+    path       None: nowhere
+    identity   what the run is about: a checkpoint of another run is an InputError, not a wrong result
+    """
+
+    path: Path | None
+    identity: Mapping[str, Any]
+    every_seconds: float = 30.0
+    last: float = field(default_factory=time.monotonic)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and progress of an earlier run, or None where there was none."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                notes = json.loads(file.metadata()["lowbit.checkpoint"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise InputError(f"checkpoint '{self.path}' cannot be read ({error}); delete it to start anew.") from None
+        if notes["identity"] != json.loads(json.dumps(self.identity)):
+            raise InputError(
+                f"checkpoint '{self.path}' belongs to another run (model, data or settings differ); "
+                "delete it or choose another name."
+            )
+        return tensors, notes["progress"]
+
+    def save(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], now: bool = False) -> None:
+        """Write the state if it is time, or `now`."""
+        if self.path is None or not (now or time.monotonic() - self.last > self.every_seconds):
+            return
+        tensors, progress = state()
+        notes = json.dumps({"identity": self.identity, "progress": progress})
+        with replacing(self.path) as aside:
+            save_file({k: t.contiguous().clone() for k, t in tensors.items()}, aside, {"lowbit.checkpoint": notes})
+        self.last = time.monotonic()
+
+    def remove(self) -> None:
+        """The run is done."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,230 @@
+"""Compression from a trained network to a file that reopens, small enough to run in seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+import lowbit as lb
+from lowbit.errors import DataError, InputError
+from lowbit.flows.compress import Compression, compress, compressible
+from lowbit.flows.train import Checkpoints
+from lowbit.model import Model
+from lowbit.simulate.build import build
+from lowbit.simulate.compressed import CompressedNetwork
+from lowbit.solve.prune import Pruning
+from lowbit.solve.share import share
+from lowbit.storage.container import pack
+from lowbit.storage.inspect import inspect
+
+CLASSES = 5
+
+
+def data(count: int = 1200, seed: int = 0) -> dict[str, np.ndarray]:
+    """Noisy copies of five 8×8 pictures."""
+    pictures = np.random.default_rng(99).normal(size=(CLASSES, 1, 8, 8))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, count)
+    return {"x": (pictures[labels] + rng.normal(0, 1.5, (count, 1, 8, 8))).astype(np.float32), "labels": labels}
+
+
+@pytest.fixture(scope="module")
+def trained() -> Model:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 32), nn.ReLU(),
+        nn.Linear(32, CLASSES),
+    )  # fmt: skip
+    samples = data()
+    x, labels = torch.from_numpy(samples["x"]), torch.from_numpy(samples["labels"])
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(30):
+        for rows in torch.randperm(len(x)).split(100):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x[rows]), labels[rows]).backward()
+            optimizer.step()
+    return lb.load(net.eval(), x[:2])
+
+
+def named(model: Model, samples: dict[str, np.ndarray], labels: bool = True) -> dict[str, np.ndarray]:
+    found = {model.inputs[0].name: samples["x"]}
+    return found | ({"labels": samples["labels"]} if labels else {})
+
+
+def accuracy(model: Model) -> float:
+    test = data(1000, seed=1)
+    outputs = next(iter(model.run({model.inputs[0].name: test["x"]}).values()))
+    return float((outputs.argmax(axis=1) == test["labels"]).mean())
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "distilled"])
+def test_a_compressed_file_reopens_small_and_nearly_as_good(trained: Model, labels: bool, tmp_path: Path) -> None:
+    trained.save(tmp_path / "float.onnx")
+    settings = Compression(prune=0.9, codebook=4, prune_epochs=6, share_epochs=2)
+    small = compress(trained, named(trained, data(), labels), settings)
+    small.save(tmp_path / "net.onnx")
+    size = pack(tmp_path / "net.onnx", tmp_path / "net.lowbit")
+    assert size < (tmp_path / "float.onnx").stat().st_size / 12
+    again = lb.load(tmp_path / "net.lowbit")
+    assert accuracy(again) > accuracy(trained) - 0.03  # measured 0.985 and 0.99
+    row = next(t for t in inspect(tmp_path / "net.lowbit").tensors if t.elements == 512 * 32 and "codes" in t.name)
+    assert row.sparsity > 0.85
+    assert row.type == "uint4"
+    ledger = json.loads(again.metadata["lowbit.ledger"])
+    assert {r["format"] for r in ledger if r["status"] == "quantized"} == {"codebook:4"}
+
+
+def test_without_training_it_is_prune_and_share_alone(trained: Model) -> None:
+    small = compress(trained, named(trained, data(64)), prune=0.0, codebook=8, prune_epochs=0, share_epochs=0)
+    assert abs(accuracy(small) - accuracy(trained)) < 0.01
+    pruned = compress(trained, named(trained, data(64)), prune=0.5, codebook=0, prune_epochs=0)
+    (name,) = [n for n, v in pruned.program.graph.initializers.items() if v.const_value.size == 512 * 32]
+    assert np.mean(pruned.program.graph.initializers[name].const_value.numpy() == 0) > 0.4
+
+
+def test_a_pattern_survives_training(trained: Model) -> None:
+    chosen = Compression(prune=Pruning(0.5, pattern="2:4"), codebook=0, prune_epochs=1)
+    small = compress(trained, named(trained, data(300)), chosen)
+    value = next(v for v in small.program.graph.initializers.values() if v.const_value.size == 512 * 32)
+    weight = value.const_value.numpy()
+    rows = weight if weight.shape[1] == 512 else weight.T
+    assert (np.count_nonzero(rows.reshape(-1, 4), axis=1) <= 2).all()
+
+
+def test_several_tables_deploy(trained: Model) -> None:
+    small = compress(trained, named(trained, data(64)), prune=0, codebook=3, tables=8, prune_epochs=0, share_epochs=0)
+    assert any(node.op_type == "Add" and "add" in node.name for node in small.program.graph)
+    assert accuracy(small) > accuracy(trained) - 0.02  # that the file computes what was meant, compress itself verifies
+
+
+def test_the_gradient_of_a_shared_value_is_the_sum_over_its_weights(trained: Model) -> None:
+    network = CompressedNetwork(build(trained.program).eval())
+    key = max(network.parameters, key=lambda key: network.parameters[key].numel())
+    weight = network.parameters[key]
+    shared = share(weight, weight.abs() > weight.abs().median(), 3)
+    network.share(key, shared)
+    table = network.parameters[key].requires_grad_(True)
+    dense = shared.dense().requires_grad_(True)
+    x = torch.from_numpy(data(16)["x"])
+    loss = next(iter(network(x).values())).square().sum()
+    (by_table,) = torch.autograd.grad(loss, [table])
+    plain = dict(network.weights()) | {key: dense}
+    (by_weight,) = torch.autograd.grad(next(iter(network(x, weights=plain).values())).square().sum(), [dense])
+    for code in range(table.shape[1]):
+        wanted = float(by_weight[shared.codes == code].double().sum()) if code else 0.0  # zero stays zero
+        assert float(by_table[0, code]) == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_biases_and_small_layers_are_not_shared(trained: Model) -> None:
+    found = compressible(trained.program)
+    sizes = sorted(trained.program.graph.initializers[name].const_value.size for name in found)
+    assert sizes == [512 * 32]  # the convolution has 72 weights, the last layer 160
+
+
+def run_apart(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    paths = os.pathsep.join([str(Path(lb.__file__).parents[1]), str(Path(__file__).parent)])
+    environment = os.environ | {"PYTHONPATH": paths}
+    return subprocess.Popen([sys.executable, "-c", *arguments], cwd=folder, env=environment)
+
+
+SCRIPT = """
+import sys, torch, lowbit as lb
+from lowbit.flows.train import Checkpoints
+Checkpoints.__init__.__defaults__ = (0.05, *Checkpoints.__init__.__defaults__[1:])  # twenty a second
+from test_compress import data, named
+from lowbit.flows.compress import compress
+torch.set_num_threads(1)
+model = lb.load("float.onnx")
+small = compress(model, named(model, data(600)), prune=0.9, prune_epochs=6, share_epochs=6, checkpoint="run.state")
+small.save(sys.argv[1])
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(
+    trained: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.save(tmp_path / "float.onnx")
+    process = run_apart([SCRIPT, "whole.onnx"], tmp_path)
+    assert process.wait() == 0
+    assert not (tmp_path / "run.state").exists()
+    kills = 0
+    for _ in range(6):
+        process = run_apart([SCRIPT, "resumed.onnx"], tmp_path)
+        before = (tmp_path / "run.state").stat().st_mtime if (tmp_path / "run.state").exists() else 0.0
+        while process.poll() is None:
+            if (tmp_path / "run.state").exists() and (tmp_path / "run.state").stat().st_mtime > before + 0.3:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        process.wait()
+        if (tmp_path / "resumed.onnx").exists():
+            break
+    else:
+        assert run_apart([SCRIPT, "resumed.onnx"], tmp_path).wait() == 0
+    assert kills
+    assert (tmp_path / "resumed.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+def test_a_checkpoint_of_another_run_is_refused(trained: Model, tmp_path: Path) -> None:
+    state = tmp_path / "run.state"
+    checkpoints = Checkpoints(state, {"settings": "other"})
+    checkpoints.save(lambda: ({"parameter/a": torch.zeros(2)}, {"phase": "prune", "step": 1}), now=True)
+    with pytest.raises(InputError, match="belongs to another run"):
+        compress(trained, named(trained, data(200)), checkpoint=state)
+    state.write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="cannot be read"):
+        compress(trained, named(trained, data(200)), checkpoint=state)
+
+
+def test_settings_that_contradict_are_refused(trained: Model) -> None:
+    with pytest.raises(InputError, match="1 to 8 bits, or 0 for none; not 9"):
+        Compression(codebook=9)
+    with pytest.raises(InputError, match="below 1, not 1"):
+        compress(trained, named(trained, data(64)), prune=1.0)
+    wrong = named(trained, data(64)) | {"labels": np.full(64, 7)}
+    with pytest.raises(DataError, match="label 7 has no class"):
+        compress(trained, wrong)
+
+
+def test_the_program_given_is_left_alone(trained: Model) -> None:
+    before = ir.to_proto(trained.program).SerializeToString()
+    compress(trained, named(trained, data(64)), prune_epochs=0.5, share_epochs=0.5)
+    assert ir.to_proto(trained.program).SerializeToString() == before
+
+
+def test_a_torch_module_is_taken_as_it_is() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES)).eval()
+    samples = data(200)
+    batches = [(samples["x"][i : i + 50], samples["labels"][i : i + 50]) for i in range(0, 200, 50)]
+    small = compress(net, batches, prune=0.5, prune_epochs=0.5, share_epochs=0.5)
+    assert accuracy(small) > 0.1
+    assert any(name.endswith("_codes") for name in small.program.graph.initializers)
+
+
+def test_a_bare_state_dict_is_compressed_without_a_network(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "a.weight": torch.randn(100, 64, generator=generator).bfloat16(),
+        "b.weight": np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32),
+        "a.bias": torch.randn(100, generator=generator),
+        "steps": torch.tensor(7),
+    }
+    found = lb.compress_tensors(state, prune=0.9, codebook=4)
+    assert found["a.weight"].dtype == torch.bfloat16
+    assert found["b.weight"].dtype == np.float32
+    assert torch.equal(found["a.bias"], state["a.bias"])
+    for name in ("a.weight", "b.weight"):
+        assert len(np.unique(np.asarray(torch.as_tensor(found[name]).float()))) <= 16
+    assert np.mean(found["b.weight"] == 0) == pytest.approx(0.9, abs=0.03)
+    assert pack(found, tmp_path / "state.lowbit") < (100 * 64 * 2 + 200 * 64 * 4) / 16

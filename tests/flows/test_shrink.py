@@ -1,0 +1,87 @@
+"""The search for the smallest network within a budget, and `lowbit compress` on the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_compress import data, named, trained  # noqa: F401
+
+import lowbit as lb
+from lowbit.cli.app import main
+from lowbit.errors import DataError, InputError
+from lowbit.flows.compress import Compression, Layer, compress
+from lowbit.flows.shrink import BITS, SPARSITIES, layer_costs, shrink
+from lowbit.flows.train import Samples
+from lowbit.model import Model
+
+QUICK = Compression(prune_epochs=1, share_epochs=0.5)
+
+
+def test_a_budget_is_kept_and_a_looser_one_gives_no_larger_file(trained: Model) -> None:  # noqa: F811
+    tight, loose = (shrink(trained, named(trained, data(600)), drop, QUICK) for drop in (0.5, 15))
+    for found in (tight, loose):
+        assert found.metric == "top1"
+        assert found.reached == (100 * (found.before - found.after) <= found.max_drop)
+        assert found.reached
+        assert "reached: top1" in str(found.verdict()["budget"])
+    assert min(t.size_bytes for t in loose.trials if t.within) <= min(t.size_bytes for t in tight.trials if t.within)
+
+
+def test_a_budget_that_cannot_be_kept_is_said_plainly(trained: Model) -> None:  # noqa: F811
+    found = shrink(trained, named(trained, data(100)), -5.0, Compression(prune_epochs=0.1, share_epochs=0.1))
+    assert not found.reached
+    assert str(found.verdict()["budget"]).startswith("not reached")
+    assert found.after == max(trial.metric for trial in found.trials)
+
+
+def test_without_labels_the_float_network_s_classes_are_right(trained: Model) -> None:  # noqa: F811
+    found = shrink(trained, named(trained, data(300), labels=False), 20, QUICK)
+    assert found.metric == "agreement with float"
+    assert found.before == 1.0
+
+
+def test_costs_rise_with_what_is_taken(trained: Model) -> None:  # noqa: F811
+    samples = data(100)
+    (options,) = layer_costs(trained, Samples((torch.from_numpy(samples["x"]),), None))
+    assert len(options) == len(SPARSITIES) * len(BITS)
+    by_layer = {(cost.layer.sparsity, cost.layer.codebook): cost for cost in options}
+    assert by_layer[0.98, 4].loss > by_layer[0.5, 4].loss > by_layer[0.0, 6].loss
+    assert by_layer[0.98, 4].size_bytes < by_layer[0.5, 4].size_bytes < by_layer[0.0, 6].size_bytes
+
+
+def test_too_few_samples_and_unknown_layers_are_named(trained: Model) -> None:  # noqa: F811
+    with pytest.raises(DataError, match="10 samples are too few"):
+        shrink(trained, named(trained, data(10)), 1)
+    with pytest.raises(InputError, match="'nothing' is not a weight that can be compressed"):
+        compress(trained, named(trained, data(64)), layers=(Layer("nothing", 0.5, 4),))
+
+
+def test_compress_on_the_command_line(
+    trained: Model,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained.save(tmp_path / "net.onnx")
+    np.savez(tmp_path / "train.npz", **named(trained, data(400)))
+    words = ["compress", tmp_path / "net.onnx", "--data", tmp_path / "train.npz", "-o", tmp_path / "net.lowbit"]
+    common = ["--epochs", "1", "--share-epochs", "0.5", "--json"]
+
+    def run(*more: object) -> int:
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in (*words, *common, *more)])
+        return int(stop.value.code or 0)
+
+    assert run("--prune", "0.8", "--codebook", "3") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["bytes"] == (tmp_path / "net.lowbit").stat().st_size
+    assert done["ratio"] > 8
+    assert {path.name for path in tmp_path.iterdir()} == {"net.onnx", "train.npz", "net.lowbit"}
+    assert lb.load(tmp_path / "net.lowbit").metadata["lowbit.version"] == lb.__version__
+    assert run("--max-drop", "5") == 0
+    assert json.loads(capsys.readouterr().out)["budget"].startswith("reached")
+    assert run("-o", tmp_path / "net.onnx") == 1
+    assert run("-o", tmp_path / "small.onnx") == 1
+    assert run("--pattern", "zigzag") == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 3
