@@ -52,7 +52,7 @@ class OnModel:
 
 
 def weights_of(model: Model) -> Iterator[tuple[str, torch.Tensor, int, int]]:
-    """Name, values, output axis and summed axis of each weight that recipes reach, biases and small tensors left out."""
+    """Name, values, output axis and summed axis of each weight that recipes reach, small tensors left out."""
     seen = set()
     for node in model.program.graph:
         if node.op_type not in WEIGHT_AXES:
