@@ -33,14 +33,15 @@ def choose_ranges(simulation: Simulation, batches: Sequence[Batch]) -> None:
 
     batches   a few samples, to judge the candidates by
     """
-    undecided = {n: q for n, q in simulation.activations().items() if isinstance(q.spec.range, Auto)}
+    static = {n: q for n, q in simulation.activations().items() if not q.dynamic}
+    undecided = {n: q for n, q in static.items() if isinstance(q.spec.range, Auto)}
     tried = {name: _candidates(q, name) for name, q in undecided.items()}
     errors = output_errors(simulation, tried, batches) if undecided else {}
     for name, quantizer in undecided.items():
         costs = errors[name]
         if costs is not None:
             quantizer.spec = replace(quantizer.spec, range=list(tried[name])[int(costs.argmin())])
-    for name, quantizer in simulation.activations().items():
+    for name, quantizer in static.items():
         _set(quantizer, *_bounds(quantizer, quantizer.spec.range, name))
 
 

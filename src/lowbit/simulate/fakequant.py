@@ -12,8 +12,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from lowbit.numerics import Format, Int, QuantTensor, fake_quantize_rows, from_rows, to_rows
-from lowbit.ranges import Histogram
+from lowbit.numerics import TENSOR, Fitted, Format, Int, QuantTensor, fake_quantize_rows, from_rows, quantize, to_rows
+from lowbit.ranges import Histogram, RawRows
 from lowbit.recipe import TensorSpec
 from lowbit.simulate.build import build
 from lowbit.simulate.place import Placement, Site
@@ -78,6 +78,20 @@ class FakeQuant(nn.Module):
         return self.spec.format
 
     @property
+    def dynamic(self) -> bool:
+        """Whether ranges are measured on each input: asked for, or because blocks have no range known beforehand."""
+        kind = self.format
+        return self.spec.dynamic or kind.block != TENSOR or kind.shares_scale or isinstance(kind.grid, Fitted)
+
+    def _measured(self, x: Tensor) -> Tensor:
+        """x in the format, its range measured on x itself."""
+        kind, held = self.format, x.detach()
+        if kind.block is None or kind.shares_scale:
+            return torch.as_tensor(quantize(held, kind).dequantize())
+        bounds = self.spec.range.bounds(RawRows(to_rows(held, kind.block)), kind)
+        return torch.as_tensor(quantize(held, kind, bounds).dequantize())
+
+    @property
     def ready(self) -> bool:
         return self.scale.numel() > 0
 
@@ -110,6 +124,8 @@ class FakeQuant(nn.Module):
             self.probes.append(x)
         elif self.mode == "quantize" and self.stored is not None:
             return x + (torch.as_tensor(self.stored.dequantize()).to(x) - x).detach()
+        elif self.mode == "quantize" and self.dynamic:
+            return x + (self._measured(x) - x).detach()
         elif self.mode == "quantize" and self.ready:
             return fake_quantize(x, self.format, self.scale, self.zero)
         return x

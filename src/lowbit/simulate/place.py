@@ -10,12 +10,14 @@ A `Site` is a quantizer on one ONNX value. Sites that share a scale (through Con
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.numerics import Block, Format, Int, channel, group
+from lowbit.numerics import TENSOR, WHOLE, Block, Format, Int, channel, group, tile
+from lowbit.numerics.rows import tile_counts
 from lowbit.recipe import FLOAT, Recipe, TensorSpec
 from lowbit.simulate.operators import OPERATORS
 from lowbit.targets import Role, Target, find_target
@@ -159,7 +161,9 @@ class _Placer:
             or node.attributes.get_int("transA", 0)
         ):
             return self._keep(node, "Gemm with alpha, beta or transA has no integer kernel")
-        return Role.STORE if activations.format is None or not isinstance(weights.format.grid, Int) else role
+        if activations.format is None or _mixes(weights.format, activations.format):
+            return Role.STORE
+        return role
 
     def _keep(self, node: ir.Node, reason: str) -> None:
         self.reasons[str(node.name)] = reason
@@ -296,7 +300,7 @@ class _Placer:
             elif self.role[node.name] is Role.STORE and weight.size < SMALLEST_WEIGHT:
                 self.reasons[name] = f"{weight.size} values are too few to store in low bits"
             else:
-                turned = replace(spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim))
+                turned = replace(spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim, weight.shape))
                 yield Site(name, "weight", turned, str(node.name), name, frozenset({(str(node.name), index)}))
 
     def _constant_sites(self, node: ir.Node) -> Iterator[Site]:
@@ -316,6 +320,9 @@ class _Placer:
             return
         if data.name not in sites or weight.name not in sites:
             return
+        if not _have_a_product_scale(sites[str(data.name)].spec.format, sites[str(weight.name)].spec.format):
+            self.reasons[str(value.name)] = "no single scale belongs to the products that it is added to"
+            return
         if len(value.uses()) > 1:
             self.reasons[str(value.name)] = "a bias that several layers share has no single scale"
             return
@@ -332,16 +339,38 @@ class _Placer:
         return [v for v in inputs if v is not None and _constant(v) is None]
 
 
-def orient(format: Format, output_axis: int, summed_axis: int) -> Format:
-    """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to this tensor's axes."""
-    scale = None if format.scale is None else orient(format.scale, output_axis, summed_axis)
+def orient(format: Format, output_axis: int, summed_axis: int, shape: tuple[int, ...] = ()) -> Format:
+    """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to this tensor's axes.
+
+    A convolution with fewer than n input channels sums over its kernel as well: the group is then as many whole kernels as
+    have n weights, at least one (a depthwise kernel would otherwise have a scale for each weight).
+    """
     lengths = dict(format.block.lengths) if isinstance(format.block, Block) else {}
-    block = format.block
+    block, scale_shape = format.block, shape
     if block == channel(0):
         block = channel(output_axis)
     elif set(lengths) == {-1} and block == group(lengths[-1]):
         block = group(lengths[-1], summed_axis)
+        kernel = range(2, len(shape))
+        if kernel and shape[summed_axis] < lengths[-1]:
+            kernels = max(1, lengths[-1] // max(1, prod(shape[axis] for axis in kernel)))
+            block = tile({summed_axis - len(shape): kernels} | {axis - len(shape): WHOLE for axis in kernel})
+    if shape and block is not None:
+        scale_shape = tile_counts(shape, block.tile(shape))
+    scale = None if format.scale is None else orient(format.scale, output_axis, summed_axis, scale_shape)
     return replace(format, block=block, scale=scale)
+
+
+def _mixes(weights: Format, activations: Format) -> bool:
+    """Integer activations and weights of another kind have no kernel: such weights are only stored."""
+    return isinstance(activations.grid, Int) and not isinstance(weights.grid, Int)
+
+
+def _have_a_product_scale(activations: Format | None, weights: Format | None) -> bool:
+    """Whether every product that is summed into one output has the same scale."""
+    if activations is None or weights is None or not (isinstance(activations.grid, Int) and isinstance(weights.grid, Int)):
+        return False
+    return activations.block == TENSOR and weights.block is not None and weights.block.rest == WHOLE
 
 
 def _constant(value: ir.Value | None) -> np.ndarray | None:
