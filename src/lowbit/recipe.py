@@ -139,7 +139,7 @@ def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
 
 
 PREPARE = ("recognize_operators", "fold_batchnorm", "fuse_gemm")
-IMPROVE = ("smooth", "correct_bias")  # these look at the calibration data
+IMPROVE = ("smooth", "correct_bias", "protect")  # these look at the calibration data
 
 
 def int8(target: str = "onnxruntime") -> Recipe:
