@@ -48,16 +48,16 @@ def _guarded(node: ir.Node) -> ir.Node | None:
     return softmax
 
 
-def _masks(scores: ir.Value | None) -> list[ir.Node]:
+def _masks(scores: ir.Value | None, depth: int = 0) -> list[ir.Node]:
     """The Where nodes with an infinite constant that are added to the scores, or choose among them."""
     producer = None if scores is None else scores.producer()
-    if producer is None:
+    if producer is None or depth > 4:
         return []
     if producer.op_type == "Where":
         return [producer]
     if producer.op_type != "Add":
         return []
-    return [mask for value in producer.inputs for mask in _masks(value)]
+    return [mask for value in producer.inputs for mask in _masks(value, depth + 1)]
 
 
 def _make_finite(mask: ir.Node) -> None:
