@@ -46,6 +46,5 @@ def heard(model: lb.Model) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np
 if __name__ == "__main__":
     models = (lb.load(FOLDER / "silero_vad_16k_op15.onnx"), lb.load(sys.argv[1]))
     a, b = (np.asarray([outputs["output"][0, 0] > 0.5 for _, outputs in heard(model)]) for model in models)
-    print(
-        f"{len(a)} frames, speech {100 * a.mean():.1f} % and {100 * b.mean():.1f} %, same {100 * (a == b).mean():.2f} %"
-    )
+    print(f"{len(a)} frames, speech in {100 * a.mean():.1f} % and {100 * b.mean():.1f} %")
+    print(f"same decision on {100 * (a == b).mean():.2f} %")

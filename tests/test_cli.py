@@ -2,10 +2,10 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -90,18 +90,39 @@ def test_every_command_shows_an_example(command, capsys):
     assert f"lowbit {command} net" in " ".join(capsys.readouterr().out.split())
 
 
+def test_help_of_quantize_names_every_recipe_and_target(capsys):
+    from lowbit.recipe import RECIPES
+    from lowbit.targets import TARGETS
+
+    assert call("quantize", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*RECIPES, *TARGETS))
+
+
+def test_help_of_compare_names_every_metric(capsys):
+    from lowbit.flows.metrics import METRICS
+
+    assert call("compare", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in METRICS)
+
+
 def test_version_is_the_package_version(capsys):
     assert call("--version") == 0
     assert capsys.readouterr().out.strip() == f"lowbit {lowbit.__version__}"
 
 
-def test_help_appears_in_half_a_second():
-    command = [sys.executable, "-m", "lowbit", "--help"]
+def test_help_takes_less_than_half_a_second_of_cpu():
+    # CPU time, not wall time: a test machine may be busy with other things.
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     times = []
     for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
+        before = spent()
+        subprocess.run([sys.executable, "-m", "lowbit", "--help"], check=True, capture_output=True)
+        times.append(spent() - before)
     assert min(times) < 0.5
 
 
@@ -258,14 +279,15 @@ def test_control_c_says_that_nothing_was_written(place):
     )
     Path("out.onnx").write_bytes(b"old")
     command = [sys.executable, "-m", "lowbit", "quantize", "net.onnx", "--data", "slow:data", "-o", "out.onnx"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    found = os.environ | {"PYTHONPATH": str(Path(lowbit.__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=found) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
         os.kill(process.pid, signal.SIGINT)
         process.stdout.read()
         error = process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert error == "lowbit: interrupted; nothing was written\n"
     assert Path("out.onnx").read_bytes() == b"old"
     assert {path.name for path in place.glob("*.*")} == {"data.npz", "net.onnx", "out.onnx", "slow.py"}

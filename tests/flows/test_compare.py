@@ -134,6 +134,8 @@ def test_the_page_and_the_json_say_the_same(weight, samples):
 def test_networks_of_other_outputs_are_not_compared(weight, samples):
     with pytest.raises(ModelError, match=r"differ in their outputs: logits; scores"):
         compare(load(linear(weight)), load(linear(weight, "scores")), samples)
+    with pytest.raises(ModelError, match=r"differ in their input 'x' float32\[batch, 6\]: the second takes .*batch, 5"):
+        compare(load(linear(weight)), load(linear(weight[:5])), samples)
 
 
 def test_wrong_arguments_say_what_there_is(weight, samples):

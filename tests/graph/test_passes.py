@@ -10,16 +10,25 @@ from real_models import MODELS, batch_for, relative_error, source_outputs
 from lowbit.errors import InputError, ShapeError
 from lowbit.graph.absorb_bias import absorb_high_biases
 from lowbit.graph.equalize import balance, equalize_activations, equalize_weights, pairs_of
+from lowbit.graph.finite_masks import finite_masks
 from lowbit.graph.fold import fold_constants
 from lowbit.graph.fold_batchnorm import fold_batchnorm
+from lowbit.graph.fold_scale import fold_scales
 from lowbit.graph.freeze_input import freeze_dimensions, freeze_input
 from lowbit.graph.fuse_gemm import fuse_gemm
+from lowbit.graph.fuse_pad import fuse_pad
 from lowbit.graph.recognize import recognize_operators
 from lowbit.graph.relu6 import relax_relu6
+from lowbit.graph.repeats import merge_repeats
+from lowbit.graph.reshapes import simplify_reshapes
 from lowbit.graph.smooth import smooth
 from lowbit.model import Model, load
 
 EXACT = {
+    "simplify_reshapes": simplify_reshapes,
+    "merge_repeats": merge_repeats,
+    "fuse_pad": fuse_pad,
+    "fold_scales": fold_scales,
     "fold_constants": fold_constants,
     "fold_batchnorm": fold_batchnorm,
     "equalize_weights": equalize_weights,
@@ -421,6 +430,136 @@ def test_gelu_by_tanh_is_recognised_whatever_the_order_of_its_factors():
     model.changed()
     assert operators(model) == ["Gelu"]
     assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def heads(x: np.ndarray) -> list[onnx.NodeProto]:
+    """x (N, T, 8) → (N, 2, 4, T) by way of a target computed at run time, as exporters write it."""
+    return [
+        node("Shape", "x", "shape"),
+        node("Slice", "shape from0 to2", "free"),
+        node("Concat", "free split", "target", axis=0),
+        node("Reshape", "x target", "split_x"),
+        node("Transpose", "split_x", "by_head", perm=[0, 2, 1, 3]),
+        node("Reshape", "by_head rows", "flat"),
+        node("Transpose", "flat", "turned", perm=[0, 2, 1]),
+        node("Reshape", "turned back", "y"),
+    ]
+
+
+def test_computed_reshapes_and_chains_of_transposes_become_constants_and_one_transpose():
+    x = random(3, 5, 8)
+    constants = {"from0": [0], "to2": [2], "split": [2, 4], "rows": [-1, 5, 4], "back": [-1, 2, 4, 5]}
+    model = network(heads(x), x, **{name: np.array(value, np.int64) for name, value in constants.items()})
+    before = model.run({"x": x})
+    assert simplify_reshapes(model.program).done
+    model.changed()
+    assert [(n.op_type, n.attributes["perm"].as_ints()) for n in model.program.graph if n.op_type == "Transpose"] == [
+        ("Transpose", (0, 2, 3, 1))
+    ]
+    assert operators(model) == ["Reshape", "Transpose"]
+    assert relative_error(before, model.run({"x": x})) == 0
+
+
+def test_a_reshape_with_two_open_dimensions_stays():
+    nodes = [node("Reshape", "x target", "y0"), node("Relu", "y0", "y")]
+    graph = network(nodes, random(2, 6), target=np.array([-1, 3], np.int64)).program
+    assert not simplify_reshapes(graph)
+
+
+def test_a_shape_that_the_file_claims_wrongly_is_not_believed():
+    x = random(3, 4)
+    nodes = [node("Shape", "x", "s"), node("Reshape", "x s", "h"), node("Relu", "h", "y")]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        value_info=[helper.make_tensor_value_info("h", TensorProto.FLOAT, [1, 4])],  # traced with a batch of one
+    )
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    simplify_reshapes(model.program)
+    assert model.run({"x": x})["y"].shape == (3, 4)
+
+
+def test_the_scale_of_attention_goes_into_the_projection():
+    x = random(2, 5, 8)
+    nodes = [
+        node("MatMul", "x wq", "q0"),
+        node("Add", "q0 bq", "q1"),
+        node("Reshape", "q1 split", "q2"),
+        node("Transpose", "q2", "q3", perm=[0, 2, 1, 3]),
+        node("Mul", "q3 half", "q4"),
+        node("Div", "q4 two", "y"),
+    ]
+    numbers = {"half": np.float32(0.3), "two": np.float32(2), "split": np.array([0, 0, 2, 4])}
+    model = network(nodes, x, wq=random(8, 8), bq=random(8), **numbers)
+    before = model.run({"x": x})
+    assert len(fold_scales(model.program).done) == 2
+    model.changed()
+    assert operators(model) == ["MatMul", "Add", "Reshape", "Transpose"]
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_a_scale_stays_where_the_unscaled_value_is_read_too():
+    nodes = [node("MatMul", "x w", "h"), node("Mul", "h c", "s"), node("Add", "s h", "y")]
+    assert not fold_scales(network(nodes, random(2, 4), w=random(4, 4), c=np.float32(2)).program)
+
+
+def test_zeros_padded_before_a_convolution_become_its_own_pads():
+    x = random(2, 3, 7, 7)
+    nodes = [node("Pad", "x p", "h"), node("Conv", "h w", "y", strides=[2, 2], pads=[1, 0, 0, 1])]
+    model = network(nodes, x, p=np.array([0, 0, 0, 1, 0, 0, 1, 0]), w=random(4, 3, 3, 3))
+    before = model.run({"x": x})
+    assert fuse_pad(model.program).done
+    model.changed()
+    assert operators(model) == ["Conv"]
+    assert relative_error(before, model.run({"x": x})) == 0
+    for pads, value in (([0, 0, 0, 1, 0, 0, 1, 0], 1.0), ([0, 1, 0, 0, 0, 0, 0, 0], 0.0)):
+        nodes = [node("Pad", "x p v", "h"), node("Conv", "h w", "y")]
+        weight = random(4, 3 + pads[1], 3, 3)
+        assert not fuse_pad(network(nodes, x, p=np.array(pads), v=np.float32(value), w=weight).program)
+
+
+def test_what_is_computed_twice_is_computed_once():
+    x = random(2, 4)
+    nodes = [
+        node("Add", "x one", "a"),
+        node("Add", "x uno", "b"),
+        node("Add", "x two", "c"),
+        node("Mul", "a b", "ab"),
+        node("Mul", "ab c", "y"),
+    ]
+    model = network(nodes, x, one=np.float32(1), uno=np.float32(1), two=np.float32(2))
+    before = model.run({"x": x})
+    assert merge_repeats(model.program).done == ("Add 'add_b' is 'add_a' again",)
+    model.changed()
+    assert operators(model) == ["Add", "Add", "Mul", "Mul"]
+    assert relative_error(before, model.run({"x": x})) == 0
+
+
+def test_a_guard_against_nan_goes_when_the_mask_is_finite():
+    x = random(3, 4)
+    nodes = [
+        node("Less", "x limit", "hidden"),
+        node("Where", "hidden inf zero", "mask"),
+        node("Add", "x mask", "scores"),
+        node("Softmax", "scores", "p", axis=-1),
+        node("IsNaN", "p", "nan"),
+        node("Where", "nan zero p", "y"),
+    ]
+    numbers = {"limit": np.float32(0), "inf": np.float32(-np.inf), "zero": np.float32(0)}
+    model = network(nodes, x, **numbers)
+    x[2] = -1  # everything is masked in this row
+    before = model.run({"x": x})["y"]
+    changed = finite_masks(model.program)
+    model.changed()
+    after = model.run({"x": x})["y"]
+    assert changed.done
+    assert not changed.exact
+    assert operators(model) == ["Less", "Where", "Add", "Softmax"]
+    assert np.array_equal(before[:2], after[:2])
+    assert before[2].tolist() == [0] * 4
+    assert after[2].tolist() == [0.25] * 4
 
 
 def test_matmul_and_add_on_a_matrix_are_one_gemm():

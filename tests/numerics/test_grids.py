@@ -26,7 +26,8 @@ WIDE = {"float16": (FLOAT16, np.float16), "bfloat16": (BFLOAT16, ml_dtypes.bfloa
 
 def standard_values(dtype: type, bits: int) -> np.ndarray:
     codes = np.arange(1 << bits, dtype=np.uint8 if bits <= 8 else np.uint16)
-    values = codes.view(dtype).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        values = codes.view(dtype).astype(np.float64)
     return np.unique(values[np.isfinite(values)] + 0.0)
 
 

@@ -161,6 +161,7 @@ def test_shape_values_stay_in_main_memory_when_the_module_moves() -> None:
     assert (y.device.type, y.shape) == ("meta", (2, 5, 5))
     moved = [n for n in module.graph.nodes if getattr(n.target, "__name__", "") == "to_device_of"]
     assert len(moved) == 1  # the finished mask alone
+    assert {n.meta["value"] for n in module.graph.nodes if n.meta.get("on_host")} >= {"shape", "time", "seen", "mask"}
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])

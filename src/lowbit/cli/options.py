@@ -112,7 +112,7 @@ def show_page(page: object) -> None:
         return
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 120
+    width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False, soft_wrap=False).print(page)
 
 

@@ -29,11 +29,18 @@ def quantize(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.RECIPE.onnx, here"),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A preset (int8) or a .toml file of rules.")] = "int8",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="A preset (int8, int8-weights), a .toml file of rules, or a format for the weights alone (mxfp4, nf4, "
+            "'int4 group:64'): see 'lowbit formats'."
+        ),
+    ] = "int8",
     target: Annotated[
         str | None,
         typer.Option(
-            help="The engine to write for, as a profile of what it computes in integers.", show_default="the recipe's"
+            help="Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic.",
+            show_default="the recipe's",
         ),
     ] = None,
     preprocess: PreprocessOption = None,

@@ -105,6 +105,8 @@ class Fitting:
                 raise DataError("preprocess is for networks of one input; prepare several inputs in module:function.")
             array = preprocessed(array, self.preprocess, port)
         array = _cast(array, port, what, stated=self.preprocess is not None)
+        if not array.flags.writeable:  # torch.from_numpy warns of arrays over borrowed memory
+            array = array.copy()
         rank = len(port.shape)
         if not port.ranked:
             return array

@@ -141,13 +141,17 @@ class Pictures:
     name: str
     files: ImageFiles
     preprocess: Preprocessing
-    batch: int | None = 16
     repeatable: bool = True
     skips: bool = True
 
     @property
     def count(self) -> int | None:
         return len(self.files.names)
+
+    @property
+    def batch(self) -> int | None:
+        height, width = self.preprocess.size or (224, 224)
+        return min(16, max(1, SLICE_BYTES // (height * width * 3 * 4)))
 
     def items(self, skip: int = 0) -> Iterator[object]:
         for pixels, label in self.files.pixels(skip):

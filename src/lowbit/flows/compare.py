@@ -6,7 +6,7 @@ Everything is measured on what will be deployed: a path is run by the engine as 
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -185,6 +185,8 @@ def compare(
     layers      measure signal-to-noise inside the networks, on the first samples
     """
     first, second = _Subject.of(reference), _Subject.of(candidate)
+    if first.name == second.name:
+        first, second = replace(first, name="reference"), replace(second, name="candidate")
     _same_interface(first.model, second.model)
     samples = Data.of(data, first.model.inputs, preprocess=preprocess, names=names)
     pass_ = _Pass.over(samples, first, second, None if metric is None else metric_of(metric), batch)
@@ -301,6 +303,17 @@ def _same_interface(reference: Model, candidate: Model) -> None:
         names = [[port.name for port in ports] for ports in (a, b)]
         if set(names[0]) != set(names[1]):
             raise ModelError(f"the two models differ in their {kind}: {', '.join(names[0])}; {', '.join(names[1])}.")
+    others = {port.name: port for port in candidate.inputs}
+    for port in reference.inputs:
+        other = others[port.name]
+        sides = zip(port.shape, other.shape, strict=False)
+        unequal = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sides)
+        if (
+            unequal
+            or port.dtype != other.dtype
+            or (port.ranked and other.ranked and len(port.shape) != len(other.shape))
+        ):
+            raise ModelError(f"the two models differ in their input {port}: the second takes {other}.")
 
 
 def _finite(value: Any) -> Any:

@@ -3,23 +3,30 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lowbit
 from lowbit.data import Data
-from lowbit.flows.calibrate import Batch, observe, solve_weights
+from lowbit.data.samples import Samples
+from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights
 from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
+from lowbit.flows.improve import keep_if_better
 from lowbit.flows.ranges import choose_ranges
+from lowbit.flows.smooth import smooth_activations
 from lowbit.flows.verify import verify
 from lowbit.graph import PASSES
+from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.recipe import Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
 from lowbit.simulate.place import place
 
-HELD_SAMPLES = 64  # kept from the calibration data for the proof that file and simulation agree
+BATCH = 16  # samples that go through the network at once, where it takes any number
+JUDGING_SAMPLES = 16  # held in memory from the start of the calibration data: to judge by, and for the proof
+KEPT_SAMPLES = 64  # held after these, for the steps that look more than once
 
 
 def quantize(
@@ -32,24 +39,32 @@ def quantize(
     target        engine profile, see lowbit.TARGETS; None: the recipe's own
 
     The deployed program is run against the simulation before it is returned; MismatchError if they differ by more than
-    one step anywhere. What became of each tensor is in `.ledger`, and travels in the saved file.
+    one step anywhere. What became of each tensor is in the ledger, which travels in the saved file.
     """
     chosen = find_recipe(recipe, target)
     prepared = model.copy()
-    notes = [line for name in chosen.passes for line in PASSES[name](prepared.program)]
+    data = Data.of(calibration, model.inputs)
+    stream = data.samples(BATCH)
+    judging, kept = _take(stream, JUDGING_SAMPLES), _take(stream, KEPT_SAMPLES)
+    examples = kept or judging
+
+    notes = [line for name in chosen.passes if name in PASSES for line in PASSES[name](prepared.program)]
+    if "smooth" in chosen.passes:
+        notes += smooth_activations(prepared.program, examples)
     simulation = Simulation(prepared.program, place(prepared.program, chosen))
-    held: list[Batch] = []
-    observe(simulation, _keep_some(Data.of(calibration, model.inputs), held))
+    observe(simulation, chain(judging, kept, (samples.inputs for samples in stream)))
     solve_weights(simulation)
-    choose_ranges(simulation, held)
-    correct_bias(simulation, held)
+    choose_ranges(simulation, judging + kept)
+    notes += hold_biases(simulation)
+    if "correct_bias" in chosen.passes:
+        notes += keep_if_better(simulation, lambda: correct_bias(simulation, examples), judging)
     program = export(simulation)
-    parity = verify(simulation, program, held)
+    parity = verify(simulation, program, judging)
     program.metadata_props.update(
         {
             "lowbit.version": lowbit.__version__,
             "lowbit.recipe": chosen.to_toml(),
-            "lowbit.ledger": json.dumps(ledger(simulation)),
+            "lowbit.ledger": to_text(ledger(simulation)),
             "lowbit.passes": json.dumps(notes),
             "lowbit.parity": json.dumps(asdict(parity)),
         }
@@ -57,11 +72,10 @@ def quantize(
     return Model(program, model.source)
 
 
-def _keep_some(data: Data, held: list[Batch]) -> Iterator[Batch]:
-    """The batches of the data; the first few samples are also appended to `held`."""
-    kept = 0
-    for samples in data.samples():
-        if kept < HELD_SAMPLES:
-            held.append(data.cut(samples, HELD_SAMPLES - kept).inputs)
-            kept += samples.count
-        yield samples.inputs
+def _take(stream: Iterator[Samples], count: int) -> list[Batch]:
+    """Batches from the stream until `count` samples are there, or it ends."""
+    taken: list[Batch] = []
+    while count > 0 and (samples := next(stream, None)) is not None:
+        taken.append(samples.inputs)
+        count -= samples.count
+    return taken

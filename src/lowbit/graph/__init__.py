@@ -10,14 +10,24 @@ import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
 from lowbit.graph.equalize import equalize_weights
+from lowbit.graph.finite_masks import finite_masks
 from lowbit.graph.fold_batchnorm import fold_batchnorm
+from lowbit.graph.fold_scale import fold_scales
 from lowbit.graph.fuse_gemm import fuse_gemm
+from lowbit.graph.fuse_pad import fuse_pad
 from lowbit.graph.recognize import recognize_operators
+from lowbit.graph.repeats import merge_repeats
+from lowbit.graph.reshapes import simplify_reshapes
 
 PASSES: dict[str, Callable[[ir.Model], Changed]] = {
+    "simplify_reshapes": simplify_reshapes,
+    "merge_repeats": merge_repeats,
     "recognize_operators": recognize_operators,
+    "fuse_pad": fuse_pad,
     "fold_batchnorm": fold_batchnorm,
+    "fold_scales": fold_scales,
     "fuse_gemm": fuse_gemm,
+    "finite_masks": finite_masks,
     "equalize_weights": equalize_weights,
 }
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from lowbit.errors import InputError, UnsupportedError
+from lowbit.graph.check_attributes import impossible_attribute
 from lowbit.graph.check_tensors import check_shape, check_tensor
 from lowbit.graph.opset import OLDEST_OPSET
 
@@ -49,6 +51,7 @@ def check_model(proto: onnx.ModelProto, source: str, folder: Path | None = None)
     """
     if not proto.HasField("graph"):
         raise InputError(f"{source}: not an ONNX model (it has no graph).")
+    _refuse_broken_text(proto, source)
     check = _Check(source, folder, _opsets(proto.opset_import, source))
     version = check.opsets.get("", None)
     if version is None and any(node.domain in ("", "ai.onnx") for node in proto.graph.node):
@@ -64,6 +67,18 @@ def check_model(proto: onnx.ModelProto, source: str, folder: Path | None = None)
     if not proto.graph.node:
         raise check.refuse("the graph has no nodes: there is nothing to run.")
     _check_graph(proto.graph, set(), check, depth=0)
+
+
+def _refuse_broken_text(message: Any, source: str) -> None:
+    """A string that is not UTF-8 is handed out as bytes by protobuf; no name may be one."""
+    for field_, value in message.ListFields():
+        if field_.message_type is not None:
+            for inner in value if field_.is_repeated else (value,):
+                _refuse_broken_text(inner, source)
+        elif field_.type == field_.TYPE_STRING:
+            for text in value if field_.is_repeated else (value,):
+                if not isinstance(text, str):
+                    raise InputError(f"{source}: damaged: '{field_.name}' is {text[:40]!r}, which is not text.")
 
 
 def _opsets(imports: Iterable[onnx.OperatorSetIdProto], source: str) -> dict[str, int]:
@@ -117,6 +132,9 @@ def _check_graph(graph: onnx.GraphProto, outer: set[str], check: _Check, depth: 
         own.add(port.name)
         if depth == 0 or port.HasField("type"):
             _check_type(port, check)
+        if depth == 0 and not port.type.HasField("tensor_type"):
+            kind = str(port.type.WhichOneof("value")).replace("_", " ")
+            raise UnsupportedError(f"{check.source}: the input '{port.name}' is a {kind}; lowbit feeds plain tensors.")
     initializers: set[str] = set()
     for tensor in graph.initializer:
         if not tensor.name or tensor.name in initializers:
@@ -276,6 +294,8 @@ def _check_signature(node: onnx.NodeProto, check: _Check, label: str) -> None:
         known = schema.attributes.get(attribute.name)
         if known is not None and int(known.type.value) != attribute.type:
             raise check.refuse(f"{label}: attribute '{attribute.name}' has the wrong type.")
+    if wrong := impossible_attribute(node):
+        raise check.refuse(f"{label}: {wrong}.")
     given = {attribute.name for attribute in node.attribute}
     for name, known in schema.attributes.items():
         if known.required and name not in given:

@@ -65,7 +65,7 @@ def check_tensor(tensor: onnx.TensorProto, folder: Path | None, what: str) -> No
     else:
         field, each = _FIELD.get(dtype, ("int32_data", 1))
         held, needed = len(getattr(tensor, field)), count * each
-        if dtype.bitwidth < 8:
+        if bits < 8:
             needed = size
         if held != needed:
             raise InputError(

@@ -6,9 +6,11 @@ and small, so that a folded file never grows much and a hostile one allocates no
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
@@ -18,9 +20,21 @@ LARGEST_INPUT = 1 << 16
 LARGEST_OUTPUT = 1 << 16
 LARGEST_FILL = 1 << 10  # a ConstantOfShape says in a few bytes what the constant would take many for
 
-# The weight stays what the file says it is: codes and scales, never the floats they stand for.
-_KEEP = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "Identity"})
-_GROWS = frozenset({"Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "EyeLike", "Einsum", "Loop", "Upsample"})
+# What is folded is cheap, whatever its attributes say; a hostile Conv of constants could take hours. DequantizeLinear
+# is not among it: a weight stays what the file says it is, codes and scales, never the floats they stand for.
+# fmt: off
+_ARITHMETIC = frozenset({
+    "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "Cast", "CastLike", "Ceil", "Clip", "Cos", "CumSum",
+    "Div", "Equal", "Erf", "Exp", "Floor", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Log",
+    "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin",
+    "Sqrt", "Sub", "Tanh", "Where", "Xor", "MatMul", "Gemm", "ArgMax", "ArgMin", "ReduceL1", "ReduceL2", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
+})
+_MOVES = frozenset({
+    "Concat", "Expand", "Flatten", "Gather", "Range", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Tile",
+    "Transpose", "Trilu", "Unsqueeze",
+})
+# fmt: on
 _BORN_OF_CODES = frozenset({"Cast", "Gather", "DequantizeLinear"})
 
 
@@ -33,13 +47,15 @@ def fold_constants(program: ir.Model) -> bool:
     outputs = [value.name for value in program.graph.outputs]
     with quiet():
         for _ in range(2):
-            optimizer.fold_constants(
-                program,
-                onnx_shape_inference=True,
-                input_size_limit=LARGEST_INPUT,
-                output_size_limit=LARGEST_OUTPUT,
-                should_fold=_worth_folding,
-            )
+            # onnxscript fails on some sequences. It does so before it changes the node: the rest then stays as it is.
+            with contextlib.suppress(RuntimeError), np.errstate(all="ignore"):
+                optimizer.fold_constants(
+                    program,
+                    onnx_shape_inference=True,
+                    input_size_limit=LARGEST_INPUT,
+                    output_size_limit=LARGEST_OUTPUT,
+                    should_fold=_worth_folding,
+                )
         _lift_constants(program)
         common.RemoveUnusedNodesPass()(program)
     for value, name in zip(program.graph.outputs, outputs, strict=True):
@@ -81,18 +97,15 @@ def _fingerprint(program: ir.Model) -> tuple[int, int, tuple[str | None, ...]]:
 
 def _worth_folding(node: ir.Node) -> bool | None:
     """False to leave a node alone, None to let onnxscript's own size limits decide."""
-    if node.op_type in _KEEP or _decodes_a_weight(node):
+    if node.op_type == "ConstantOfShape":
+        size = _size(node.outputs[0])
+        return size is not None and size <= LARGEST_FILL
+    if node.op_type not in _ARITHMETIC | _MOVES or _decodes_a_weight(node):
         return False
     if node.op_type == "Transpose":
         return None  # as large as its input, which nobody else may be reading: onnxscript looks
     sizes = [_size(output) for output in node.outputs]
-    if node.op_type == "ConstantOfShape":
-        return sizes[0] is not None and sizes[0] <= LARGEST_FILL
-    if any(size is not None and size > LARGEST_OUTPUT for size in sizes):
-        return False
-    if node.op_type in _GROWS and any(size is None for size in sizes):
-        return False
-    return None
+    return None if all(size is not None and size <= LARGEST_OUTPUT for size in sizes) else False
 
 
 def _decodes_a_weight(node: ir.Node) -> bool:
@@ -100,7 +113,8 @@ def _decodes_a_weight(node: ir.Node) -> bool:
     first = node.inputs[0] if node.inputs else None
     if node.op_type not in _BORN_OF_CODES or first is None or first.const_value is None:
         return False
-    return first.const_value.dtype.bitwidth < 8
+    dtype = first.const_value.dtype
+    return dtype != ir.DataType.STRING and dtype.bitwidth < 8
 
 
 def _size(value: ir.Value) -> int | None:

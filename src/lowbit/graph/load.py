@@ -22,6 +22,7 @@ from lowbit.graph.opset import TARGET_OPSET, raise_opset
 
 LARGEST_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit; larger models keep their weights in external data
 MINIMUM_IR_VERSION = 10  # what opset 21 needs
+_PIECE = 1 << 22
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "BatchNormalization"})
 
 
@@ -66,7 +67,10 @@ def read_proto(
     proto: onnx.ModelProto, *, source: str = "ModelProto", folder: Path | None = None, allow_nonfinite: bool = False
 ) -> ir.Model:
     """The program in an ONNX message. The message is checked first: nothing in it is trusted."""
-    check_model(proto, source, folder)
+    try:
+        check_model(proto, source, folder)
+    except LowbitError as error:
+        raise type(error)(_printable(str(error))) from None
     try:
         program = ir.from_proto(proto)
         if folder is not None:
@@ -76,14 +80,20 @@ def read_proto(
     return canonical(program, source=source, allow_nonfinite=allow_nonfinite)
 
 
-def canonical(program: ir.Model, *, source: str = "ir.Model", allow_nonfinite: bool = False) -> ir.Model:
+def canonical(
+    program: ir.Model, *, source: str = "ir.Model", allow_nonfinite: bool = False, trust_shapes: bool = False
+) -> ir.Model:
     """Bring a program into the form stated above, in place, and return it.
 
     allow_nonfinite   accept NaN or infinity in a weight, which otherwise is an InputError that names it
+    trust_shapes      keep the shapes that intermediate values come with. Those in files are often of one traced
+                      example, wrong for every other batch size; they are inferred anew
     """
     inputs = [value.name for value in program.graph.inputs if value.name not in program.graph.initializers]
     before = [inputs, [value.name for value in program.graph.outputs]]
     try:
+        if not trust_shapes:
+            _forget_shapes(program)
         _bring_to_form(program)
     except LowbitError as error:
         raise type(error)(f"{source}: {error}") from error.__cause__
@@ -115,6 +125,13 @@ def _bring_to_form(program: ir.Model) -> None:
     infer_shapes(program)
 
 
+def _forget_shapes(program: ir.Model) -> None:
+    for node in program.graph.all_nodes():
+        for value in node.outputs:
+            if node.domain in ("", "ai.onnx") and not value.is_graph_output():
+                value.shape = None
+
+
 def _drop_unnamed_outputs(program: ir.Model) -> None:
     """Optional outputs that a node leaves out at its end: without a name they are not computed, with one they would."""
     for graph in program.graphs():
@@ -132,7 +149,7 @@ def _refuse_nonfinite(program: ir.Model, source: str) -> None:
             if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.bitwidth < 8:
                 continue
             array = np.asarray(tensor.numpy())
-            if np.isfinite(array).all():
+            if _all_finite(array):
                 continue
             nan = int(np.isnan(array).sum())
             infinite = int(np.isinf(array).sum())
@@ -142,6 +159,17 @@ def _refuse_nonfinite(program: ir.Model, source: str) -> None:
                     f"{source}: '{name}' holds {nan} NaN and {infinite} infinite of its {array.size} values; "
                     "the training diverged or the file is damaged. Pass allow_nonfinite=True to go on anyway."
                 )
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """In pieces: the answer for a mapped weight of gigabytes must not take another gigabyte."""
+    flat = array.reshape(-1)
+    return all(bool(np.isfinite(flat[start : start + _PIECE]).all()) for start in range(0, flat.size, _PIECE))
+
+
+def _printable(text: str) -> str:
+    """Names come from the file: whatever in them would break the line or the terminal is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,6 +21,8 @@ import onnx_ir as ir
 from lowbit.errors import InputError, ModelError
 from lowbit.graph.fold import fold_constants, infer_shapes, quiet
 from lowbit.graph.load import canonical
+from lowbit.graph.repeats import merge_repeats
+from lowbit.graph.reshapes import simplify_reshapes
 
 if TYPE_CHECKING:
     import torch
@@ -55,12 +57,17 @@ def export_module(
         try:
             program = _export(module, args, kwargs, dynamic_shapes)
         except Exception as error:
-            if asked or not _any_dynamic(dynamic_shapes):
+            if not _any_dynamic(dynamic_shapes):
                 raise ModelError(_explained(module, error)) from error
             try:
                 program = _export(module, *_arguments(module, example_inputs), None)
             except Exception as static_error:
                 raise ModelError(_explained(module, static_error)) from static_error
+            if asked:
+                raise ModelError(
+                    f"{type(module).__name__} cannot be exported with these dynamic axes: {_root_cause(error)}. "
+                    "With the shapes of the example it can: name fewer axes, or pass dynamic_axes={}."
+                ) from error
             warnings.warn(
                 f"{type(module).__name__} could not be exported with a dynamic batch ({_root_cause(error)}); "
                 "the shapes of the example inputs are fixed.",
@@ -69,7 +76,7 @@ def export_module(
     _own_the_weights(program)
     _name_outputs(program, names)
     _keep_transposed_names(program)
-    program = canonical(program, source=type(module).__name__, allow_nonfinite=allow_nonfinite)
+    program = canonical(program, source=type(module).__name__, allow_nonfinite=allow_nonfinite, trust_shapes=True)
     _simplify(program)
     return program
 
@@ -272,8 +279,14 @@ def _simplify(program: ir.Model) -> None:
                 rules.unsqueeze_unsqueeze_rule,
                 rules.no_op_dynamic_scatter_nd_rule,
                 rules.no_op_static_scatter_nd_rule,
+                # The exporter gives every convolution a bias of zeros.
+                rules.remove_optional_bias_from_conv_rule,
+                rules.remove_optional_bias_from_conv_transpose_rule,
+                rules.remove_optional_bias_from_gemm_rule,
             ],
         )
+    simplify_reshapes(program)
+    merge_repeats(program)
     fold_constants(program)
     for value, name in zip(program.graph.outputs, outputs, strict=True):
         value.name = name

@@ -5,7 +5,6 @@ have closed forms that give the same codes. On the CPU kernels do the work; else
 """
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from torch import Tensor
 from lowbit.errors import InputError
 from lowbit.numerics import kernels
 from lowbit.numerics.fitted import Fitted
-from lowbit.numerics.grids import Float, Grid, Int, grid_table
+from lowbit.numerics.grids import Float, Grid, Int, Pow2, grid_table
 from lowbit.numerics.roundings import ROUNDINGS, Rounding, nearest
 
 Rows = npt.NDArray[np.float32]
@@ -31,7 +30,7 @@ def encode_rows(
 ) -> Tensor:
     """Codes of rows (n_blocks, n) in the grid's code type.
 
-    scale, zero  (n_blocks, 1); a scale of 0 gives the codes of zeros
+    scale, zero  (n_blocks, 1), or (1, 1) for all; a scale of 0 gives the codes of zeros
     table        sorted values to use instead of the grid's own, (n_blocks, n_codes)
 
     `Int` rounds x / scale before it adds the zero, as ONNX QuantizeLinear does: ties would go elsewhere otherwise.
@@ -45,10 +44,11 @@ def encode_rows(
     x, s, z = _arrays(rows, scale, zero)
     if isinstance(grid, Int):
         kernels.encode_int(x, s, z, np.float32(grid.minimum), np.float32(grid.maximum), out.numpy())
-    elif table is None and rounding is nearest and _has_closed_form(grid) and not zero.any():
-        kernels.encode_float(
-            x, s, *_float_constants(grid), np.int32(grid_table(_fixed(grid)).zero_position), out.numpy()
-        )
+    elif table is None and isinstance(grid, Float) and rounding is nearest and not z.any():
+        encode = kernels.encode_float if _fits_float32(grid) else kernels.encode_wide_float
+        encode(x, s, *_float_constants(grid), np.int32(grid_table(grid).zero_position), out.numpy())
+    elif table is None and isinstance(grid, Pow2) and not z.any():
+        kernels.encode_pow2(x, s, np.int32(grid.lowest), grid_thresholds(grid, rounding), out.numpy())
     else:
         limits = (
             thresholds(table, 0, rounding).numpy()
@@ -89,8 +89,9 @@ def round_rows(
         if isinstance(grid, Int):
             kernels.round_int(x, s, z, np.float32(grid.minimum), np.float32(grid.maximum), out.numpy())
             return out
-        if _has_closed_form(grid) and not zero.any():
-            kernels.round_float(x, s, *_float_constants(grid), out.numpy())
+        if isinstance(grid, Float) and not z.any():
+            encode = kernels.round_float if _fits_float32(grid) else kernels.round_wide_float
+            encode(x, s, *_float_constants(grid), out.numpy())
             return out
     codes = encode_rows(torch.nan_to_num(rows, nan=0.0, posinf=None, neginf=None), scale, zero, grid, rounding, table)
     return torch.where(rows.isnan(), rows, decode_rows(codes, scale, zero, grid, table))
@@ -201,14 +202,13 @@ def _fixed(grid: Grid | Fitted) -> Grid:
     return grid
 
 
-def _has_closed_form(grid: Grid | Fitted) -> bool:
-    """Whether the kernel's arithmetic stays within normal float32: the smallest step must."""
-    return isinstance(grid, Float) and 128 - grid.bias - grid.mantissa_bits >= 1
+def _fits_float32(grid: Float) -> bool:
+    """Whether the smallest step of the grid is a normal float32."""
+    return 128 - grid.bias - grid.mantissa_bits >= 1
 
 
-def _float_constants(grid: Grid | Fitted) -> tuple[int, Any, Any]:
-    assert isinstance(grid, Float)
-    return grid.mantissa_bits, np.int32(128 - grid.bias), np.float32(grid_table(grid).maximum)
+def _float_constants(grid: Float) -> tuple[int, int, float]:
+    return grid.mantissa_bits, 1 - grid.bias, grid_table(grid).maximum
 
 
 def _arrays(*tensors: Tensor) -> tuple[Rows, ...]:

@@ -1,7 +1,7 @@
 """The inner loops on the CPU: one pass over rows of float32, no temporaries. What they compute is defined in encode.py.
 
-All take C-contiguous arrays: rows (n_blocks, n), scale and zero (n_blocks, 1), and write into `out` (n_blocks, n).
-A scale of 0 makes exact zeros.
+All take C-contiguous arrays: rows (n_blocks, n), scale and zero (n_blocks, 1) or (1, 1) for all, and write into `out`
+(n_blocks, n). A scale of 0 makes exact zeros.
 Division, not multiplication by the inverse: that is what ONNX QuantizeLinear does, and the two differ near ties.
 """
 
@@ -27,6 +27,12 @@ def _divisor(scale: Any) -> Any:
 
 
 @kernel
+def _of(numbers: Any, block: Any) -> Any:
+    """The number of a block, where there may be one for all."""
+    return numbers[block if numbers.shape[0] > 1 else 0, 0]
+
+
+@kernel
 def row_extremes(rows: Any, lo: Any, hi: Any) -> None:
     """Least and greatest bits of each row, ordered as the floats they stand for; a NaN comes out beyond infinity."""
     for block in range(rows.shape[0]):
@@ -44,8 +50,8 @@ def encode_int(rows: Any, scale: Any, zero: Any, lowest: Any, highest: Any, out:
     """Integers: nearest even of x / scale, plus zero, clipped."""
     for block in range(rows.shape[0]):
         line, to = rows[block], out[block]
-        s, low, high = scale[block, 0], lowest - zero[block, 0], highest - zero[block, 0]
-        z, d = np.int32(zero[block, 0]), _divisor(s)
+        s, low, high = _of(scale, block), lowest - _of(zero, block), highest - _of(zero, block)
+        z, d = np.int32(_of(zero, block)), _divisor(s)
         for i in range(line.shape[0]):
             to[i] = np.int32(min(max(np.rint(line[i] / d), low), high)) + z
 
@@ -55,7 +61,7 @@ def round_int(rows: Any, scale: Any, zero: Any, lowest: Any, highest: Any, out: 
     """`encode_int` and decoding in one: float32, NaN stays NaN."""
     for block in range(rows.shape[0]):
         line, to = rows[block], out[block]
-        s, low, high = scale[block, 0], lowest - zero[block, 0], highest - zero[block, 0]
+        s, low, high = _of(scale, block), lowest - _of(zero, block), highest - _of(zero, block)
         d = _divisor(s)
         for i in range(line.shape[0]):
             y = line[i] / d
@@ -63,80 +69,130 @@ def round_int(rows: Any, scale: Any, zero: Any, lowest: Any, highest: Any, out: 
             to[i] = code * s if y == y else y
 
 
-@kernel
-def encode_float(rows: Any, scale: Any, mantissa: Any, lowest: Any, greatest: Any, middle: Any, out: Any) -> None:
-    """Positions in the table of a `Float` grid: nearest even.
+def _float_kernels(real: Any, whole: Any, fraction_bits: int, bias: int) -> tuple[Any, Any]:
+    """Rounding to small floats, in float32, or in float64 for grids whose smallest step is no normal float32.
 
-    lowest    exponent field, as in float32, of the smallest normal number
-    greatest  largest value; middle: position of 0
+    encode(rows, scale, mantissa, smallest, greatest, middle, out)  positions in the table of a `Float` grid
+    round(rows, scale, mantissa, smallest, greatest, out)           the value, scaled back; NaN stays NaN
+    mantissa  bits; smallest: exponent of the smallest normal number; greatest: largest value; middle: position of 0
     """
-    m = np.int32(mantissa)
-    for block in range(rows.shape[0]):
-        line, to, s = rows[block], out[block], scale[block, 0]
-        d = _divisor(s)
-        for i in range(line.shape[0]):
-            y = line[i] / d
-            size = min(abs(y), greatest)
-            exponent = max(np.int32(np.float32(size).view(np.int32) >> np.int32(23)), lowest)
-            inverse = np.int32(np.int32(np.int32(254) - exponent + m) << np.int32(23)).view(np.float32)
-            code = np.int32(np.int32(np.rint(size * inverse)) + np.int32((exponent - lowest) << m))
-            to[i] = middle + (code if y >= 0 else -code)
+    shift, top = whole(fraction_bits), whole(2 * bias)
+
+    @kernel
+    def encode(rows: Any, scale: Any, mantissa: Any, smallest: Any, greatest: Any, middle: Any, out: Any) -> None:
+        m, lowest, limit = whole(mantissa), whole(smallest + bias), real(greatest)
+        for block in range(rows.shape[0]):
+            line, to, d = rows[block], out[block], _divisor(_of(scale, block))
+            for i in range(line.shape[0]):
+                y = line[i] / d
+                size = min(real(abs(y)), limit)
+                exponent = max(whole(real(size).view(whole) >> shift), lowest)
+                inverse = whole(whole(top - exponent + m) << shift).view(real)
+                code = np.int32(np.int32(np.rint(size * inverse)) + np.int32((exponent - lowest) << m))
+                to[i] = middle + (code if y >= 0 else -code)
+
+    @kernel
+    def round_(rows: Any, scale: Any, mantissa: Any, smallest: Any, greatest: Any, out: Any) -> None:
+        m, lowest, limit = whole(mantissa), whole(smallest + bias), real(greatest)
+        for block in range(rows.shape[0]):
+            line, to, s = rows[block], out[block], _of(scale, block)
+            d = _divisor(s)
+            for i in range(line.shape[0]):
+                y = line[i] / d
+                size = min(real(abs(y)), limit)
+                exponent = max(whole(real(size).view(whole) >> shift), lowest)
+                step = whole(whole(exponent - m) << shift).view(real)
+                inverse = whole(whole(top - exponent + m) << shift).view(real)
+                value = np.float32(np.rint(size * inverse) * step) * s
+                to[i] = (value if y >= 0 else -value) if y == y else y
+
+    return encode, round_
+
+
+encode_float, round_float = _float_kernels(np.float32, np.int32, 23, 127)
+encode_wide_float, round_wide_float = _float_kernels(np.float64, np.int64, 52, 1023)
 
 
 @kernel
-def round_float(rows: Any, scale: Any, mantissa: Any, lowest: Any, greatest: Any, out: Any) -> None:
-    """Rounded to a `Float` grid and scaled back: float32, NaN stays NaN. Arguments as in `encode_float`."""
-    m = np.int32(mantissa)
+def encode_pow2(rows: Any, scale: Any, lowest: Any, thresholds: Any, out: Any) -> None:
+    """Positions among powers of two from 2**lowest: by the exponent, then by the threshold above it."""
+    last = thresholds.shape[0]
     for block in range(rows.shape[0]):
-        line, to, s = rows[block], out[block], scale[block, 0]
-        d = _divisor(s)
+        line, to, d = rows[block], out[block], _divisor(_of(scale, block))
         for i in range(line.shape[0]):
-            y = line[i] / d
-            size = min(abs(y), greatest)
-            exponent = max(np.int32(np.float32(size).view(np.int32) >> np.int32(23)), lowest)
-            step = np.int32(np.int32(exponent - m) << np.int32(23)).view(np.float32)
-            inverse = np.int32(np.int32(np.int32(254) - exponent + m) << np.int32(23)).view(np.float32)
-            value = np.rint(size * inverse) * step * s
-            to[i] = (value if y >= 0 else -value) if y == y else y
+            y = np.float32(line[i] / d)
+            exponent = np.int32(y.view(np.int32) >> np.int32(23)) - np.int32(127 + lowest)
+            code = min(max(exponent, np.int32(0)), np.int32(last))
+            while code < last and y >= thresholds[code]:
+                code += 1
+            to[i] = code
 
 
 @kernel
 def encode_table(rows: Any, scale: Any, zero: Any, thresholds: Any, out: Any) -> None:
     """Number of thresholds that x / scale + zero reaches. thresholds (n_blocks or 1, n_codes - 1), sorted."""
-    count = thresholds.shape[1]
-    y = np.empty(_PART, np.float32)
-    reached = np.empty(_PART, np.int32)
-    for block in range(rows.shape[0]):
-        limits = thresholds[block if thresholds.shape[0] > 1 else 0]
-        d, z = _divisor(scale[block, 0]), zero[block, 0]
-        for start in range(0, rows.shape[1], _PART):
-            line, to = rows[block, start : start + _PART], out[block, start : start + _PART]
-            n = line.shape[0]
+    count, width = thresholds.shape[1], rows.shape[1]
+    shared = thresholds.shape[0] == 1
+    # Short rows that share their thresholds are compared together.
+    together = max(1, _PART // max(1, width)) if shared else 1
+    part = min(width, _PART)
+    y = np.empty(together * part, np.float32)
+    reached = np.empty(together * part, np.int32)
+    for first in range(0, rows.shape[0], together):
+        last = min(first + together, rows.shape[0])
+        limits = thresholds[0 if shared else first]
+        for start in range(0, width, _PART):
+            n = 0
+            for block in range(first, last):
+                line = rows[block, start : start + _PART]
+                d, z = _divisor(_of(scale, block)), _of(zero, block)
+                into = y[n : n + line.shape[0]]
+                for i in range(line.shape[0]):
+                    into[i] = line[i] / d + z
+                n += line.shape[0]
+            _count_reached(y[:n], limits, count, reached)
+            n = 0
+            for block in range(first, last):
+                to = out[block, start : start + _PART]
+                source = reached[n : n + to.shape[0]]
+                for i in range(to.shape[0]):
+                    to[i] = source[i]
+                n += to.shape[0]
+
+
+@kernel
+def _count_reached(y: Any, limits: Any, count: Any, reached: Any) -> None:
+    n = y.shape[0]
+    reached[:n] = 0
+    if count <= 64:
+        for k in range(count):
+            limit = limits[k]
             for i in range(n):
-                y[i] = line[i] / d + z
-                reached[i] = 0
-            if count <= 64:
-                for k in range(count):
-                    limit = limits[k]
-                    for i in range(n):
-                        reached[i] += np.int32(y[i] >= limit)
-            else:
-                for i in range(n):
-                    low, size = 0, count
-                    while size > 0:
-                        half = (size + 1) // 2
-                        low += half * (y[i] >= limits[low + half - 1])
-                        size -= half
-                    reached[i] = low
-            for i in range(n):
-                to[i] = reached[i]
+                reached[i] += np.int32(y[i] >= limit)
+    else:
+        for i in range(n):
+            low, size = 0, count
+            while size > 0:
+                half = (size + 1) // 2
+                low += half * (y[i] >= limits[low + half - 1])
+                size -= half
+            reached[i] = low
+
+
+@kernel
+def symmetric_scale(lo: Any, hi: Any, reach: Any, signed: Any, empty: Any, least: Any, out: Any) -> None:
+    """max(|lo|, |hi|) / reach, or hi / reach; `empty` for a range of no width, else at least `least`."""
+    for block in range(out.shape[0]):
+        bound = max(abs(lo[block, 0]), abs(hi[block, 0])) if signed else max(hi[block, 0], np.float32(0))
+        raw = bound / reach
+        out[block, 0] = max(raw, least) if raw > 0 else empty
 
 
 @kernel
 def decode_int(codes: Any, scale: Any, zero: Any, out: Any) -> None:
     """(code - zero) * scale."""
     for block in range(codes.shape[0]):
-        line, to, s, z = codes[block], out[block], scale[block, 0], zero[block, 0]
+        line, to, s, z = codes[block], out[block], _of(scale, block), _of(zero, block)
         for i in range(line.shape[0]):
             to[i] = (np.float32(line[i]) - z) * s
 
@@ -146,7 +202,7 @@ def decode_table(codes: Any, scale: Any, zero: Any, values: Any, out: Any) -> No
     """(values[code] - zero) * scale. values (n_blocks or 1, n_codes)."""
     scaled = np.empty(values.shape[1], np.float32)
     for block in range(codes.shape[0]):
-        line, to, s, z = codes[block], out[block], scale[block, 0], zero[block, 0]
+        line, to, s, z = codes[block], out[block], _of(scale, block), _of(zero, block)
         table = values[block if values.shape[0] > 1 else 0]
         if line.shape[0] < scaled.shape[0]:
             for i in range(line.shape[0]):

@@ -31,8 +31,11 @@ class SquaredError:
         if weights is None:
             self.points = SortedPoints(np.sort(self.values, axis=1))
         else:
-            order = np.argsort(self.values[0])
-            self.points = SortedPoints(self.values[:, order], self.weights[:, order].astype(np.float64))
+            if len(self.values) < len(self.weights):
+                self.values = np.repeat(self.values, len(self.weights), axis=0)
+            order = np.argsort(self.values, axis=1)
+            shares = np.take_along_axis(self.weights.astype(np.float64), order, axis=1)
+            self.points = SortedPoints(np.take_along_axis(self.values, order, axis=1), shares)
 
     def __call__(self, scale: Tensor, zero: Tensor) -> Tensor:
         """scale, zero (n_blocks, 1) → (n_blocks, 1) float64."""

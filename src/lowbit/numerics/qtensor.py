@@ -55,7 +55,9 @@ class QuantTensor:
         """The numbers that are stored, in the dtype and kind of the original."""
         codes = tiles_to_rows(as_torch(self.codes), self.tile)
         table = None if self.table is None else as_torch(self.table)
-        scale, zero = self._scale().reshape(-1, 1), self._zero().reshape(-1, 1)
+        one = torch.ones(1, 1, device=codes.device)
+        scale = one if self.scale is None else self._scale().reshape(-1, 1)
+        zero = one * 0 if self.zero is None else self._zero().reshape(-1, 1)
         rows = decode_rows(codes, scale, zero, self.format.grid, table)
         return like(from_rows(rows, self.shape, self.tile), self.dtype)
 

@@ -1,6 +1,7 @@
 """Quantizing: range → scale and zero → codes. Everything row-wise, for every format, on torch and numpy alike."""
 
 from dataclasses import dataclass
+from math import isinf, isnan
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import DataError, InputError, ShapeError
+from lowbit.numerics import kernels
 from lowbit.numerics.encode import decode, encode_rows, round_rows, row_extremes
 from lowbit.numerics.fitted import Fitted, fit_table
 from lowbit.numerics.formats import Format
@@ -15,7 +17,7 @@ from lowbit.numerics.grids import Grid, grid_table
 from lowbit.numerics.parse import parse_format
 from lowbit.numerics.qtensor import Array, QuantTensor, as_torch
 from lowbit.numerics.roundings import Rounding, nearest, parse_rounding
-from lowbit.numerics.rows import Block, from_rows, tile_counts, tiles_to_rows
+from lowbit.numerics.rows import TENSOR, from_rows, tile_counts, tiles_to_rows
 
 Bounds = tuple[Tensor, Tensor]
 # The smallest normal float32: engines may flush a smaller scale to 0, and 1 / scale stays finite.
@@ -36,45 +38,47 @@ def scale_and_zero(
     A range of no width gets scale 1, or 0 where scales share a second scale: such a tile is exact zeros.
     """
     scale, zero, _ = _scale_zero_stored(lo, hi, format, tiles or (lo.shape[0],))
-    return scale, zero
+    return scale, zero.expand(lo.shape).clone()
 
 
 def _scale_zero_stored(
     lo: Tensor, hi: Tensor, format: Format, tiles: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, QuantTensor | None]:
-    """`scale_and_zero`, and the scales as they are stored where they are quantized."""
+    """`scale_and_zero`, with one zero for all where there is no zero point, and the scales as stored if quantized."""
     lo, hi = lo.to(torch.float32), hi.to(torch.float32)
+    none = lo.new_zeros(1, 1)
     if format.block is None or isinstance(format.grid, Fitted):
-        return torch.ones_like(lo), torch.zeros_like(lo), None
-    table = grid_table(format.grid)
-    reach = table.maximum if format.reach is None else format.reach
+        return torch.ones_like(lo), none, None
     if format.zero_point:
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
-        # Divided before subtracting: hi - lo of a float32 tensor can overflow.
-        width = reach - table.minimum
-        raw = hi / width - lo / width
-    else:
-        bound = torch.maximum(lo.abs(), hi.abs()) if table.minimum < 0 else hi.clamp(min=0)
-        raw = bound / reach
-    scale, stored = _store_scale(raw, format, tiles)
+    scale, stored = _raw_scale(lo, hi, format), None
+    if format.scale is not None:
+        stored = _quantize_torch(scale.reshape(tiles), format.scale, None, None)
+        scale = as_torch(stored.dequantize()).reshape(-1, 1)
     if not format.zero_point:
-        return scale, torch.zeros_like(scale), stored
-    ones = torch.ones_like(scale)
-    zero_codes = encode_rows(table.minimum - lo / scale, ones, torch.zeros_like(scale), format.grid)
+        return scale, none, stored
+    zero_codes = encode_rows(grid_table(format.grid).minimum - lo / scale, torch.ones_like(none), none, format.grid)
     return scale, decode(zero_codes, format.grid), stored
 
 
-def _store_scale(raw: Tensor, format: Format, tiles: tuple[int, ...]) -> tuple[Tensor, QuantTensor | None]:
-    """Raw scales (n_blocks, 1) as they are stored: (effective scale, its QuantTensor if it is quantized)."""
-    shares_second_scale = format.scale is not None and format.scale.block is not None
-    if not shares_second_scale:
-        assert not isinstance(format.grid, Fitted)
-        empty = 1.0 if grid_table(format.grid).has_zero else SMALLEST_SCALE
-        raw = torch.where(raw == 0, empty, raw.clamp(min=SMALLEST_SCALE))
-    if format.scale is None:
-        return raw, None
-    stored = _quantize_torch(raw.reshape(tiles), format.scale, None, None)
-    return as_torch(stored.dequantize()).reshape(-1, 1), stored
+def _raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
+    """The scale before it is stored, (n_blocks, 1): never 0 or denormal, unless it shares a second scale."""
+    assert not isinstance(format.grid, Fitted)
+    table = grid_table(format.grid)
+    reach, signed = table.maximum if format.reach is None else format.reach, table.minimum < 0
+    empty = 0.0 if format.shares_scale else 1.0 if table.has_zero else SMALLEST_SCALE
+    least = 0.0 if format.shares_scale else SMALLEST_SCALE
+    if not format.zero_point and not lo.is_cuda:
+        out = torch.empty(lo.shape)
+        constants = (np.float32(reach), signed, np.float32(empty), np.float32(least))
+        kernels.symmetric_scale(lo.contiguous().numpy(), hi.contiguous().numpy(), *constants, out.numpy())
+        return out
+    if format.zero_point:
+        # Divided before subtracting: hi - lo of a float32 tensor can overflow.
+        raw = hi / (reach - table.minimum) - lo / (reach - table.minimum)
+    else:
+        raw = (torch.maximum(lo.abs(), hi.abs()) if signed else hi.clamp(min=0)) / reach
+    return torch.where(raw > 0, raw.clamp(min=least), empty)
 
 
 def quantize(
@@ -103,15 +107,15 @@ def quantize(
 
 def _quantize_torch(x: Tensor, format: Format, bounds: Bounds | None, rounding: Rounding | None) -> QuantTensor:
     shape = tuple(x.shape)
-    tile = (Block((), 1) if format.block is None else format.block).tile(shape)
+    tile = (format.block or TENSOR).tile(shape)
     tiles = tile_counts(shape, tile)
     rows = tiles_to_rows(x, tile).to(torch.float32)
     lo, hi = _row_bounds(rows, x, bounds, format)
     choose = rounding or parse_rounding(format.rounding)
     if isinstance(format.grid, Fitted):
         table = fit_table(format.grid, rows if bounds is None else torch.minimum(torch.maximum(rows, lo), hi))
-        ones = rows.new_ones(len(rows), 1)
-        codes = encode_rows(rows, ones, torch.zeros_like(ones), format.grid, choose, table)
+        one = rows.new_ones(1, 1)
+        codes = encode_rows(rows, one, one * 0, format.grid, choose, table)
         return QuantTensor(from_rows(codes, shape, tile), format, tile, None, table=table, dtype=x.dtype)
     scale, zero, stored = _scale_zero_stored(lo, hi, format, tiles)
     codes = encode_rows(rows, scale, zero, format.grid, choose)
@@ -132,15 +136,12 @@ def _row_bounds(rows: Tensor, x: Tensor, bounds: Bounds | None, format: Format) 
     blocks = rows.shape[0]
     if rows.numel() == 0:
         return rows.new_zeros(blocks, 1), rows.new_zeros(blocks, 1)
-    if bounds is None and format.block is not None:
-        lo, hi = row_extremes(rows)
-        if not (torch.isfinite(lo) & torch.isfinite(hi)).all():
-            raise DataError(f"cannot quantize: {describe_not_finite(x)}")
-        return lo, hi
-    if torch.isnan(rows).any() or (bounds is None and torch.isinf(rows).any()):
+    lo, hi = row_extremes(rows)
+    least, greatest = float(lo.min()), float(hi.max())
+    if isnan(least) or isnan(greatest) or (bounds is None and (isinf(least) or isinf(greatest))):
         raise DataError(f"cannot quantize: {describe_not_finite(x)}")
     if bounds is None:
-        return rows.new_zeros(blocks, 1), rows.new_zeros(blocks, 1)
+        return lo, hi
     lo, hi = (bound.expand(blocks, 1) if bound.numel() == 1 else bound.reshape(-1, 1) for bound in bounds)
     if lo.shape[0] != blocks or hi.shape[0] != blocks:
         raise ShapeError(

@@ -1,15 +1,16 @@
 """No estimator wins everywhere, so ask them all: one pass over the data has already answered each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import Format
 from lowbit.numerics.noise import SquaredError
 from lowbit.numerics.quantize import scale_and_zero
 from lowbit.ranges.extremes import Bounds, MinMax, MovingAverage, Percentile, Range
 from lowbit.ranges.search import MSE, Entropy
-from lowbit.ranges.statistics import Statistics
+from lowbit.ranges.statistics import Statistics, unsorted_points
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,15 @@ class Auto:
     candidates: tuple[Range, ...] = (MinMax(), MovingAverage(), Percentile(99.99), Percentile(99.999), Entropy(), MSE())
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
+        if isinstance(format.grid, Fitted):
+            return MinMax().bounds(statistics, format)  # the fit itself has the least squared error
         best: Bounds | None = None
         least = torch.empty(0)
-        noise = SquaredError(*statistics.points(), format.grid)
+        own = replace(format, scale=None) if format.shares_scale else format
+        noise = SquaredError(*unsorted_points(statistics), format.grid)
         for candidate in self.candidates:
             lo, hi = candidate.bounds(statistics, format)
-            error = noise(*scale_and_zero(lo, hi, format))
+            error = noise(*scale_and_zero(lo, hi, own))
             if best is None:
                 best, least = (lo, hi), error
             better = error < least

@@ -1,6 +1,6 @@
 """Ranges found by search: least squared error by trying bounds, by Newton–Raphson (OCTAV), least divergence (KL)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from lowbit.numerics.noise import SquaredError
 from lowbit.numerics.quantize import scale_and_zero
 from lowbit.ranges.analytic import is_one_sided
 from lowbit.ranges.extremes import Bounds, clip_to
-from lowbit.ranges.statistics import RawRows, Statistics
+from lowbit.ranges.statistics import Statistics, unsorted_points
 
 _COARSE = [0.8**i for i in range(36)]  # down to 0.04 % of the extremes
 _FINE = [0.86, 0.89, 0.92, 0.95, 0.975, 1.025, 1.05, 1.08, 1.12, 1.16]
@@ -34,7 +34,7 @@ class MSE:
         statistics.check()
         if isinstance(format.grid, Fitted):
             return statistics.minimum, statistics.maximum  # the fit itself has the least squared error
-        noise = SquaredError(*_values_and_weights(statistics), format.grid)
+        noise = SquaredError(*unsorted_points(statistics), format.grid)
         search = _Search(statistics, format, noise)
         if not format.zero_point:
             search.walk(_COARSE, lo=True, hi=True)
@@ -57,7 +57,9 @@ class _Search:
 
     def __init__(self, statistics: Statistics, format: Format, noise: SquaredError) -> None:
         assert not isinstance(format.grid, Fitted)
-        self.format, self.noise = format, noise
+        # Scales that share a second scale are taken for free ones: a tile can then be searched for itself.
+        self.format = replace(format, scale=None) if format.shares_scale else format
+        self.noise = noise
         self.minimum, self.maximum = statistics.minimum, statistics.maximum
         if not format.zero_point and grid_table(format.grid).minimum < 0:
             largest = torch.maximum(self.minimum.abs(), self.maximum.abs())
@@ -139,7 +141,8 @@ class Entropy:
             levels = 1 << (format.grid.bits - (not bool(one_sided[row])))
             size = values[row if values.shape[0] > 1 else 0].abs().double().cpu().numpy()
             top = float(largest[row])
-            if top == 0:
+            # No more values than codes, and the divergence has nothing to weigh: the range stays whole.
+            if np.count_nonzero(weights[row].cpu().numpy()) <= levels:
                 continue
             bins = max(self.bins, 8 * levels)
             counts = np.zeros(bins)
@@ -165,40 +168,42 @@ def _spread(size: Any, weights: Any, resolution: Any, top: Any, counts: Any) -> 
 
 @kernel
 def _least_divergence(counts: Any, levels: int, step: int) -> float:
-    """Number of bins to keep, at least `levels`, out of all."""
+    """Number of bins to keep, at least `levels`, out of all.
+
+    With p the counts (the tail added to the last bin kept) and q their mean over the bins of a level that hold any,
+    Σ p log p / q needs only running sums of counts, of bins that hold any, and of count · log count.
+    """
     bins = counts.shape[0]
     counts[0] = counts[1]  # a peak of zeros would otherwise be all that the divergence sees
-    total = counts.sum()
+    mass, used, logs = np.zeros(bins + 1), np.zeros(bins + 1), np.zeros(bins + 1)
+    for i in range(bins):
+        c = counts[i]
+        mass[i + 1], used[i + 1] = mass[i] + c, used[i] + (c > 0)
+        logs[i + 1] = logs[i] + (c * np.log(c) if c > 0 else 0.0)
+    total = mass[bins]
     best, best_bins = np.inf, bins
-    tail = total - counts[:levels].sum()
-    kept_until = levels
     for kept in range(levels, bins + 1, step):
-        tail -= counts[kept_until:kept].sum()
-        kept_until = kept
-        divergence, q_total = 0.0, total - tail
-        if q_total <= 0:
+        if mass[kept] <= 0:
             continue
+        tail, last = total - mass[kept], counts[kept - 1]
+        divergence, q = logs[kept], 1e-4
         for level in range(levels):
             start, end = level * kept // levels, (level + 1) * kept // levels
-            mass, used = 0.0, 0
-            for i in range(start, end):
-                mass += counts[i]
-                used += counts[i] > 0
-            for i in range(start, end):
-                p = counts[i] + (tail if i == kept - 1 else 0.0)
-                if p > 0:
-                    q = mass / used if counts[i] > 0 else 1e-4
-                    divergence += p / total * np.log((p / total) / (q / q_total))
+            held = mass[end] - mass[start]
+            if held > 0:
+                mean = held / (used[end] - used[start])
+                divergence -= held * np.log(mean)
+                if level == levels - 1 and last > 0:
+                    q = mean
+        if tail > 0:
+            divergence += (last + tail) * np.log(last + tail) - tail * np.log(q)
+            divergence -= last * np.log(last) if last > 0 else 0.0
+        divergence = divergence / total + np.log(mass[kept] / total)
         if divergence < best:
             best, best_bins = divergence, kept
     return float(best_bins)
 
 
-def _values_and_weights(statistics: Statistics) -> tuple[Tensor, Tensor | None]:
-    """Points in no particular order, None for weights of one: sorting is left to who needs it."""
-    return (statistics.rows, None) if isinstance(statistics, RawRows) else statistics.points()
-
-
 def _points(statistics: Statistics) -> tuple[Tensor, Tensor]:
-    values, weights = _values_and_weights(statistics)
+    values, weights = unsorted_points(statistics)
     return values.float(), torch.ones_like(values) if weights is None else weights.float()

@@ -217,3 +217,8 @@ class Histogram:
     def size_bytes(self) -> int:
         """Memory held by the counts."""
         return self.counts.nbytes + self.zeros.nbytes
+
+
+def unsorted_points(statistics: Statistics) -> tuple[Tensor, Tensor | None]:
+    """Values and weights in no particular order, None for weights of one: sorting is left to who needs it."""
+    return (statistics.rows, None) if isinstance(statistics, RawRows) else statistics.points()

@@ -27,7 +27,7 @@ def comparison_view(found: "Comparison") -> RenderableType:
     return Group(*parts, "", Text(found.verdict, style=style))
 
 
-def as_text(renderable: object, width: int = 100) -> str:
+def as_text(renderable: object, width: int = 160) -> str:
     """What a renderable looks like without colour."""
     import io
 

@@ -44,7 +44,8 @@ def build(program: ir.Model) -> fx.GraphModule:
     forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns
     {output name: tensor}. node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results
     also carry meta["op"] (operator type) and meta["node"] (ONNX node name). An operator with several outputs is one
-    node with "op" and "node", and one getitem node an output with all three.
+    node with "op" and "node", and one getitem node an output with all three. meta["on_host"] is set on values that only
+    describe shapes: whatever their type, there is nothing to quantize.
     state_dict keys are the initialisers' ONNX names; where torch cannot take a name (it is empty, has a quote, or is
     both a tensor and the prefix of another) the key is the name with "_" for what is in the way. module.meta["keys"]
     gives the key of every initialiser in use. A constant written into a call as numbers has no key.
@@ -178,7 +179,7 @@ class _Wiring:
         target = self._place(f"engine.{node.name or node.op_type}", engine)
         inputs = tuple(self.read(value) for value in values)
         call = self.graph.create_node("call_module", target, inputs, name=self._name(node))
-        self._add_results(node, call, [v for v in node.outputs if v.name], on_host=False)
+        self._add_results(node, call, [v for v in node.outputs if v.name], on_host=self.host.issuperset(values))
 
     def _cast(self, argument: Any, value: ir.Value | None, dtype: torch.dtype) -> Any:
         """An argument or result of an unsigned type as another type; anything else as it is."""
@@ -202,6 +203,7 @@ class _Wiring:
             result.meta["value"] = value.name
             self.nodes[value] = result
             if on_host:
+                result.meta["on_host"] = True
                 self.host.add(value)
 
     def read(self, value: ir.Value, on_host: bool = False, buffer: bool = False) -> fx.Node:

@@ -22,7 +22,7 @@ class EngineNode(nn.Module):
     """A session of onnxruntime for a model of one node.
 
     forward takes the tensors of `input_names` in order and returns the tensor of the one output, or a tuple of them
-    the result lies on the device of the first tensor among the inputs
+    the result lies where the inputs lie; on the device, if some are there and others describe shapes in main memory
     copies and pickles carry the model's bytes; each opens its own session at its first call
     """
 
@@ -64,7 +64,8 @@ class EngineNode(nn.Module):
             raise
         except Exception as error:
             raise self._unsupported(error) from error
-        device = next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
+        devices = {t.device for t in tensors if isinstance(t, Tensor)} - {torch.device("cpu")}
+        device = devices.pop() if devices else torch.device("cpu")
         outputs = tuple(_from_numpy(result, device) for result in results)
         return outputs[0] if len(outputs) == 1 else outputs
 

@@ -45,6 +45,12 @@ def fake_quantize(x: Tensor, format: Format, scale: Tensor, zero: Tensor) -> Ten
     return y + (x - x.detach()) * passes
 
 
+def _as_stored(x: Tensor) -> Tensor:
+    """The same numbers in the order in which they lie in memory: what only counts them need not copy them."""
+    strided = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return x.permute(0, 2, 3, 1) if strided else x
+
+
 class FakeQuant(nn.Module):
     """A quantizer of one format.
 
@@ -78,6 +84,14 @@ class FakeQuant(nn.Module):
     def set_parameters(self, scale: Tensor, zero: Tensor) -> None:
         self.scale, self.zero = scale.to(self.scale.device), zero.to(self.scale.device)
 
+    def store(self, stored: QuantTensor) -> None:
+        """Take the codes of a constant, and the scales and zeros that belong to them."""
+        self.stored = stored
+        scale, zero = stored.scale_values(), stored.zero_values()
+        assert isinstance(scale, Tensor)
+        assert isinstance(zero, Tensor)
+        self.set_parameters(scale, zero)
+
     def limits(self) -> tuple[float, float]:
         """Smallest and largest number that a per-tensor quantizer can give."""
         values = self.format.grid.values()
@@ -90,10 +104,12 @@ class FakeQuant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "observe":
-            self.statistics.add(x)
+            self.statistics.add(_as_stored(x))
         elif self.mode == "probe" and x.is_floating_point():
             x = x if x.requires_grad else x.detach().requires_grad_()
             self.probes.append(x)
+        elif self.mode == "quantize" and self.stored is not None:
+            return x + (torch.as_tensor(self.stored.dequantize()).to(x) - x).detach()
         elif self.mode == "quantize" and self.ready:
             return fake_quantize(x, self.format, self.scale, self.zero)
         return x

@@ -1,0 +1,1 @@
+"""What lowbit must reach, measured: `python -m benchmarks`, or one page at a time, `python -m benchmarks.latency`."""

@@ -1,0 +1,149 @@
+"""What the default int8 recipe keeps of trained networks, on the deployed file; `--peers` adds other quantizers.
+
+`python -m benchmarks.accuracy [NETWORK …] [--peers]`. Calibration has 200 samples without labels (fewer where there are
+no more); none of them is evaluated. onnxruntime's own quantizer runs with each of its calibrators, and its best counts.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import lowbit as lb
+from benchmarks import peers
+from benchmarks.networks import CASES, Case
+from benchmarks.tables import arguments, show
+from lowbit.deploy.engines import ENGINES, Run
+from lowbit.errors import LowbitError
+from lowbit.flows.fidelity import Closeness, Fidelity
+from lowbit.flows.metrics import metric_of
+
+BATCH = 25
+CALIBRATORS = ("MinMax", "Entropy", "Percentile")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to be judged: where it came from, the file, the engine that runs it, and the seconds that it took."""
+
+    name: str
+    file: Path
+    engine: str = "onnxruntime"
+    seconds: float | None = None
+
+
+def candidates(case: Case, folder: Path, with_peers: bool) -> Iterator[Candidate]:
+    """The float file, lowbit's, and those of the peers; one that fails is named and left out."""
+    source = case.file()
+    yield Candidate("float", source)
+    model = lb.load(source)
+    calibration = case.calibration(model)
+    start = time.process_time()
+    quantized = lb.quantize(model, calibration)
+    seconds = time.process_time() - start
+    quantized.save(folder / "lowbit.onnx")
+    yield Candidate("lowbit", folder / "lowbit.onnx", seconds=seconds)
+    if not with_peers:
+        return
+    batches = [inputs for inputs, _ in calibration.batches(1)]
+    for per_channel, methods in ((True, CALIBRATORS), (False, CALIBRATORS[:1])):
+        for method in methods:
+            name = f"onnxruntime {method}, per {'channel' if per_channel else 'tensor'}"
+            target = folder / f"{method}-{per_channel}.onnx"
+            yield from _attempt(
+                name,
+                "onnxruntime",
+                peers.onnxruntime_static,
+                source,
+                batches,
+                target,
+                method=method,
+                per_channel=per_channel,
+            )
+    yield from _attempt(
+        "NNCF", "openvino", peers.nncf_openvino, source, batches, folder / "nncf.xml", transformer=case.transformer
+    )
+
+
+def _attempt(name: str, engine: str, quantizer: object, *inputs: object, **options: object) -> Iterator[Candidate]:
+    start = time.process_time()
+    try:
+        file = quantizer(*inputs, **options)  # type: ignore[operator]
+    except Exception as error:  # a peer's failure is a result
+        print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''}")
+        return
+    yield Candidate(name, file, engine, time.process_time() - start)
+
+
+def judge(case: Case, data: lb.Data, runs: dict[str, Run]) -> dict[str, tuple[float | None, Fidelity]]:
+    """Metric and closeness to the first of the runs, all in one pass over the data."""
+    metric = None if case.metric is None else metric_of(case.metric)
+    tallies = {name: metric.tally() for name in runs} if metric else {}
+    sums = {name: Closeness() for name in runs}
+    reference = next(iter(runs))
+    for inputs, labels in data.batches(BATCH):
+        outputs = {name: run(inputs) for name, run in runs.items()}
+        shown = case.output or next(iter(outputs[reference]))
+        for name, output in outputs.items():
+            sums[name].add(outputs[reference][shown], output[shown], labels)
+            if tallies and labels is not None:
+                tallies[name].add(output, labels)
+    return {
+        name: (tallies[name].value() if tallies else None, closeness.fidelity(name)) for name, closeness in sums.items()
+    }
+
+
+def measure(name: str, with_peers: bool = False) -> list[dict[str, object]]:
+    """A row for each candidate; of onnxruntime's calibrators only the one with the best signal-to-noise."""
+    case = CASES[name]
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        found = list(candidates(case, Path(folder), with_peers))
+        data = case.evaluation(lb.load(found[0].file))
+        judged = judge(case, data, {c.name: ENGINES[c.engine].compile(c.file, threads=1) for c in found})
+        sizes = {c.name: _bytes(c.file) for c in found}
+    rows = []
+    for candidate in found[1:]:
+        value, closeness = judged[candidate.name]
+        unit = 100 if case.percent else 1
+        row: dict[str, object] = {"network": name, "quantizer": candidate.name}
+        if case.metric is not None and value is not None and judged["float"][0] is not None:
+            row |= {"float": unit * judged["float"][0], "metric": unit * value}
+        row |= {
+            "agree %": None if closeness.agreement is None else 100 * closeness.agreement,
+            "SQNR dB": closeness.sqnr_db,
+        }
+        row |= {"cosine": closeness.cosine, "bytes": sizes[candidate.name] / sizes["float"], "CPU s": candidate.seconds}
+        rows.append(row | {"bar": case.bar if candidate.name == "lowbit" else ""})
+    return _best_calibrator(rows)
+
+
+def _best_calibrator(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    tried = [row for row in rows if "per channel" in str(row["quantizer"])]
+    best = max(tried, key=lambda row: float(str(row["SQNR dB"])), default=None)
+    return [row for row in rows if row not in tried or row is best]
+
+
+def _bytes(file: Path) -> int:
+    weights = file.with_suffix(".bin")
+    return file.stat().st_size + (weights.stat().st_size if file.suffix == ".xml" else 0)
+
+
+def main(arguments_given: list[str] | None = None) -> None:
+    parser = arguments(__doc__ or "", list(CASES))
+    parser.add_argument("--peers", action="store_true", help="onnxruntime's quantizer and NNCF in the same run")
+    given = parser.parse_args(arguments_given)
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    for name in given.networks or CASES:
+        try:
+            rows += measure(name, given.peers)
+        except LowbitError as error:
+            rows.append({"network": name, "quantizer": "lowbit", "bar": f"failed: {error}"})
+    show("int8, deployed; CPU s is the time to quantize", rows, given.json)
+
+
+if __name__ == "__main__":
+    main()

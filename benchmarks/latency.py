@@ -1,0 +1,136 @@
+"""Latency of one call, one thread: float, lowbit's file, and the engine's own quantizer on the same network, in turn.
+
+`python -m benchmarks.latency [NETWORK …] [--engine onnxruntime|openvino]`. Milliseconds are processor time, medians.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import lowbit as lb
+from benchmarks import optimized, peers
+from benchmarks.shapes import SHAPES
+from benchmarks.tables import arguments, show
+from benchmarks.timing import alternating
+from lowbit.deploy.engines import ENGINES
+from lowbit.errors import LowbitError
+
+Batch = dict[str, np.ndarray]
+CALIBRATION = 8  # random inputs: the values of the ranges do not matter here
+OWN = {"onnxruntime": "quantize_static", "openvino": "NNCF"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """How to write it to a file, and one random input of it."""
+
+    write: Callable[[Path], object]
+    sample: Callable[[np.random.Generator], Batch]
+    transformer: bool = False
+
+
+def _shape(name: str) -> Network:
+    def write(path: Path) -> None:
+        torch.manual_seed(0)
+        lb.load(SHAPES[name]().eval(), torch.zeros(1, 3, 224, 224)).save(path)
+
+    return Network(write, lambda generator: {"input": generator.normal(size=(1, 3, 224, 224)).astype(np.float32)})
+
+
+def _trained(name: str, shape: tuple[int, ...]) -> Network:
+    from benchmarks.networks import FOLDER
+
+    def sample(generator: np.random.Generator) -> Batch:
+        port = lb.load(FOLDER / name).inputs[0]
+        return {port.name: generator.normal(size=shape).astype(np.float32)}
+
+    return Network(lambda path: path.write_bytes((FOLDER / name).read_bytes()), sample)
+
+
+def _minilm() -> Network:
+    from examples.sentences import export
+
+    def sample(generator: np.random.Generator) -> Batch:
+        return {"input_ids": generator.integers(1000, 20000, (1, 128)), "attention_mask": np.ones((1, 128), np.int64)}
+
+    return Network(lambda path: export(str(path)), sample, transformer=True)
+
+
+NETWORKS: dict[str, Callable[[], Network]] = {
+    **{name: partial(_shape, name) for name in SHAPES},
+    "MiniLM-128": _minilm,
+    "resnet20": partial(_trained, "cifar10-resnet20.onnx", (1, 3, 32, 32)),
+    "squeezenet": partial(_trained, "imagenet-squeezenet1_1.onnx", (1, 3, 224, 224)),
+}
+
+
+def files(network: Network, engine: str, folder: Path) -> tuple[dict[str, Path], Batch]:
+    """The float file, lowbit's and the peer's, and an input to time them with."""
+    generator = np.random.default_rng(0)
+    source = folder / "float.onnx"
+    network.write(source)
+    model = lb.load(source)
+    batches = [network.sample(generator) for _ in range(CALIBRATION)]
+    batches = [dict(zip((port.name for port in model.inputs), batch.values(), strict=True)) for batch in batches]
+    lb.quantize(model, batches, target=engine).save(folder / "lowbit.onnx")
+    if engine == "onnxruntime":
+        own = peers.onnxruntime_static(source, batches, folder / "own.onnx")
+    else:
+        own = peers.nncf_openvino(source, batches, folder / "own.xml", transformer=network.transformer)
+    return {"float": source, "lowbit": folder / "lowbit.onnx", OWN[engine]: own}, batches[0]
+
+
+def measure(name: str, engine: str, seconds: float) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """The row of latencies, and for onnxruntime what each optimized graph computes in."""
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        written, batch = files(NETWORKS[name](), engine, Path(folder))
+        runs = {kind: ENGINES[engine].compile(path, threads=1) for kind, path in written.items()}
+        times = alternating({kind: partial(run, batch) for kind, run in runs.items()}, seconds=seconds)
+        graphs: list[dict[str, object]] = []
+        if engine == "onnxruntime":
+            for kind in list(written)[1:]:
+                counts = optimized.operators(optimized.optimized(written[kind]))
+                left = {"float": counts["float"], "conversions": counts["convert"]}
+                graphs.append({"network": name, "file": kind, **{k: optimized.words(c) for k, c in left.items()}})
+    row: dict[str, object] = {
+        "network": name,
+        "engine": engine,
+        "float ms": times["float"],
+        "lowbit ms": times["lowbit"],
+    }
+    row |= {
+        "own": OWN[engine],
+        "own ms": times[OWN[engine]],
+        "lowbit faster than float": times["float"] / times["lowbit"],
+    }
+    row["lowbit faster than own"] = times[OWN[engine]] / times["lowbit"]
+    return row, graphs
+
+
+def main(arguments_given: list[str] | None = None) -> None:
+    parser = arguments(__doc__ or "", list(NETWORKS))
+    parser.add_argument("--engine", choices=list(OWN), action="append", help="default: both")
+    parser.add_argument("--seconds", type=float, default=4.0, help="to time each network for")
+    given = parser.parse_args(arguments_given)
+    torch.set_num_threads(1)
+    rows, graphs = [], []
+    for name in given.networks or NETWORKS:
+        for engine in given.engine or OWN:
+            try:
+                row, found = measure(name, engine, given.seconds)
+            except LowbitError as error:
+                row, found = {"network": name, "engine": engine, "own": f"failed: {error}"}, []
+            rows.append(row)
+            graphs += found
+    show("Latency, batch 1, one thread, processor time", rows, given.json)
+    if graphs:
+        show("What onnxruntime leaves in float", graphs, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Milliseconds of processor time, several calls in turn: what else runs on the machine then counts little.
+
+With one thread, processor time is the latency that an idle machine would show; a call that is preempted is not longer.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+
+def alternating(
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 4.0, least_rounds: int = 10
+) -> dict[str, float]:
+    """Median processor time of each call in ms; every second round goes backwards."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+        call()
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < least_rounds or time.perf_counter() < end:
+        for name in list(calls)[:: 1 if rounds % 2 else -1]:
+            start = time.process_time()
+            calls[name]()
+            times[name].append(time.process_time() - start)
+        rounds += 1
+    return {name: 1e3 * float(np.median(found)) for name, found in times.items()}

@@ -1,0 +1,186 @@
+"""Any stored tensor as plain ONNX: packed codes in initialisers, expanded to floats by standard operators.
+
+The operators say what the codes mean: unpack, look up, scale. No engine needs to know the format: onnxruntime computes
+them once, when it loads the file, and runs at float speed from there. The expanded tensor is equal to
+`QuantTensor.dequantize` bit for bit: the same float32 operations in the same order.
+
+Codes of 4, 8 and 16 bits use ONNX's own integer types; all others are split into planes of 8, 4, 2 and 1 bits, and the
+planes of 2 and 1 bits are shifted out of bytes. So b bits take b bits, whatever b is.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from lowbit.numerics import Float, Int, QuantTensor
+from lowbit.numerics.fitted import Fitted
+from lowbit.numerics.grids import BFLOAT16, FLOAT16, grid_table
+from lowbit.numerics.rows import tile_counts
+
+Array = np.ndarray[Any, Any]
+_PLANES = ((8, ir.DataType.UINT8), (4, ir.DataType.UINT4), (2, ir.DataType.UINT8), (1, ir.DataType.UINT8))
+
+_HALVES = {FLOAT16: ir.DataType.FLOAT16, BFLOAT16: ir.DataType.BFLOAT16}
+
+
+Pool = dict[tuple[str, tuple[int, ...], bytes], ir.Value]
+
+
+def expand(stored: QuantTensor, name: str, output: str, pool: Pool | None = None) -> "Expansion":
+    """The initialisers and nodes that compute a stored tensor; the last node gives the value named `output`.
+
+    pool   constants that tensors of one program share: tables, shifts, shapes
+    """
+    expansion = Expansion(name, {} if pool is None else pool)
+    result = expansion.tensor(stored, "")
+    result.name = output
+    result.shape, result.type = ir.Shape(stored.shape), ir.TensorType(ir.DataType.FLOAT)
+    return expansion
+
+
+@dataclass
+class Expansion:
+    """Nodes in order, and the constants that they read and that the program does not have yet.
+
+    name   prefix of all names made here; they are short, and values have no types: both would weigh in small files
+    """
+
+    name: str
+    pool: Pool
+    initializers: list[ir.Value] = field(default_factory=list)
+    nodes: list[ir.Node] = field(default_factory=list)
+
+    def tensor(self, stored: QuantTensor, part: str) -> ir.Value:
+        """float32 values of a stored tensor, in its shape. `part` tells the tensor's own numbers from its scale's."""
+        value = self._values(stored, np.asarray(stored.codes), part)
+        if stored.zero is not None:
+            zero = self._values(stored, np.asarray(stored.zero), f"{part}_zero")
+            value = self.node("Sub", value, self._spread(zero, stored.shape, stored.tile))
+        if stored.scale is not None:
+            scale = (
+                self.tensor(stored.scale, f"{part}_scale")
+                if isinstance(stored.scale, QuantTensor)
+                else self.constant(f"{part}_scale", np.asarray(stored.scale, np.float32), ir.DataType.FLOAT)
+            )
+            value = self.node("Mul", value, self._spread(scale, stored.shape, stored.tile))
+        return value
+
+    def _values(self, stored: QuantTensor, codes: Array, part: str) -> ir.Value:
+        """Grid values of codes, float32, in the codes' shape."""
+        grid = stored.format.grid
+        if isinstance(grid, Float) and grid in _HALVES:  # a table of all their values would weigh 260 kB
+            held = self.constant(f"{part}_codes", grid_table(grid).values[codes], _HALVES[grid])
+            return self.node("Cast", held, to=ir.DataType.FLOAT)
+        first = grid.minimum if isinstance(grid, Int) else 0
+        index = self._unpack(codes.astype(np.int32) - first, grid.bits, f"{part}_codes")
+        if isinstance(grid, Int):
+            number = self.node("Cast", index, to=ir.DataType.FLOAT)
+            offset = self.shared(np.float32(first), ir.DataType.FLOAT)
+            return self.node("Add", number, offset) if first else number
+        if stored.table is None:
+            assert not isinstance(grid, Fitted)
+            table = self.shared(grid_table(grid).values, ir.DataType.FLOAT)
+            return self.node("Gather", table, index, axis=0)
+        tables = np.asarray(stored.table, np.float32)
+        if len(tables) > 1:
+            starts = self._spread(self._table_starts(tables, stored.tiles), stored.shape, stored.tile)
+            index = self.node("Add", index, starts)
+        table = self.constant(f"{part}_values", tables.reshape(-1), ir.DataType.FLOAT)
+        return self.node("Gather", table, index, axis=0)
+
+    def _table_starts(self, tables: Array, counts: tuple[int, ...]) -> ir.Value:
+        """Where the table of each tile starts among all tables: computed, so it takes no bytes."""
+        whole = ir.DataType.INT32
+        limits = (np.int32(0), np.int32(tables.size), np.int32(tables.shape[1]))
+        bounds = [self.shared(limit, whole) for limit in limits]
+        return self._reshape(self.node("Range", *bounds), counts)
+
+    def _unpack(self, codes: Array, bits: int, part: str) -> ir.Value:
+        """Codes from 0 as int32, in their shape, from planes of bits."""
+        whole, offset = ir.DataType.INT32, 0
+        sum_: ir.Value | None = None
+        if bits == 16:
+            packed = self.constant(part, codes, ir.DataType.UINT16)
+            return self.node("Cast", packed, to=whole)
+        for width, dtype in _PLANES:
+            while bits - offset >= width:
+                plane = (codes >> offset) & ((1 << width) - 1)
+                suffix = part if width == bits else f"{part}_{offset}"
+                bitsliced = self._sliced(plane, width, suffix) if width < 4 else self.constant(suffix, plane, dtype)
+                number = self.node("Cast", bitsliced, to=whole)
+                if offset:
+                    number = self.node("Mul", number, self.shared(np.int32(1 << offset), whole))
+                sum_ = number if sum_ is None else self.node("Add", sum_, number)
+                offset += width
+        assert sum_ is not None
+        return sum_
+
+    def _sliced(self, plane: Array, width: int, part: str) -> ir.Value:
+        """A plane of 1 or 2 bits, uint8 in its shape, from bytes that hold 8 or 4 codes, the first lowest."""
+        each, byte = 8 // width, ir.DataType.UINT8
+        flat = np.zeros(-(-plane.size // each) * each, np.uint8)
+        flat[: plane.size] = plane.reshape(-1)
+        shifts = np.arange(0, 8, width, dtype=np.uint8)
+        packed = (flat.reshape(-1, each) << shifts).sum(axis=1, keepdims=True).astype(np.uint8)
+        moved = self.node(
+            "BitShift",
+            self.constant(part, packed, byte),
+            self.constant(f"{part}_shifts", shifts, byte),
+            direction="RIGHT",
+        )
+        mask = self.constant(f"{part}_mask", np.uint8((1 << width) - 1), byte)
+        spread = self.node("BitwiseAnd", moved, mask)
+        if flat.size != plane.size:
+            spread = self._slice(self._reshape(spread, (-1,)), (plane.size,), (flat.size,))
+        return self._reshape(spread, plane.shape)
+
+    def _spread(self, numbers: ir.Value, shape: tuple[int, ...], tile: tuple[int, ...]) -> ir.Value:
+        """One number for each tile as something that broadcasts against the tensor."""
+        counts = tile_counts(shape, tile)
+        if all(length == 1 or count == 1 for length, count in zip(tile, counts, strict=True)):
+            return numbers
+        # (c0, c1) → (c0, 1, c1, 1) → (c0, t0, c1, t1) → (c0 t0, c1 t1) → cut to the shape
+        split = [n for count in counts for n in (count, 1)]
+        wide = [n for pair in zip(counts, tile, strict=True) for n in pair]
+        full = tuple(count * length for count, length in zip(counts, tile, strict=True))
+        repeated = self.node("Expand", self._reshape(numbers, split), self._shape(wide))
+        return self._slice(self._reshape(repeated, full), shape, full)
+
+    def _slice(self, value: ir.Value, shape: tuple[int, ...], full: tuple[int, ...]) -> ir.Value:
+        axes = [axis for axis, (dim, size) in enumerate(zip(shape, full, strict=True)) if dim != size]
+        if not axes:
+            return value
+        ends = [shape[axis] for axis in axes]
+        return self.node("Slice", value, self._shape([0] * len(axes)), self._shape(ends), self._shape(axes))
+
+    def _reshape(self, value: ir.Value, shape: tuple[int, ...] | list[int]) -> ir.Value:
+        return self.node("Reshape", value, self._shape(shape))
+
+    def _shape(self, numbers: tuple[int, ...] | list[int]) -> ir.Value:
+        return self.shared(np.array(numbers, np.int64), ir.DataType.INT64)
+
+    def constant(self, part: str, array: Array | np.generic, dtype: ir.DataType) -> ir.Value:
+        held = np.asarray(array).astype(dtype.numpy())
+        tensor = ir.Tensor(held, dtype=dtype, name=f"{self.name}{part}")
+        value = ir.Value(name=tensor.name, shape=ir.Shape(held.shape), type=ir.TensorType(dtype), const_value=tensor)
+        self.initializers.append(value)
+        return value
+
+    def shared(self, array: Array | np.generic, dtype: ir.DataType) -> ir.Value:
+        """A constant that may stand in the program already."""
+        held = np.asarray(array)
+        key = (dtype.name, held.shape, held.tobytes())
+        if key not in self.pool:
+            value = self.constant("", held, dtype)
+            value.name = f"lowbit~{len(self.pool)}"
+            self.pool[key] = value
+        return self.pool[key]
+
+    def node(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        name = f"{self.name}~{len(self.nodes)}"
+        output = ir.Value(name=name)
+        attributes = {key: int(v) if isinstance(v, ir.DataType) else v for key, v in attributes.items()}
+        self.nodes.append(ir.node(op, list(inputs), attributes, outputs=[output], name=name))
+        return output

@@ -1,0 +1,51 @@
+"""A step must prove itself: it stays only if the outputs come closer to float on samples that it did not see."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lowbit.flows.calibrate import Batch, forward
+from lowbit.simulate.fakequant import Simulation
+
+
+Outputs = list[dict[str, Tensor]]
+
+
+def float_outputs(simulation: Simulation, batches: Sequence[Batch]) -> Outputs:
+    """What the network computes in float with the parameters that it has now; steps that edit them come later."""
+    with simulation.mode("off"):
+        return [forward(simulation, batch) for batch in batches]
+
+
+def output_error(simulation: Simulation, batches: Sequence[Batch], exact: Outputs) -> float:
+    """Squared error of the quantized outputs relative to the power of the exact ones, averaged over the outputs."""
+    noise: dict[str, float] = {}
+    power: dict[str, float] = {}
+    with simulation.mode("quantize"):
+        for batch, wanted in zip(batches, exact, strict=True):
+            for name, y in forward(simulation, batch).items():
+                if y.is_floating_point():
+                    noise[name] = noise.get(name, 0.0) + float((y - wanted[name]).double().square().sum())
+                    power[name] = power.get(name, 0.0) + float(wanted[name].double().square().sum())
+    return sum(noise[n] / max(power[n], 1e-30) for n in noise) / max(1, len(noise))
+
+
+def keep_if_better(simulation: Simulation, step: Callable[[], list[str]], batches: Sequence[Batch]) -> list[str]:
+    """Run a step that edits parameters; undo it unless the error on these batches fell. What was done, in words.
+
+    step   edits parameters in place, adds their names to `simulation.edited`, and says what it did
+    """
+    saved = {name: p.detach().clone() for name, p in simulation.module.named_parameters() if p.dim() <= 1}
+    edited = set(simulation.edited)
+    exact = float_outputs(simulation, batches)
+    before = output_error(simulation, batches, exact)
+    done = step()
+    after = output_error(simulation, batches, exact)
+    if after < before:
+        return [*done, f"kept: squared error of the outputs {before:.3g} → {after:.3g} of their power"]
+    with torch.no_grad():
+        for name, value in saved.items():
+            simulation.module.get_parameter(name).copy_(value)
+    simulation.edited = edited
+    return [f"undone: {'; '.join(done)}; squared error of the outputs {before:.3g} → {after:.3g} of their power"]
