@@ -77,7 +77,7 @@ def main(folder: Path = Path("build"), epochs: int = 12) -> lb.Comparison:
     quantized.save(folder / "digits.int8.onnx")
 
     test = (images[TRAINING:], labels[TRAINING:])
-    report = lb.compare(folder / "digits.onnx", folder / "digits.int8.onnx", test, metric="top1")
+    report = lb.compare(folder / "digits.onnx", folder / "digits.int8.onnx", test, metric="top1", layers=False)
     print(f"\n{report}")
     return report
 
