@@ -4,9 +4,10 @@ A recipe is a value: `==`, `repr` that can be pasted back, TOML that round-trips
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -153,18 +154,45 @@ def int8_weights(target: str = "onnxruntime") -> Recipe:
     return Recipe((Rule("*", TensorSpec(find_target(target).weights, MinMax()), FLOAT),), PREPARE, target)
 
 
-RECIPES = MappingProxyType({"int8": int8, "int8-weights": int8_weights})
+def only_weights(format: "Format | str", target: str = "onnxruntime") -> Recipe:
+    """Weights in any format, its bounds by least squared error; everything is computed in float."""
+    return Recipe((Rule("*", TensorSpec(parse_format(format), MSE()), FLOAT),), PREPARE, target)
+
+
+def _weights_in(words: str) -> Callable[[str], Recipe]:
+    return partial(only_weights, words)
+
+
+RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
+    {
+        "int8": int8,
+        "int8-weights": int8_weights,
+        "int4-weights": _weights_in("int4 group:32"),
+        "mxfp4-weights": _weights_in("mxfp4"),
+        "nf4-weights": _weights_in("nf4"),
+        "codebook4-weights": _weights_in("codebook4"),
+    }
+)
 
 
 def find_recipe(recipe: "str | Path | Recipe", target: str | None = None) -> Recipe:
-    """A preset by name, a TOML file by path, or a Recipe as it is; `target` overrides the recipe's own."""
+    """A preset by name, a TOML file by path, the words of a format for all weights, or a Recipe as it is.
+
+    `target` overrides the recipe's own.
+    """
     if isinstance(recipe, Recipe):
         return recipe if target is None else replace(recipe, target=find_target(target).name)
     if str(recipe) in RECIPES:
         return RECIPES[str(recipe)](target or "onnxruntime")
     path = Path(recipe)
     if path.suffix != ".toml":
-        raise InputError(f"recipe '{recipe}' does not exist. Presets are: {', '.join(RECIPES)}; or give a .toml file.")
+        try:
+            return only_weights(str(recipe), target or "onnxruntime")
+        except InputError as error:
+            raise InputError(
+                f"recipe '{recipe}' does not exist. Presets are: {', '.join(RECIPES)}; or give a .toml file, or a format "
+                f"for the weights, as 'int4 group:64'. As a format: {error}"
+            ) from None
     try:
         found = Recipe.from_toml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -1,5 +1,7 @@
 """Formats: their cost, their words, their refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -96,6 +98,12 @@ def test_a_format_comes_back_from_its_words(name):
         ("uint8 channel:1", Format(Int(8, signed=False), channel(1), zero_point=True)),
         ("int8 narrow channel", Format(Int(8, narrow=True), channel(0))),
         ("int8 tile:16x32", Format(Int(8), tile({-2: 16, -1: 32}))),
+        ("mx6 axis:1", FORMATS["mx6"].along(1)),
+        ("nf4 axis:0", Format(FORMATS["nf4"].grid, group(64, axis=0))),
+        (
+            "vsq4 axis:0 scale_channel:1",
+            replace(FORMATS["vsq4"].along(0), scale=Format(Int(4, signed=False), channel(1))),
+        ),
         ("e3m4", FORMATS["e3m4"]),
         ("e3m3", Format(Float(3, 3))),
         ("int8 affine rounding:stochastic:7", Format(Int(8), zero_point=True, rounding="stochastic:7")),
@@ -104,6 +112,7 @@ def test_a_format_comes_back_from_its_words(name):
 )
 def test_words_make_a_format(words, format):
     assert parse_format(words) == format
+    assert parse_format(spell_format(format)) == format
 
 
 @pytest.mark.parametrize(

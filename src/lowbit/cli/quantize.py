@@ -29,7 +29,13 @@ def quantize(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.RECIPE.onnx, here"),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A preset (int8, int8-weights) or a .toml file of rules.")] = "int8",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="A preset (int8, int8-weights), a .toml file of rules, or a format for the weights alone (mxfp4, nf4, "
+            "'int4 group:64'): see 'lowbit formats'."
+        ),
+    ] = "int8",
     target: Annotated[
         str | None,
         typer.Option(

@@ -25,23 +25,30 @@ _PLANES = ((8, ir.DataType.UINT8), (4, ir.DataType.UINT4), (2, ir.DataType.UINT8
 _HALVES = {FLOAT16: ir.DataType.FLOAT16, BFLOAT16: ir.DataType.BFLOAT16}
 
 
-def expand(stored: QuantTensor, name: str, output: str) -> "Expansion":
-    """The initialisers and nodes that compute a stored tensor; the last node gives the value named `output`."""
-    expansion = Expansion(name)
+Pool = dict[tuple[str, tuple[int, ...], bytes], ir.Value]
+
+
+def expand(stored: QuantTensor, name: str, output: str, pool: Pool | None = None) -> "Expansion":
+    """The initialisers and nodes that compute a stored tensor; the last node gives the value named `output`.
+
+    pool   constants that tensors of one program share: tables, shifts, shapes
+    """
+    expansion = Expansion(name, {} if pool is None else pool)
     result = expansion.tensor(stored, "")
     result.name = output
-    result.shape = ir.Shape(stored.shape)
+    result.shape, result.type = ir.Shape(stored.shape), ir.TensorType(ir.DataType.FLOAT)
     return expansion
 
 
 @dataclass
 class Expansion:
-    """Nodes in order, and the constants that they read.
+    """Nodes in order, and the constants that they read and that the program does not have yet.
 
-    name   prefix of all names made here
+    name   prefix of all names made here; they are short, and values have no types: both would weigh in small files
     """
 
     name: str
+    pool: Pool
     initializers: list[ir.Value] = field(default_factory=list)
     nodes: list[ir.Node] = field(default_factory=list)
 
@@ -65,16 +72,16 @@ class Expansion:
         grid = stored.format.grid
         if isinstance(grid, Float) and grid in _HALVES:  # a table of all their values would weigh 260 kB
             held = self.constant(f"{part}_codes", grid_table(grid).values[codes], _HALVES[grid])
-            return self.node("Cast", held, type_=ir.DataType.FLOAT, to=ir.DataType.FLOAT)
+            return self.node("Cast", held, to=ir.DataType.FLOAT)
         first = grid.minimum if isinstance(grid, Int) else 0
         index = self._unpack(codes.astype(np.int32) - first, grid.bits, f"{part}_codes")
         if isinstance(grid, Int):
-            number = self.node("Cast", index, type_=ir.DataType.FLOAT, to=ir.DataType.FLOAT)
-            offset = self.constant(f"{part}_first", np.float32(first), ir.DataType.FLOAT)
+            number = self.node("Cast", index, to=ir.DataType.FLOAT)
+            offset = self.shared(np.float32(first), ir.DataType.FLOAT)
             return self.node("Add", number, offset) if first else number
         if stored.table is None:
             assert not isinstance(grid, Fitted)
-            table = self.constant(f"{part}_values", grid_table(grid).values, ir.DataType.FLOAT)
+            table = self.shared(grid_table(grid).values, ir.DataType.FLOAT)
             return self.node("Gather", table, index, axis=0)
         tables = np.asarray(stored.table, np.float32)
         if len(tables) > 1:
@@ -87,8 +94,8 @@ class Expansion:
         """Where the table of each tile starts among all tables: computed, so it takes no bytes."""
         whole = ir.DataType.INT32
         limits = (np.int32(0), np.int32(tables.size), np.int32(tables.shape[1]))
-        bounds = [self.constant(f"_table_{k}", v, whole) for k, v in zip(("from", "to", "by"), limits, strict=True)]
-        return self._reshape(self.node("Range", *bounds, type_=whole), counts)
+        bounds = [self.shared(limit, whole) for limit in limits]
+        return self._reshape(self.node("Range", *bounds), counts)
 
     def _unpack(self, codes: Array, bits: int, part: str) -> ir.Value:
         """Codes from 0 as int32, in their shape, from planes of bits."""
@@ -96,16 +103,15 @@ class Expansion:
         sum_: ir.Value | None = None
         if bits == 16:
             packed = self.constant(part, codes, ir.DataType.UINT16)
-            return self.node("Cast", packed, type_=whole, to=whole)
+            return self.node("Cast", packed, to=whole)
         for width, dtype in _PLANES:
             while bits - offset >= width:
                 plane = (codes >> offset) & ((1 << width) - 1)
                 suffix = part if width == bits else f"{part}_{offset}"
                 bitsliced = self._sliced(plane, width, suffix) if width < 4 else self.constant(suffix, plane, dtype)
-                number = self.node("Cast", bitsliced, type_=whole, to=whole)
+                number = self.node("Cast", bitsliced, to=whole)
                 if offset:
-                    weight = self.constant(f"{suffix}_weight", np.int32(1 << offset), whole)
-                    number = self.node("Mul", number, weight)
+                    number = self.node("Mul", number, self.shared(np.int32(1 << offset), whole))
                 sum_ = number if sum_ is None else self.node("Add", sum_, number)
                 offset += width
         assert sum_ is not None
@@ -153,8 +159,7 @@ class Expansion:
         return self.node("Reshape", value, self._shape(shape))
 
     def _shape(self, numbers: tuple[int, ...] | list[int]) -> ir.Value:
-        array = np.array(numbers, np.int64)
-        return self.constant(f"_shape_{len(self.initializers)}", array, ir.DataType.INT64)
+        return self.shared(np.array(numbers, np.int64), ir.DataType.INT64)
 
     def constant(self, part: str, array: Array | np.generic, dtype: ir.DataType) -> ir.Value:
         held = np.asarray(array).astype(dtype.numpy())
@@ -163,12 +168,19 @@ class Expansion:
         self.initializers.append(value)
         return value
 
-    def node(self, op: str, *inputs: ir.Value, type_: ir.DataType | None = None, **attributes: Any) -> ir.Value:
-        if type_ is None:
-            type_ = inputs[0].dtype
-        assert type_ is not None
-        name = f"{self.name}_{op.lower()}_{len(self.nodes)}"
-        output = ir.Value(name=f"{name}_out", type=ir.TensorType(type_))
+    def shared(self, array: Array | np.generic, dtype: ir.DataType) -> ir.Value:
+        """A constant that may stand in the program already."""
+        held = np.asarray(array)
+        key = (dtype.name, held.shape, held.tobytes())
+        if key not in self.pool:
+            value = self.constant("", held, dtype)
+            value.name = f"lowbit~{len(self.pool)}"
+            self.pool[key] = value
+        return self.pool[key]
+
+    def node(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        name = f"{self.name}~{len(self.nodes)}"
+        output = ir.Value(name=name)
         attributes = {key: int(v) if isinstance(v, ir.DataType) else v for key, v in attributes.items()}
         self.nodes.append(ir.node(op, list(inputs), attributes, outputs=[output], name=name))
         return output

@@ -12,7 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.deploy.absorb import absorb_clips
+from lowbit.deploy.expand import Pool, expand
+from lowbit.deploy.rewrites import gather_codes, keep_bias_apart, keep_residuals_apart
 from lowbit.errors import UnsupportedError
+from lowbit.numerics import QuantTensor
 
 INTEGERS = {
     (4, True): ir.DataType.INT4,
@@ -55,24 +58,39 @@ class IntegerTensor:
         raise UnsupportedError(f"'{self.value}': ONNX has no integer of {self.bits} bits. Use 32 bits or fewer.")
 
 
-def write(program: ir.Model, tensors: Iterable[IntegerTensor]) -> ir.Model:
-    """A copy of the program in which these values are stored and passed on in integers."""
+@dataclass(frozen=True)
+class ExpandedTensor:
+    """A constant in any format, expanded to floats when the file is loaded; readers as in `IntegerTensor`."""
+
+    value: str
+    stored: QuantTensor
+    readers: frozenset[tuple[str, int]] | None = None
+
+
+def write(program: ir.Model, tensors: Iterable[IntegerTensor | ExpandedTensor]) -> ir.Model:
+    """A copy of the program in which these values are stored in few bits, and integers are passed on."""
     program = program.clone()
     values = {v.name: v for v in program.graph.inputs}
     values |= {str(name): v for name, v in program.graph.initializers.items()}
     values |= {v.name: v for node in program.graph for v in node.outputs}
+    pool: Pool = {}
     for tensor in tensors:
         value = values[tensor.value]
-        if tensor.codes is not None:
+        if isinstance(tensor, ExpandedTensor):
+            _write_expanded(program, value, tensor, pool)
+        elif tensor.codes is not None:
             _write_constant(program, value, tensor)
         elif value.dtype is ir.DataType.FLOAT:
             _write_activation(program, value, tensor)
         else:
             raise UnsupportedError(f"'{tensor.value}' has type {value.dtype}; only float32 values are quantized.")
     keep_bias_apart(program)
+    gather_codes(program)
+    keep_residuals_apart(program)
     absorb_clips(program)
     _drop_unused(program)
     _drop_traces(program)
+    _drop_inferable(program)
     return program
 
 
@@ -98,7 +116,7 @@ def _attributes(tensor: IntegerTensor) -> dict[str, int]:
 
 def _node(op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, shape: ir.Shape | None, **attributes: int) -> ir.Node:
     output = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
-    return ir.node(op_type, inputs, attributes, outputs=[output], name=name)
+    return ir.node(op_type, inputs, attributes, outputs=[output])
 
 
 def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -> None:
@@ -108,11 +126,25 @@ def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -
     scale, zero = _parameters(program, name, tensor)
     inputs = [codes, scale] if tensor.bits > 16 else [codes, scale, zero]
     decode = _node("DequantizeLinear", inputs, f"{name}_dequantized", ir.DataType.FLOAT, value.shape, **_attributes(tensor))
-    readers = [u for u in value.uses() if tensor.readers is None or (u.node.name, u.idx) in tensor.readers]
+    _replace_constant(program, value, tensor.readers, [decode])
+
+
+def _write_expanded(program: ir.Model, value: ir.Value, tensor: ExpandedTensor, pool: Pool) -> None:
+    expansion = expand(tensor.stored, str(value.name), f"{value.name}_dequantized", pool)
+    for constant in expansion.initializers:
+        program.graph.register_initializer(constant)
+    _replace_constant(program, value, tensor.readers, expansion.nodes)
+
+
+def _replace_constant(
+    program: ir.Model, value: ir.Value, wanted: frozenset[tuple[str, int]] | None, nodes: list[ir.Node]
+) -> None:
+    """Let the readers of a constant read the last of these nodes instead."""
+    readers = [u for u in value.uses() if wanted is None or (u.node.name, u.idx) in wanted]
     first = min((u.node for u in readers), key=list(program.graph).index)
-    program.graph.insert_before(first, decode)
+    program.graph.insert_before(first, nodes)
     for use in readers:
-        use.node.replace_input_with(use.idx, decode.outputs[0])
+        use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
 
 
 def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -> None:
@@ -140,33 +172,6 @@ def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor)
                 graph.outputs[index] = result
 
 
-def keep_bias_apart(program: ir.Model) -> None:
-    """Give the bias behind a quantized MatMul the rank of its output: (n,) → (1, …, 1, n).
-
-    onnxruntime fuses MatMul + Add of a one-dimensional bias into a float Gemm before it looks for quantized MatMuls, and the
-    layer then runs slower than in float (128×384×1536, one thread: 1.28 ms, float 0.60; with the bias apart 0.20).
-    """
-    for node in program.graph:
-        if node.op_type != "Add" or not any(_is_quantized_matmul(v) for v in node.inputs):
-            continue
-        for index, value in enumerate(node.inputs):
-            other = node.inputs[1 - index]
-            if value is None or value.const_value is None or other is None or other.shape is None:
-                continue
-            bias = value.const_value.numpy()
-            if bias.ndim == 1 and len(other.shape) > 2:
-                shaped = bias.reshape((1,) * (len(other.shape) - 1) + bias.shape)
-                ranked = _initializer(program, f"{value.name}_ranked", shaped, value.const_value.dtype)
-                node.replace_input_with(index, ranked)
-
-
-def _is_quantized_matmul(value: ir.Value | None) -> bool:
-    producer = None if value is None else value.producer()
-    return producer is not None and producer.op_type == "MatMul" and all(
-        (p := v.producer()) is not None and p.op_type == "DequantizeLinear" for v in producer.inputs if v is not None
-    )
-
-
 def _drop_unused(program: ir.Model) -> None:
     for name, value in list(program.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
@@ -178,3 +183,12 @@ def _drop_traces(program: ir.Model) -> None:
     for node in program.graph:
         for key in [k for k in node.metadata_props if k.startswith("pkg.torch")]:
             del node.metadata_props[key]
+
+
+def _drop_inferable(program: ir.Model) -> None:
+    """Leave out the types of the values that were put in: every engine infers them, and they are 4 % of a small file."""
+    for node in program.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.shape, value.type = None, None

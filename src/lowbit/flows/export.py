@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from lowbit.deploy.write import IntegerTensor, write
+from lowbit.deploy.write import ExpandedTensor, IntegerTensor, write
 from lowbit.errors import UnsupportedError
 from lowbit.numerics import Int, QuantTensor, spell_format
 from lowbit.ranges import range_words
@@ -25,7 +25,7 @@ def export(simulation: Simulation) -> ir.Model:
     return write(simulation.program, integer_tensors(simulation))
 
 
-def integer_tensors(simulation: Simulation) -> Iterator[IntegerTensor]:
+def integer_tensors(simulation: Simulation) -> Iterator[IntegerTensor | ExpandedTensor]:
     """What to write for each site, in the order of the placement."""
     for name, site in simulation.placement.sites.items():
         quantizer = simulation.quantizers[name]
@@ -34,7 +34,7 @@ def integer_tensors(simulation: Simulation) -> Iterator[IntegerTensor]:
         elif site.role == "activation":
             yield _activation(site, quantizer)
         else:
-            yield _constant(site, quantizer)
+            yield _constant(simulation, site, quantizer)
 
 
 def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
@@ -49,21 +49,44 @@ def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
     )
 
 
-def _constant(site: Site, quantizer: FakeQuant) -> IntegerTensor:
+def _constant(simulation: Simulation, site: Site, quantizer: FakeQuant) -> IntegerTensor | ExpandedTensor:
     stored = quantizer.stored
     assert stored is not None
     grid = stored.format.grid
     if not isinstance(grid, Int):
-        raise UnsupportedError(f"'{site.value}': {spell_format(stored.format)} is not written to ONNX yet.")
-    scale, zero, axis, block = _layout(stored)
+        return ExpandedTensor(site.value, stored, site.readers)
+    layout = _layout(stored)
+    if not _feeds_integers(simulation, site) and (layout is None or not _is_native(stored)):
+        return ExpandedTensor(site.value, stored, site.readers)
+    if layout is None:
+        raise UnsupportedError(f"'{site.value}': blocks of {stored.tile} in a tensor of {stored.shape} have no integer kernel.")
+    scale, zero, axis, block = layout
     codes = np.asarray(stored.codes)
     return IntegerTensor(
         site.value, scale, zero, grid.bits, grid.signed, codes, axis=axis, block=block, readers=site.readers
     )
 
 
-def _layout(stored: QuantTensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int | None, int]:
-    """(scale, zero, axis, block) as DequantizeLinear wants them: a scalar, one per channel, or one per block."""
+def _feeds_integers(simulation: Simulation, site: Site) -> bool:
+    """Whether the constant meets quantized activations, in an integer kernel."""
+    if site.role == "constant":
+        return True
+    node = next(n for n in simulation.program.graph if n.name == site.layer)
+    data = simulation.placement.sites.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
+    return (
+        node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")
+        and data is not None
+        and (data.readers is None or (site.layer, 0) in data.readers)
+    )
+
+
+def _is_native(stored: QuantTensor) -> bool:
+    """Whether ONNX's integer types and float scales take no more bytes than the format does."""
+    return stored.format.grid.bits in (4, 8, 16) and not isinstance(stored.scale, QuantTensor)
+
+
+def _layout(stored: QuantTensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int | None, int] | None:
+    """(scale, zero, axis, block) as DequantizeLinear wants them: a scalar, one per channel, or one per block. Or None."""
     scale, zero = (np.asarray(t) for t in (stored.scale_values(), stored.zero_values()))
     split = [axis for axis, count in enumerate(stored.tiles) if count > 1]
     if not split:
@@ -73,7 +96,7 @@ def _layout(stored: QuantTensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     blocked = [axis for axis, length in enumerate(stored.tile) if length > 1]
     if len(blocked) == 1:
         return scale, zero, blocked[0], stored.tile[blocked[0]]
-    raise UnsupportedError(f"blocks of {stored.tile} in a tensor of {stored.shape} have no DequantizeLinear.")
+    return None
 
 
 def _bias(simulation: Simulation, site: Site, quantizer: FakeBias) -> IntegerTensor:

@@ -77,11 +77,12 @@ class FunctionTally:
 def class_axis(output: np.ndarray, labels: np.ndarray | None) -> int | None:
     """The axis of an output that holds one number a class; None where the output is not about classes.
 
-    (n, classes) is; with labels (n, …) also (n, …, classes) and (n, classes, …).
+    Without labels (n, classes) is taken for one. Integer labels (n, …) tell it of (n, …, classes) and (n, classes, …);
+    other labels (scores, boxes) tell that it is none: the largest number of an embedding is no answer.
     """
-    if output.ndim == 2 and output.shape[1] > 1:
-        return 1
-    if labels is not None and labels.dtype.kind in "iu" and output.ndim > 2:
+    if labels is None:
+        return 1 if output.ndim == 2 and output.shape[1] > 1 else None
+    if labels.dtype.kind in "iu" and output.ndim > 1 and labels.ndim == output.ndim - 1:
         if labels.shape == output.shape[:-1]:
             return output.ndim - 1
         if labels.shape == output.shape[:1] + output.shape[2:]:

@@ -18,6 +18,7 @@ from lowbit.flows.ranges import choose_ranges
 from lowbit.flows.smooth import smooth_activations
 from lowbit.flows.verify import verify
 from lowbit.graph import PASSES
+from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.recipe import Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
@@ -63,7 +64,7 @@ def quantize(
         {
             "lowbit.version": lowbit.__version__,
             "lowbit.recipe": chosen.to_toml(),
-            "lowbit.ledger": json.dumps(ledger(simulation)),
+            "lowbit.ledger": to_text(ledger(simulation)),
             "lowbit.passes": json.dumps(notes),
             "lowbit.parity": json.dumps(asdict(parity)),
         }

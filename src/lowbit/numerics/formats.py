@@ -79,6 +79,18 @@ class Format:
         """The same numbers shared by another block."""
         return replace(self, block=block)
 
+    def along(self, axis: int) -> "Format":
+        """The same numbers with groups, and groups of their scales, running along another axis."""
+        scale = None if self.scale is None else self.scale.along(axis)
+        if self.block is None or self.block.group_axis is None:
+            return replace(self, scale=scale)
+        return replace(self, block=group(self.block.lengths[0][1], axis), scale=scale)
+
+    @property
+    def shares_scale(self) -> bool:
+        """Whether scales share a second scale, so that one tile's range moves other tiles' scales."""
+        return self.scale is not None and self.scale.block is not None
+
     def bits_per_element(self, shape: tuple[int, ...] | None = None) -> float:
         """Bits an element costs, its share of scales and zeros included.
 

@@ -23,8 +23,8 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], Callable[..., Grid | Fitted]]] = {
     "pwlqN": (re.compile(r"pwlq:?(\d+)"), lambda bits: Piecewise(int(bits))),
 }
 _OPTIONS = (
-    "tensor, element, channel:AXIS, group:LENGTH[:AXIS], tile:LENGTHxLENGTH, affine, symmetric, narrow, "
-    "scale:FORMAT, reach:NUMBER, rounding:NAME"
+    "tensor, element, channel:AXIS, group:LENGTH[:AXIS], axis:AXIS, tile:LENGTHxLENGTH, affine, symmetric, narrow, "
+    "scale:FORMAT, scale_channel:AXIS, reach:NUMBER, rounding:NAME"
 )
 
 
@@ -63,6 +63,11 @@ def _apply(format: Format, option: str, text: str) -> Format:
             case "group":
                 length, _, axis = value.partition(":")
                 return format.with_block(group(int(length), int(axis or -1)))
+            case "axis":
+                return format.along(int(value))
+            case "scale_channel" if format.scale is not None:
+                scale = format.scale.with_block(channel(*(int(axis) for axis in value.split(":"))))
+                return replace(format, scale=scale)
             case "tile":
                 lengths = [int(length) for length in value.split("x")]
                 return format.with_block(tile({i - len(lengths): n for i, n in enumerate(lengths)}))

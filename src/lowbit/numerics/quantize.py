@@ -66,9 +66,8 @@ def _raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
     assert not isinstance(format.grid, Fitted)
     table = grid_table(format.grid)
     reach, signed = table.maximum if format.reach is None else format.reach, table.minimum < 0
-    shares_second_scale = format.scale is not None and format.scale.block is not None
-    empty = 0.0 if shares_second_scale else 1.0 if table.has_zero else SMALLEST_SCALE
-    least = 0.0 if shares_second_scale else SMALLEST_SCALE
+    empty = 0.0 if format.shares_scale else 1.0 if table.has_zero else SMALLEST_SCALE
+    least = 0.0 if format.shares_scale else SMALLEST_SCALE
     if not format.zero_point and not lo.is_cuda:
         out = torch.empty(lo.shape)
         constants = (np.float32(reach), signed, np.float32(empty), np.float32(least))

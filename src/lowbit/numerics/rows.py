@@ -44,6 +44,11 @@ class Block:
         lengths = [length for _, length in self.lengths]
         return float("inf") if self.rest == WHOLE or WHOLE in lengths else prod(lengths)
 
+    @property
+    def group_axis(self) -> int | None:
+        """The axis along which a group() runs; None for other blocks."""
+        return self.lengths[0][0] if self.rest == 1 and len(self.lengths) == 1 else None
+
     def __repr__(self) -> str:
         if not self.lengths:
             return "TENSOR" if self.rest == WHOLE else "ELEMENT"

@@ -43,6 +43,9 @@ def _names(format: Format) -> list[str]:
 def _spell(format: Format, name: str) -> str | None:
     base = parse_format(name)
     words = [name]
+    axis = format.block.group_axis if format.block is not None else None
+    if axis is not None and format.block != base.block and base.along(axis).block == format.block:
+        base, words = base.along(axis), [name, f"axis:{axis}"]
     if isinstance(format.grid, Int) and isinstance(base.grid, Int) and format.grid.narrow and not base.grid.narrow:
         words.append("narrow")
     if format.zero_point != base.zero_point:
@@ -54,6 +57,8 @@ def _spell(format: Format, name: str) -> str | None:
     if format.scale != base.scale:
         if format.scale is None:
             words.append("scale:float32")
+        elif base.scale is not None and format.scale.block is not None and not format.scale.block.lengths[1:]:
+            words.append("scale_" + _spell_block(format.scale.block))
         else:
             words += [f"scale:{scale}" for scale in ("e8m0", *FORMATS) if _is_scale(format, scale)][:1]
     if format.reach != base.reach and format.reach is not None:

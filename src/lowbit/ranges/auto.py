@@ -1,6 +1,6 @@
 """No estimator wins everywhere, so ask them all: one pass over the data has already answered each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,10 +28,11 @@ class Auto:
             return MinMax().bounds(statistics, format)  # the fit itself has the least squared error
         best: Bounds | None = None
         least = torch.empty(0)
+        own = replace(format, scale=None) if format.shares_scale else format
         noise = SquaredError(*unsorted_points(statistics), format.grid)
         for candidate in self.candidates:
             lo, hi = candidate.bounds(statistics, format)
-            error = noise(*scale_and_zero(lo, hi, format))
+            error = noise(*scale_and_zero(lo, hi, own))
             if best is None:
                 best, least = (lo, hi), error
             better = error < least

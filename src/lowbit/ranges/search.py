@@ -1,6 +1,6 @@
 """Ranges found by search: least squared error by trying bounds, by Newton–Raphson (OCTAV), least divergence (KL)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,9 @@ class _Search:
 
     def __init__(self, statistics: Statistics, format: Format, noise: SquaredError) -> None:
         assert not isinstance(format.grid, Fitted)
-        self.format, self.noise = format, noise
+        # Scales that share a second scale are taken for free ones: a tile can then be searched for itself.
+        self.format = replace(format, scale=None) if format.shares_scale else format
+        self.noise = noise
         self.minimum, self.maximum = statistics.minimum, statistics.maximum
         if not format.zero_point and grid_table(format.grid).minimum < 0:
             largest = torch.maximum(self.minimum.abs(), self.maximum.abs())

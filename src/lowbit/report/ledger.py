@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit.errors import InputError
+from lowbit.metadata import from_text
 from lowbit.report.words import bytes_text, times_text
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Ledger:
         if text is None:
             return cls(tuple(_stored_rows(model.program)), "", "", "", False)
         try:
-            rows = json.loads(text)
+            rows = from_text(text)
             if not isinstance(rows, list) or not all(isinstance(row, dict) and "tensor" in row for row in rows):
                 raise ValueError("it is not a list of tensors")
         except (ValueError, RecursionError) as problem:

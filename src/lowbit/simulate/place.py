@@ -334,12 +334,14 @@ class _Placer:
 
 def orient(format: Format, output_axis: int, summed_axis: int) -> Format:
     """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to this tensor's axes."""
-    if format.block == channel(0):
-        return format.with_block(channel(output_axis))
+    scale = None if format.scale is None else orient(format.scale, output_axis, summed_axis)
     lengths = dict(format.block.lengths) if isinstance(format.block, Block) else {}
-    if set(lengths) == {-1} and format.block == group(lengths[-1]):
-        return format.with_block(group(lengths[-1], summed_axis))
-    return format
+    block = format.block
+    if block == channel(0):
+        block = channel(output_axis)
+    elif set(lengths) == {-1} and block == group(lengths[-1]):
+        block = group(lengths[-1], summed_axis)
+    return replace(format, block=block, scale=scale)
 
 
 def _constant(value: ir.Value | None) -> np.ndarray | None:

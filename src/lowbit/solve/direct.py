@@ -3,16 +3,23 @@
 import torch
 from torch import Tensor
 
-from lowbit.numerics import QuantTensor, quantize, to_rows
+from lowbit.numerics import QuantTensor, measure, quantize, to_rows
 from lowbit.ranges import RawRows
 from lowbit.recipe import TensorSpec
 
 
 def direct(weight: Tensor, spec: TensorSpec) -> QuantTensor:
-    """Codes of a weight: each tile's range by the spec's estimator, each value to its nearest code."""
+    """Codes of a weight: each tile's range by the spec's estimator, each value to its nearest code.
+
+    Where scales share a second scale no tile can be searched for itself; the extremes then stay if they are better.
+    """
     assert spec.format is not None
     if spec.format.block is None:
         return quantize(weight, spec.format)
     with torch.no_grad():
         rows = to_rows(weight.detach().float(), spec.format.block)
-        return quantize(weight.detach(), spec.format, spec.range.bounds(RawRows(rows), spec.format))
+        stored = quantize(weight.detach(), spec.format, spec.range.bounds(RawRows(rows), spec.format))
+        if not spec.format.shares_scale:
+            return stored
+        whole = quantize(weight.detach(), spec.format)
+        return min(stored, whole, key=lambda q: measure(weight, q).mse)
