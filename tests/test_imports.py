@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranges": {"numerics"},
     "graph": set(),
     "storage": set(),
+    "metadata": set(),
     "deploy": {"numerics"},
     "model": {"graph", "deploy", "storage"},
     "data": {"model", "storage"},
@@ -22,10 +23,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"numerics", "ranges", "targets"},
     "solve": {"numerics", "ranges", "recipe"},
     "simulate": {"numerics", "ranges", "targets", "recipe", "solve"},
-    "report": {"storage"},  # what it draws it takes as it is given
+    "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
         *("numerics", "ranges", "graph", "storage", "deploy", "model", "data", "targets", "recipe", "solve"),
-        *("simulate", "report"),
+        *("simulate", "report", "metadata"),
     },
     "cli": {"numerics", "ranges", "storage", "deploy", "model", "data", "targets", "recipe", "solve", "report", "flows"},
 }

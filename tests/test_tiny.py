@@ -1,13 +1,12 @@
 """The whole path on a toy, in under five seconds: `pytest -m tiny`. When this fails, look here first."""
 
-import json
-
 import numpy as np
 import onnx
 import pytest
 from toy_networks import convolutions, images, sqnr_db
 
 import lowbit as lb
+from lowbit.report.ledger import Ledger
 
 pytestmark = pytest.mark.tiny
 
@@ -35,9 +34,9 @@ def test_a_network_becomes_integers_and_still_does_its_job(tmp_path):
 
 def test_the_recipe_and_the_ledger_travel_in_the_file(tmp_path):
     lb.quantize(convolutions(), images()).save(tmp_path / "toy.int8.onnx")
-    metadata = lb.load(tmp_path / "toy.int8.onnx").metadata
-    assert lb.Recipe.from_toml(metadata["lowbit.recipe"]) == lb.RECIPES["int8"]()
-    rows = {row["tensor"]: row for row in json.loads(metadata["lowbit.ledger"])}
+    model = lb.load(tmp_path / "toy.int8.onnx")
+    assert lb.Recipe.from_toml(model.metadata["lowbit.recipe"]) == lb.RECIPES["int8"]()
+    rows = {row["tensor"]: row for row in Ledger.of(model).rows}
     assert rows["conv1.weight"]["format"] == "int8 channel:0"
     assert {row["status"] for row in rows.values()} <= {"quantized", "float", "kept"}
 

@@ -1,22 +1,21 @@
 """Quantization from end to end on networks that a reader can check: what the ledger and the deployed file then say."""
 
-import json
-
 import numpy as np
 import pytest
 from toy_networks import convolutions, images, network, sqnr_db
 
 import lowbit as lb
-from lowbit.errors import DataError, UnusedRuleError
+from lowbit.errors import DataError, UnsupportedError, UnusedRuleError
 from lowbit.numerics import INT8, UINT8, channel
 from lowbit.ranges import MinMax, Percentile
+from lowbit.report.ledger import Ledger
 
 MINMAX = lb.Recipe((lb.Rule("*", lb.TensorSpec(INT8.with_block(channel(0)), MinMax()), lb.TensorSpec(UINT8, MinMax())),))
 
 
 def rows(model: lb.Model) -> dict[str, dict]:
     """The ledger, by tensor."""
-    return {row["tensor"]: row for row in json.loads(model.metadata["lowbit.ledger"])}
+    return {row["tensor"]: row for row in Ledger.of(model).rows}
 
 
 def scales(model: lb.Model) -> dict[str, np.ndarray]:
@@ -182,7 +181,12 @@ def test_an_output_that_is_quantized_keeps_its_name():
     assert [port.name for port in lb.quantize(model, np.ones((4, 2, 6, 6), np.float32)).outputs] == ["y"]
 
 
-def test_a_network_without_anything_to_quantize_says_so():
+def test_a_network_without_anything_to_quantize_is_an_error_that_says_why():
     model = network("sum (float[N,4] x) => (float[N,4] y) { y = Add (x, x) }")
-    quantized = lb.quantize(model, np.ones((4, 4), np.float32))
-    assert [row["status"] for row in json.loads(quantized.metadata["lowbit.ledger"])] == []
+    with pytest.raises(UnsupportedError, match="no tensor .* can be quantized"):
+        lb.quantize(model, np.ones((4, 4), np.float32))
+
+
+def test_a_recipe_that_leaves_everything_in_float_is_an_error():
+    with pytest.raises(UnsupportedError, match="by rule"):
+        lb.quantize(convolutions(), images(), lb.RECIPES["int8"]().keep_float("*"))
