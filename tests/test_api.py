@@ -54,7 +54,7 @@ def test_the_type_checker_sees_the_same_names():
 
 
 def test_an_unknown_name_is_answered_with_those_that_there_are():
-    with pytest.raises(AttributeError, match="no attribute 'quantise'.*quantize"):
+    with pytest.raises(AttributeError, match=r"no attribute 'quantise'.*quantize"):
         lb.quantise  # noqa: B018
 
 

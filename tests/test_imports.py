@@ -28,7 +28,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("numerics", "ranges", "graph", "storage", "deploy", "model", "data", "targets", "recipe", "solve"),
         *("simulate", "report", "metadata"),
     },
-    "cli": {"numerics", "ranges", "storage", "deploy", "model", "data", "targets", "recipe", "solve", "report", "flows"},
+    "cli": {
+        "numerics",
+        "ranges",
+        "storage",
+        "deploy",
+        "model",
+        "data",
+        "targets",
+        "recipe",
+        "solve",
+        "report",
+        "flows",
+    },
 }
 
 
@@ -62,7 +74,9 @@ def test_the_deprecated_quantization_of_torch_is_imported_nowhere():
 
 
 def test_importing_lowbit_loads_neither_torch_nor_onnxruntime():
-    heavy = "import sys, lowbit; lowbit.__all__; print([m for m in ('torch', 'onnxruntime', 'numba') if m in sys.modules])"
+    heavy = (
+        "import sys, lowbit; lowbit.__all__; print([m for m in ('torch', 'onnxruntime', 'numba') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 

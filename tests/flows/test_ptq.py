@@ -10,7 +10,9 @@ from lowbit.numerics import INT8, UINT8, channel
 from lowbit.ranges import MinMax, Percentile
 from lowbit.report.ledger import Ledger
 
-MINMAX = lb.Recipe((lb.Rule("*", lb.TensorSpec(INT8.with_block(channel(0)), MinMax()), lb.TensorSpec(UINT8, MinMax())),))
+MINMAX = lb.Recipe(
+    (lb.Rule("*", lb.TensorSpec(INT8.with_block(channel(0)), MinMax()), lb.TensorSpec(UINT8, MinMax())),)
+)
 
 
 def rows(model: lb.Model) -> dict[str, dict]:
@@ -43,9 +45,9 @@ def test_constant_inputs_give_a_file_that_runs(value):
 
 
 def test_empty_data_is_an_error():
-    with pytest.raises(DataError, match="no samples|empty"):
+    with pytest.raises(DataError, match=r"no samples|empty"):
         lb.quantize(convolutions(), images(0))
-    with pytest.raises(DataError, match="no samples|empty"):
+    with pytest.raises(DataError, match=r"no samples|empty"):
         lb.quantize(convolutions(), iter([]))
 
 
@@ -159,9 +161,7 @@ def test_a_dead_channel_keeps_its_bias():
     weight = rng.normal(size=(4, 2, 3, 3))
     weight[2] *= 1e-13
     bias = np.array([0.5, -0.5, 3.0, 0.0])
-    model = network(
-        "dead (float[N,2,6,6] x) => (float[N,4,4,4] y) { y = Conv (x, w, b) }", w=weight, b=bias
-    )
+    model = network("dead (float[N,2,6,6] x) => (float[N,4,4,4] y) { y = Conv (x, w, b) }", w=weight, b=bias)
     x = rng.normal(size=(32, 2, 6, 6)).astype(np.float32)
     quantized = lb.quantize(model, x)
     step = float(scales(quantized)["y"])
@@ -183,7 +183,7 @@ def test_an_output_that_is_quantized_keeps_its_name():
 
 def test_a_network_without_anything_to_quantize_is_an_error_that_says_why():
     model = network("sum (float[N,4] x) => (float[N,4] y) { y = Add (x, x) }")
-    with pytest.raises(UnsupportedError, match="no tensor .* can be quantized"):
+    with pytest.raises(UnsupportedError, match=r"no tensor .* can be quantized"):
         lb.quantize(model, np.ones((4, 4), np.float32))
 
 

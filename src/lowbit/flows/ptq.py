@@ -78,7 +78,9 @@ def quantize(
 
 def _nothing_to_do(model: Model, placement: Placement) -> str:
     why = "; ".join(sorted(set(placement.float_reasons.values()))) or "no operator of it computes in integers"
-    return f"no tensor of '{model.source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it smaller."
+    return (
+        f"no tensor of '{model.source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it smaller."
+    )
 
 
 def _take(stream: Iterator[Samples], count: int) -> list[Batch]:
