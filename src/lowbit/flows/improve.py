@@ -8,7 +8,6 @@ from torch import Tensor
 from lowbit.flows.calibrate import Batch, forward
 from lowbit.simulate.fakequant import Simulation
 
-
 Outputs = list[dict[str, Tensor]]
 
 
