@@ -163,7 +163,7 @@ def describe_not_finite(x: Tensor) -> str:
 
 
 def fake_quantize_rows(
-    rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid, rounding: Rounding | str = nearest
+    rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid | Fitted, rounding: Rounding | str = nearest
 ) -> Tensor:
     """Rows quantized and decoded again: float32 (n_blocks, n); scale and zero (n_blocks, 1). No gradient."""
     choose = parse_rounding(rounding) if isinstance(rounding, str) else rounding
