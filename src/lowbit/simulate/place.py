@@ -185,9 +185,15 @@ class _Placer:
         if role in (Role.CONVOLVE, Role.MULTIPLY):
             self.wanted |= {str(v.name) for v in data}
         elif role in (Role.FOLLOW, Role.MOVE):
+<<<<<<< ours
             if not any(self._reaches_integers(v) for v in node.outputs) or (
                 role is Role.FOLLOW and not any(v.name in self.integral for v in data)
             ):
+=======
+            if not any(self._reaches_integers(v) for v in node.outputs):
+                self.role[node.name] = None
+            elif not any(v.name in self.integral or (role is Role.MOVE and v.is_graph_input()) for v in data):
+>>>>>>> theirs
                 self.role[node.name] = None
             else:
                 self.wanted |= {str(v.name) for v in data}
