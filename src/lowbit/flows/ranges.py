@@ -33,7 +33,8 @@ def choose_ranges(simulation: Simulation, batches: Sequence[Batch]) -> None:
 
     batches   a few samples, to judge the candidates by
     """
-    undecided = {n: q for n, q in simulation.activations().items() if isinstance(q.spec.range, Auto)}
+    static = {n: q for n, q in simulation.activations().items() if not q.dynamic}
+    undecided = {n: q for n, q in static.items() if isinstance(q.spec.range, Auto)}
     tried = {name: _candidates(q, name) for name, q in undecided.items()}
     open_questions = {name: candidates for name, candidates in tried.items() if len(candidates) > 1}
     errors = output_errors(simulation, open_questions, batches) if open_questions else {}
@@ -42,7 +43,7 @@ def choose_ranges(simulation: Simulation, batches: Sequence[Batch]) -> None:
         best = 0 if costs is None else int(costs.argmin())
         if costs is not None or len(tried[name]) == 1:
             quantizer.spec = replace(quantizer.spec, range=list(tried[name])[best])
-    for name, quantizer in simulation.activations().items():
+    for name, quantizer in static.items():
         _set(quantizer, *_bounds(quantizer, quantizer.spec.range, name))
 
 
