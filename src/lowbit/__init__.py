@@ -8,7 +8,8 @@ __version__ = "0.1.0"
 # Public name → where it lives. Imported when first asked for: `import lowbit` itself takes no torch and no onnxruntime.
 _HOMES = {
     "lowbit.data": ("Data", "Preprocessing"),
-    "lowbit.flows.compare": ("compare",),
+    "lowbit.errors": ("LowbitError",),
+    "lowbit.flows.compare": ("Comparison", "compare"),
     "lowbit.flows.evaluate": ("evaluate",),
     "lowbit.flows.compress": ("Compression", "compress", "compress_tensors"),
     "lowbit.flows.shrink": ("shrink",),
@@ -27,11 +28,13 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOME_OF)]
 
 if TYPE_CHECKING:
     from lowbit.data import Data as Data
     from lowbit.data import Preprocessing as Preprocessing
+    from lowbit.errors import LowbitError as LowbitError
+    from lowbit.flows.compare import Comparison as Comparison
     from lowbit.flows.compare import compare as compare
     from lowbit.flows.compress import Compression as Compression
     from lowbit.flows.compress import compress as compress

@@ -1,4 +1,4 @@
-"""Text that travels in a model file, made small: a ledger has a row for every tensor and would outweigh a small network."""
+"""Text that travels in a model file, made small: a ledger has a row for every tensor, as much as a small network."""
 
 import base64
 import json

@@ -75,12 +75,12 @@ class Recipe:
 
     def check_used(self, layers: Iterable[Iterable[str]]) -> None:
         """Raise UnusedRuleError for a rule that matched no layer; `layers` holds the names of each."""
-        layers = [tuple(names) for names in layers]
+        known = [tuple(names) for names in layers]
         for rule in self.rules:
-            if rule.layers != "*" and not any(fnmatchcase(n, rule.layers) for names in layers for n in names):
-                some = ", ".join(names[0] for names in layers[:8])
+            if rule.layers != "*" and not any(fnmatchcase(n, rule.layers) for names in known for n in names):
+                some = ", ".join(names[0] for names in known[:8])
                 raise UnusedRuleError(
-                    f"rule '{rule.layers}' matched no layer. Layers are: {some}{' …' if len(layers) > 8 else ''} "
+                    f"rule '{rule.layers}' matched no layer. Layers are: {some}{' …' if len(known) > 8 else ''} "
                     f"(`lowbit show` lists them; 'op:Conv' matches an operator)."
                 )
 
@@ -109,7 +109,9 @@ class Recipe:
                     *(_parse(row[k]) if k in row else None for k in ("weights", "activations")),
                 )
             )
-        return Recipe(tuple(rules), tuple(table.get("passes", ())), find_target(table.get("target", "onnxruntime")).name)
+        return Recipe(
+            tuple(rules), tuple(table.get("passes", ())), find_target(table.get("target", "onnxruntime")).name
+        )
 
 
 def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -138,8 +140,11 @@ def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
     return replace(spec, range=parse_range(row["range"])) if "range" in row else spec
 
 
-PREPARE = ("recognize_operators", "fold_batchnorm", "fuse_gemm")
-IMPROVE = ("smooth", "correct_bias")  # these look at the calibration data
+PREPARE = (
+    *("simplify_reshapes", "merge_repeats", "recognize_operators", "fuse_pad"),
+    *("fold_batchnorm", "fold_scales", "fuse_gemm", "finite_masks"),
+)
+IMPROVE = ("smooth", "correct_bias", "protect")  # these look at the calibration data
 
 
 def int8(target: str = "onnxruntime") -> Recipe:
@@ -190,8 +195,8 @@ def find_recipe(recipe: "str | Path | Recipe", target: str | None = None) -> Rec
             return only_weights(str(recipe), target or "onnxruntime")
         except InputError as error:
             raise InputError(
-                f"recipe '{recipe}' does not exist. Presets are: {', '.join(RECIPES)}; or give a .toml file, or a format "
-                f"for the weights, as 'int4 group:64'. As a format: {error}"
+                f"recipe '{recipe}' does not exist. Presets are: {', '.join(RECIPES)}; or give a .toml file, or a "
+                f"format for the weights, as 'int4 group:64'. As a format: {error}"
             ) from None
     try:
         found = Recipe.from_toml(path.read_text(encoding="utf-8"), str(path))

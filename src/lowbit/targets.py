@@ -3,9 +3,10 @@
 A target chooses formats and places; numeric code never asks which target it serves. Each `Role` below is a way in which
 an operator takes part in an integer network; an operator that a target does not list stays in float.
 
-What onnxruntime does was read off its optimized graphs (1.22 to 1.31, CPU): a Conv becomes QLinearConv only if its output is
-quantized too; a MatMul or Gemm may keep a float output; Sigmoid, Add, Mul and the pools run in integers between quantized
-values; ConvTranspose, LSTM, LayerNormalization, ReduceMean and HardSwish have no integer kernel behind Q/DQ.
+What onnxruntime does was read off its optimized graphs (1.22 to 1.31, CPU): a Conv becomes QLinearConv only if its
+output is quantized too; a MatMul or Gemm may keep a float output; Sigmoid, Add, Mul and the pools run in integers
+between quantized values; ConvTranspose, LSTM, LayerNormalization, ReduceMean and HardSwish have no integer kernel
+behind Q/DQ.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """Relu and Clip absorbed into the quantizer behind them. Exact: a quantizer saturates at the ends of its own range.
 
-A Relu in front of codes that cannot be negative, or a Clip(0, 6) in front of a range that ends at 6 or below, does nothing.
+A Relu in front of codes that cannot be negative, or a Clip(0, 6) in front of a range that ends at 6 or below, does
+nothing.
 """
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnx_ir as ir
 
 
 def absorb_clips(program: ir.Model) -> list[str]:
-    """Remove, in place, each Relu or Clip that only a QuantizeLinear reads and whose bounds that quantizer keeps anyway."""
+    """Remove, in place, each Relu or Clip that only a QuantizeLinear reads and whose bounds it keeps anyway."""
     absorbed = []
     for node in list(program.graph):
         clip = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] is not None else None
@@ -26,15 +27,18 @@ def _bounds(clip: ir.Node) -> tuple[float, float]:
     if clip.op_type == "Relu":
         return 0.0, np.inf
     ends = [clip.inputs[i] if len(clip.inputs) > i else None for i in (1, 2)]
-    if any(v is not None and v.const_value is None for v in ends):
+    constants = [None if v is None else v.const_value for v in ends]
+    if any(v is not None and c is None for v, c in zip(ends, constants, strict=True)):
         return np.inf, -np.inf  # computed bounds: never inside
-    lo, hi = (default if v is None else float(v.const_value.numpy()) for v, default in zip(ends, (-np.inf, np.inf), strict=True))  # type: ignore[union-attr]
+    lo, hi = (d if c is None else float(c.numpy()) for c, d in zip(constants, (-np.inf, np.inf), strict=True))
     return lo, hi
 
 
 def _saturates_within(quantize: ir.Node, lo: float, hi: float) -> bool:
     """Whether all numbers that the quantizer can give lie in [lo, hi], to float32 rounding."""
-    scale, zero = (v.const_value.numpy() if v is not None and v.const_value is not None else None for v in quantize.inputs[1:3])
+    scale, zero = (
+        v.const_value.numpy() if v is not None and v.const_value is not None else None for v in quantize.inputs[1:3]
+    )
     if scale is None or zero is None or scale.ndim:
         return False
     ends = np.iinfo(zero.dtype)

@@ -1,8 +1,9 @@
 """Write a quantized network: QuantizeLinear and DequantizeLinear in the original graph, integers as initialisers.
 
-The graph stays the user's: names of inputs, outputs and nodes are kept, and whatever is not quantized is not touched. For a
-quantized value `x` the file holds `x_quantized` (integers) and `x_dequantized` (what its readers see); for a weight `w` the
-initialisers `w_codes`, `w_scale`, `w_zero`. Source of the operators: ONNX, QuantizeLinear-21 and DequantizeLinear-21.
+The graph stays the user's: names of inputs, outputs and nodes are kept, and whatever is not quantized is not touched.
+For a quantized value `x` the file holds `x_quantized` (integers) and `x_dequantized` (what its readers see); for a
+weight `w` the initialisers `w_codes`, `w_scale`, `w_zero`. Source of the operators: ONNX, QuantizeLinear-21 and
+DequantizeLinear-21.
 """
 
 from collections.abc import Iterable
@@ -114,7 +115,9 @@ def _attributes(tensor: IntegerTensor) -> dict[str, int]:
     return attributes | ({"block_size": tensor.block} if tensor.block else {})
 
 
-def _node(op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, shape: ir.Shape | None, **attributes: int) -> ir.Node:
+def _node(
+    op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, shape: ir.Shape | None, **attributes: int
+) -> ir.Node:
     output = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
     return ir.node(op_type, inputs, attributes, outputs=[output])
 
@@ -125,7 +128,9 @@ def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -
     codes = _initializer(program, f"{name}_codes", tensor.codes, tensor.dtype)
     scale, zero = _parameters(program, name, tensor)
     inputs = [codes, scale] if tensor.bits > 16 else [codes, scale, zero]
-    decode = _node("DequantizeLinear", inputs, f"{name}_dequantized", ir.DataType.FLOAT, value.shape, **_attributes(tensor))
+    decode = _node(
+        "DequantizeLinear", inputs, f"{name}_dequantized", ir.DataType.FLOAT, value.shape, **_attributes(tensor)
+    )
     _replace_constant(program, value, tensor.readers, [decode])
 
 
@@ -179,14 +184,14 @@ def _drop_unused(program: ir.Model) -> None:
 
 
 def _drop_traces(program: ir.Model) -> None:
-    """Remove what an exporter noted about the user's source code (stack traces, paths): up to a third of a small file."""
+    """Remove what an exporter noted about the user's source code (stack traces, paths): up to a third of a file."""
     for node in program.graph:
         for key in [k for k in node.metadata_props if k.startswith("pkg.torch")]:
             del node.metadata_props[key]
 
 
 def _drop_inferable(program: ir.Model) -> None:
-    """Leave out the types of the values that were put in: every engine infers them, and they are 4 % of a small file."""
+    """Leave out the types of the values that were put in: engines infer them, and they are 4 % of a small file."""
     for node in program.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             for value in node.outputs:

@@ -45,8 +45,9 @@ def solve_weights(simulation: Simulation) -> None:
 def hold_biases(simulation: Simulation) -> list[str]:
     """Widen weight scales under which a bias would not fit its int32. What was done, in words.
 
-    A channel that training switched off has weights of 1e-12 and a bias of order 1: at scale S_x · S_w its bias needs more
-    than 31 bits and saturates. Its weights may as well round to 0, so its scale is raised until |bias| ≤ 2^30 steps.
+    A channel that training switched off has weights of 1e-12 and a bias of order 1: at scale S_x · S_w its bias needs
+    more than 31 bits and saturates. Its weights may as well round to 0, so its scale is raised until |bias| ≤ 2^30
+    steps.
     """
     done = []
     for name, site in simulation.placement.sites.items():

@@ -1,9 +1,9 @@
 """Bias correction: give each layer back the mean that its rounding took.
 
-Rounding errors of a weight do not cancel when its inputs are all positive: E[W̃x] − E[Wx] = E[ε x] shifts a whole channel, and
-a depthwise layer of nine weights shifts it far. The shift is a constant, so the bias can carry it.
-Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.2, in its empirical form (appendix D): the shift is measured, layer
-after layer, each with the corrections before it in place. Here it is the median error, see `_shift`.
+Rounding errors of a weight do not cancel when its inputs are all positive: E[W̃x] − E[Wx] = E[ε x] shifts a whole
+channel, and a depthwise layer of nine weights shifts it far. The shift is a constant, so the bias can carry it.
+Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.2, in its empirical form (appendix D): the shift is measured,
+layer after layer, each with the corrections before it in place. Here it is the median error, see `_shift`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,8 +44,9 @@ def correct_bias(simulation: Simulation, batches: Sequence[Batch]) -> list[str]:
 def _shift(errors: list[Tensor], axis: int) -> Tensor:
     """Median error over samples and positions, per channel.
 
-    Not the mean: where a few tokens or pixels are clipped far, the mean moves all the others to make up for them (MiniLM:
-    cosine of the sentence vectors 0.987 with the mean, 0.993 with the median, which for rounding noise is the same).
+    Not the mean: where a few tokens or pixels are clipped far, the mean moves all the others to make up for them
+    (MiniLM: cosine of the sentence vectors 0.987 with the mean, 0.993 with the median, which for rounding noise is the
+    same).
     """
     rows = torch.cat([error.movedim(axis, -1).flatten(0, -2) for error in errors])
     return rows[:: max(1, len(rows) // MEDIAN_POSITIONS)].median(0).values
@@ -90,13 +91,14 @@ class _Exact(fx.Interpreter):
     """Runs the network as if it had no quantizers."""
 
     def run_node(self, n: fx.Node) -> Any:
-        return self.env[n.args[0]] if "quantized_value" in n.meta else super().run_node(n)
+        source = n.args[0] if "quantized_value" in n.meta else None
+        return self.env[source] if isinstance(source, fx.Node) else super().run_node(n)
 
 
 def _lockstep(
     simulation: Simulation, batches: Sequence[Batch]
 ) -> Iterator[tuple[fx.Node, list[Environment], list[Environment]]]:
-    """Run all batches node by node, exactly and quantized: yields each node once all have passed it, with the values so far."""
+    """Run all batches node by node, exactly and quantized: each node once all have passed it, and the values so far."""
     inputs = [str(v.name) for v in simulation.program.graph.inputs]
     exact, rough = ([kind(simulation.module) for _ in batches] for kind in (_Exact, fx.Interpreter))
     for runs in (exact, rough):

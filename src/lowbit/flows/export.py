@@ -41,8 +41,8 @@ def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
     grid = quantizer.format.grid
     if not isinstance(grid, Int):
         raise UnsupportedError(
-            f"'{site.value}': an activation in {spell_format(quantizer.format)} can be simulated, but no engine computes it. "
-            "Use an integer format for activations that are to be deployed."
+            f"'{site.value}': an activation in {spell_format(quantizer.format)} can be simulated, but no engine "
+            "computes it. Use an integer format for activations that are to be deployed."
         )
     return IntegerTensor(
         site.value, quantizer.scale.numpy(), quantizer.zero.numpy(), grid.bits, grid.signed, readers=site.readers
@@ -59,7 +59,9 @@ def _constant(simulation: Simulation, site: Site, quantizer: FakeQuant) -> Integ
     if not _feeds_integers(simulation, site) and (layout is None or not _is_native(stored)):
         return ExpandedTensor(site.value, stored, site.readers)
     if layout is None:
-        raise UnsupportedError(f"'{site.value}': blocks of {stored.tile} in a tensor of {stored.shape} have no integer kernel.")
+        raise UnsupportedError(
+            f"'{site.value}': blocks of {stored.tile} in a tensor of {stored.shape} have no integer kernel."
+        )
     scale, zero, axis, block = layout
     codes = np.asarray(stored.codes)
     return IntegerTensor(
@@ -86,7 +88,7 @@ def _is_native(stored: QuantTensor) -> bool:
 
 
 def _layout(stored: QuantTensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int | None, int] | None:
-    """(scale, zero, axis, block) as DequantizeLinear wants them: a scalar, one per channel, or one per block. Or None."""
+    """(scale, zero, axis, block) as DequantizeLinear wants them: scalars, one a channel, or one a block. Or None."""
     scale, zero = (np.asarray(t) for t in (stored.scale_values(), stored.zero_values()))
     split = [axis for axis, count in enumerate(stored.tiles) if count > 1]
     if not split:

@@ -10,10 +10,12 @@ from typing import Any
 import lowbit
 from lowbit.data import Data
 from lowbit.data.samples import Samples
+from lowbit.errors import UnsupportedError
 from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights
 from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
-from lowbit.flows.improve import keep_if_better
+from lowbit.flows.improve import float_outputs, keep_if_better
+from lowbit.flows.protect import protect
 from lowbit.flows.ranges import choose_ranges
 from lowbit.flows.smooth import smooth_activations
 from lowbit.flows.verify import verify
@@ -22,7 +24,7 @@ from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.recipe import Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
-from lowbit.simulate.place import place
+from lowbit.simulate.place import Placement, place
 
 BATCH = 16  # samples that go through the network at once, where it takes any number
 JUDGING_SAMPLES = 16  # held in memory from the start of the calibration data: to judge by, and for the proof
@@ -51,13 +53,25 @@ def quantize(
     notes = [line for name in chosen.passes if name in PASSES for line in PASSES[name](prepared.program)]
     if "smooth" in chosen.passes:
         notes += smooth_activations(prepared.program, examples)
-    simulation = Simulation(prepared.program, place(prepared.program, chosen))
+    placement = place(prepared.program, chosen)
+    if not placement.sites:
+        raise UnsupportedError(_nothing_to_do(model, placement))
+    simulation = Simulation(prepared.program, placement)
     observe(simulation, chain(judging, kept, (samples.inputs for samples in stream)))
-    solve_weights(simulation)
-    choose_ranges(simulation, judging + kept)
-    notes += hold_biases(simulation)
-    if "correct_bias" in chosen.passes:
-        notes += keep_if_better(simulation, lambda: correct_bias(simulation, examples), judging)
+    exact = float_outputs(simulation, judging)
+
+    def settle(simulation: Simulation) -> list[str]:
+        solve_weights(simulation)
+        choose_ranges(simulation, judging + kept[:3])
+        said = hold_biases(simulation)
+        if "correct_bias" in chosen.passes:
+            said += keep_if_better(simulation, lambda: correct_bias(simulation, examples), judging, exact)
+        return said
+
+    notes += settle(simulation)
+    if "protect" in chosen.passes:
+        simulation, chosen, said = protect(simulation, chosen, settle, judging, exact)
+        notes += said
     program = export(simulation)
     parity = verify(simulation, program, judging)
     program.metadata_props.update(
@@ -70,6 +84,13 @@ def quantize(
         }
     )
     return Model(program, model.source)
+
+
+def _nothing_to_do(model: Model, placement: Placement) -> str:
+    why = "; ".join(sorted(set(placement.float_reasons.values()))) or "no operator of it computes in integers"
+    return (
+        f"no tensor of '{model.source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it smaller."
+    )
 
 
 def _take(stream: Iterator[Samples], count: int) -> list[Batch]:

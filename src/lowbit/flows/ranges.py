@@ -1,8 +1,8 @@
 """Which range for which activation: the one whose error reaches the outputs least, judged without labels.
 
-A rounding error δ in an activation x changes the outputs y by J δ, to first order. For random signs v, E (vᵀ J δ)² = |J δ|²,
-and vᵀ J is one backward pass. So a few backward passes over a few samples price every candidate of every tensor at once,
-where quantizing one tensor at a time would take a forward pass for each.
+A rounding error δ in an activation x changes the outputs y by J δ, to first order. For random signs v,
+E (vᵀ J δ)² = |J δ|², and vᵀ J is one backward pass. So a few backward passes over a few samples price every candidate
+of every tensor at once, where quantizing one tensor at a time would take a forward pass for each.
 The estimator is Hutchinson's (1990); with 2 projections of 64 samples its spread is about √(2/128) = 13 %.
 
 First order holds for small errors only: where a candidate clips the one large channel that a LayerNorm divides by, the
@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowbit.errors import DataError
 from lowbit.flows.calibrate import Batch
@@ -49,7 +49,7 @@ Parameters = tuple[Tensor, Tensor]
 
 def _candidates(quantizer: FakeQuant, name: str) -> dict[Range, Parameters]:
     assert isinstance(quantizer.spec.range, Auto)
-    noise = SquaredError(*quantizer.statistics.points(), quantizer.format.grid)
+    noise = SquaredError(*quantizer.statistics.points(), quantizer.grid)
     found = {c: scale_and_zero(*_bounds(quantizer, c, name), quantizer.format) for c in quantizer.spec.range.candidates}
     local = {candidate: float(noise(*parameters)) for candidate, parameters in found.items()}
     return {c: found[c] for c in found if local[c] <= LARGEST_LOCAL_ERROR * min(local.values())}
@@ -67,19 +67,30 @@ def _set(quantizer: FakeQuant, lo: Tensor, hi: Tensor) -> None:
     quantizer.set_parameters(scale.reshape(()), zero.reshape(()))
 
 
+def quantizer_costs(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, float]:
+    """Squared error that each quantizer alone adds to the outputs as it is set now, activations (by group) and weights."""
+    quantizers = simulation.activations() | {name: q for name, (_, q) in simulation.constants().items()}
+    tried = {name: {q.spec.range: (q.scale, q.zero)} for name, q in quantizers.items()}
+    errors = output_errors(simulation, tried, batches)
+    return {name: float(cost[0]) for name, cost in errors.items() if cost is not None}
+
+
 def output_errors(
     simulation: Simulation, tried: dict[str, dict[Range, Parameters]], batches: Sequence[Batch]
 ) -> dict[str, Tensor | None]:
     """Squared error that each candidate adds to the outputs, relative to their power, to first order.
 
-    return   group → (candidates,) ; None where no gradient reaches the tensor (an operator outside the table is behind it)
+    return   group → (candidates,) ; None where no gradient reaches the tensor (an operator outside the table is behind
+             it)
     """
     generator = torch.Generator().manual_seed(0)
     total: dict[str, Tensor | None] = dict.fromkeys(tried)
     quantizers = {name: simulation.quantizers[name] for name in tried}
     for batch in batches:
-        with simulation.mode("probe"):
-            arrays = [torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in simulation.program.graph.inputs]
+        with simulation.mode("probe", [q for q in quantizers.values() if isinstance(q, FakeQuant)]):
+            arrays = [
+                torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in simulation.program.graph.inputs
+            ]
             outputs = [y for y in simulation.module(*arrays).values() if y.requires_grad]
         probes = {name: q.take_probes() for name, q in quantizers.items() if isinstance(q, FakeQuant)}
         if not outputs:
@@ -90,13 +101,17 @@ def output_errors(
         }
         for step in range(PROJECTIONS):
             signs = [torch.randint(0, 2, y.shape, generator=generator).to(y).mul_(2).sub_(1) for y in outputs]
-            weights = [s / y.detach().square().sum().sqrt().clamp(min=1e-12) for s, y in zip(signs, outputs, strict=True)]
+            weights = [
+                s / y.detach().square().sum().sqrt().clamp(min=1e-12) for s, y in zip(signs, outputs, strict=True)
+            ]
             xs = [x for found in probes.values() for x in found]
-            grads = iter(torch.autograd.grad(outputs, xs, weights, retain_graph=step < PROJECTIONS - 1, allow_unused=True))
+            grads = iter(
+                torch.autograd.grad(outputs, xs, weights, retain_graph=step < PROJECTIONS - 1, allow_unused=True)
+            )
             for name, found in probes.items():
-                pairs = [(g, noise[name][i]) for i in range(len(found)) if (g := next(grads)) is not None]
+                pairs = [(g, noise[name][i], found[i]) for i in range(len(found)) if (g := next(grads)) is not None]
                 if pairs:
-                    seen = torch.stack([_reached(g, n) for g, n in pairs]).sum(0)
+                    seen = torch.stack([_reached(*pair) for pair in pairs]).sum(0)
                     total[name] = seen if (before := total[name]) is None else before + seen
     return total
 
@@ -106,7 +121,7 @@ def _error(x: Tensor, format: object, parameters: Parameters) -> Tensor:
         return fake_quantize(x, format, *parameters) - x  # type: ignore[arg-type]
 
 
-def _reached(gradient: Tensor, candidates: list[Tensor]) -> Tensor:
-    """Σ over samples of (vᵀ J δ)² for each candidate's δ."""
-    samples = gradient.shape[0] if gradient.dim() else 1
+def _reached(gradient: Tensor, candidates: list[Tensor], x: Tensor) -> Tensor:
+    """Σ over samples of (vᵀ J δ)² for each candidate's δ; a weight is one for all samples."""
+    samples = gradient.shape[0] if gradient.dim() and not isinstance(x, nn.Parameter) else 1
     return torch.stack([(gradient * d).reshape(samples, -1).sum(1).square().sum() for d in candidates])

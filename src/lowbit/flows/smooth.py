@@ -11,11 +11,12 @@ from lowbit.graph.smooth import smooth
 
 
 def smooth_activations(program: ir.Model, batches: Sequence[Batch]) -> list[str]:
-    """Move outlier channels of MatMul inputs into the weights, where that costs no operator. What was done, in words."""
+    """Move outlier channels of MatMul inputs into the weights, where that costs no operator. What was done."""
     values = {
-        str(node.inputs[0].name): node.inputs[0]
+        str(x.name): x
         for node in program.graph
-        if node.op_type in ("MatMul", "Gemm") and _has_constant_weight(node) and node.inputs[0].producer() is not None
+        if node.op_type in ("MatMul", "Gemm") and _has_constant_weight(node)
+        if (x := node.inputs[0]) is not None and x.producer() is not None
     }
     if not values:
         return []

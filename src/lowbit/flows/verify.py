@@ -1,7 +1,8 @@
 """Parity: the deployed file computes what was simulated, layer by layer, to one step.
 
-Differences of one step are expected and add up along a network, so outputs alone prove nothing about a layer. Here every
-layer of the simulation is fed the integers that the engine computed before it, and only its own result is compared.
+Differences of one step are expected and add up along a network, so outputs alone prove nothing about a layer. Here
+every layer of the simulation is fed the integers that the engine computed before it, and only its own result is
+compared.
 """
 
 from collections.abc import Iterable, Mapping
@@ -56,8 +57,8 @@ def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], 
         site = simulation.placement.sites[worst[0]]
         raise MismatchError(
             f"layer '{site.layer}': {engine} and the simulation differ by {worst[1]} steps in '{worst[0]}'. "
-            "On a CPU without VNNI, u8·s8 products saturate: use target 'onnxruntime-avx2'. Otherwise leave the layer in "
-            "float (a rule 'float') and report the model."
+            "On a CPU without VNNI, u8·s8 products saturate: use target 'onnxruntime-avx2'. Otherwise leave the layer "
+            "in float (a rule 'float') and report the model."
         )
     return Parity(len(sites), compared, off / max(1, compared), worst)
 
@@ -80,8 +81,9 @@ def _verify_outputs(simulation: Simulation, program: ir.Model, batches: Iterable
                 off = np.abs(own - theirs).max() / max(np.abs(own).max(), 1e-30)
                 if not off <= FLOAT_SHARE:
                     raise MismatchError(
-                        f"output '{name}': {engine} and the simulation differ by {off:.2g} of its largest value, though both "
-                        "compute in float. Leave layers in float by rules, half of them first, to find which; report the model."
+                        f"output '{name}': {engine} and the simulation differ by {off:.2g} of its largest value, "
+                        "though both compute in float. Leave layers in float by rules, half of them first, to find "
+                        "which; report the model."
                     )
     return Parity(0, compared, 0.0, ("", 0))
 

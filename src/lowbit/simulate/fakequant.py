@@ -1,10 +1,11 @@
 """The network while it is still torch: quantizers on the edges that a placement names.
 
-One `FakeQuant` serves all sites that share a scale. It is an ordinary module: off it passes its input on, observing it also
-folds it into statistics, probing it keeps it for a gradient, quantizing it rounds to the format (straight-through gradient).
+One `FakeQuant` serves all sites that share a scale. It is an ordinary module: off it passes its input on, observing it
+also folds it into statistics, probing it keeps it for a gradient, quantizing it rounds to the format (straight-through
+gradient).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -12,7 +13,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from lowbit.numerics import Format, Int, QuantTensor, fake_quantize_rows, from_rows, to_rows
+from lowbit.errors import UnsupportedError
+from lowbit.numerics import Fitted, Format, Grid, Int, QuantTensor, fake_quantize_rows, from_rows, spell_format, to_rows
 from lowbit.ranges import Histogram
 from lowbit.recipe import TensorSpec
 from lowbit.simulate.build import build
@@ -26,7 +28,7 @@ def fake_quantize(x: Tensor, format: Format, scale: Tensor, zero: Tensor) -> Ten
 
     scale, zero   one per tile, in the shape of the grid of tiles or a scalar for a single tile
     """
-    grid = format.grid
+    grid = fixed_grid(format)
     if isinstance(grid, Int) and scale.numel() == 1 and format.rounding == "nearest":
         # one fused kernel for what every activation goes through
         zero_point = zero.reshape(()).to(torch.int32)
@@ -43,6 +45,15 @@ def fake_quantize(x: Tensor, format: Format, scale: Tensor, zero: Tensor) -> Ten
         y = from_rows(rounded, tuple(x.shape), tile).to(x.dtype)
         passes = from_rows(inside, tuple(x.shape), tile)
     return y + (x - x.detach()) * passes
+
+
+def fixed_grid(format: Format) -> Grid:
+    """The format's grid; UnsupportedError where it has to be fitted to each tensor, which only weights can be."""
+    if isinstance(format.grid, Fitted):
+        raise UnsupportedError(
+            f"format '{spell_format(format)}' is fitted to the values of one tensor: it serves weights only."
+        )
+    return format.grid
 
 
 def _as_stored(x: Tensor) -> Tensor:
@@ -78,6 +89,11 @@ class FakeQuant(nn.Module):
         return self.spec.format
 
     @property
+    def grid(self) -> Grid:
+        """Of an activation: a grid that is known before the data."""
+        return fixed_grid(self.format)
+
+    @property
     def ready(self) -> bool:
         return self.scale.numel() > 0
 
@@ -94,7 +110,7 @@ class FakeQuant(nn.Module):
 
     def limits(self) -> tuple[float, float]:
         """Smallest and largest number that a per-tensor quantizer can give."""
-        values = self.format.grid.values()
+        values = self.grid.values()
         return tuple(float((end - self.zero) * self.scale) for end in (values[0], values[-1]))  # type: ignore[return-value]
 
     def take_probes(self) -> list[Tensor]:
@@ -172,7 +188,9 @@ class Simulation:
         self.quantizers[site.value] = quantizer
         self.quantizers.setdefault(site.group, quantizer)
         readers = [
-            user for user in list(source.users) if site.readers is None or user.meta.get("node") in {n for n, _ in site.readers}
+            user
+            for user in list(source.users)
+            if site.readers is None or user.meta.get("node") in {n for n, _ in site.readers}
         ]
         after = _after(source)
         with self.module.graph.inserting_before(after):
@@ -220,13 +238,14 @@ class Simulation:
         return found
 
     @contextmanager
-    def mode(self, mode: Mode) -> Iterator[None]:
-        """All quantizers in this mode; observing and probing concern activations only."""
+    def mode(self, mode: Mode, chosen: "Iterable[FakeQuant] | None" = None) -> Iterator[None]:
+        """These quantizers in this mode, all others off; by default all, and to observe those of activations."""
         modules = [m for m in self.module.modules() if isinstance(m, FakeQuant | FakeBias)]
         before = [m.mode for m in modules]
-        observed = {id(q) for q in self.activations().values()}
+        some = self.activations().values() if mode == "observe" and chosen is None else chosen
+        active = {id(m) for m in (modules if some is None else some)}
         for m in modules:
-            m.mode = "off" if mode in ("observe", "probe") and id(m) not in observed else mode
+            m.mode = mode if id(m) in active else "off"
         try:
             yield
         finally:

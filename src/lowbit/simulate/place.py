@@ -2,7 +2,8 @@
 
 Forward   which values come out of an integer kernel anyway (a quantized Conv and what follows it);
 backward  which values an integer kernel wants to read;
-then      one site for each value that either asks for, one for each weight and bias, and a reason for all that stays float.
+then      one site for each value that either asks for, one for each weight and bias, and a reason for all that stays
+          float.
 
 A `Site` is a quantizer on one ONNX value. Sites that share a scale (through Concat, MaxPool, Reshape, …) share a group.
 """
@@ -84,7 +85,7 @@ def layer_names(node: ir.Node) -> tuple[str, ...]:
 def place(program: ir.Model, recipe: Recipe) -> Placement:
     """Sites for every tensor that the recipe asks for and the target can use."""
     nodes = [node for node in program.graph if node.domain in ("", "ai.onnx")]
-    recipe.check_used(layer_names(n) for n in nodes if n.op_type in WEIGHT_AXES)
+    recipe.check_used(layer_names(n) for n in sorted(nodes, key=lambda n: n.op_type not in WEIGHT_AXES))
     return _Placer(program, recipe, find_target(recipe.target), nodes).place()
 
 
@@ -128,7 +129,9 @@ class _Placer:
         if role is None or not _is_float32(node):
             return None
         weights, activations = self.specs[str(node.name)]
-        if role is Role.STORE or (role is Role.MOVE and node.op_type == "Gather" and _constant(node.inputs[0]) is not None):
+        if role is Role.STORE or (
+            role is Role.MOVE and node.op_type == "Gather" and _constant(node.inputs[0]) is not None
+        ):
             return Role.STORE
         if role in (Role.CONVOLVE, Role.MULTIPLY):
             return self._multiplying_role(node, role, weights, activations)
@@ -156,13 +159,15 @@ class _Placer:
         if node.op_type == "Gemm" and (
             node.attributes.get_float("alpha", 1.0) != 1.0
             or node.attributes.get_float("beta", 1.0) != 1.0
-            or node.attributes.get_int("transA", 0)
+            or node.attributes.get_int("transA")
         ):
             return self._keep(node, "Gemm with alpha, beta or transA has no integer kernel")
         return Role.STORE if activations.format is None or not isinstance(weights.format.grid, Int) else role
 
-    def _keep(self, node: ir.Node, reason: str) -> None:
+    def _keep(self, node: ir.Node, reason: str) -> Role | None:
+        """Note why the node stays in float, which is no role."""
         self.reasons[str(node.name)] = reason
+        return None
 
     # ---- which values are quantized ------------------------------------------------------------------------------
 
@@ -180,9 +185,9 @@ class _Placer:
         if role in (Role.CONVOLVE, Role.MULTIPLY):
             self.wanted |= {str(v.name) for v in data}
         elif role in (Role.FOLLOW, Role.MOVE):
-            if not any(self._reaches_integers(v) for v in node.outputs):
-                self.role[node.name] = None
-            elif role is Role.FOLLOW and not any(v.name in self.integral for v in data):
+            if not any(self._reaches_integers(v) for v in node.outputs) or (
+                role is Role.FOLLOW and not any(v.name in self.integral for v in data)
+            ):
                 self.role[node.name] = None
             else:
                 self.wanted |= {str(v.name) for v in data}
@@ -196,7 +201,9 @@ class _Placer:
         if value.name in self.wanted:
             return True
         return any(
-            self.role.get(u.node.name) is Role.ABSORB and self._is_absorbed(u.node) and u.node.outputs[0].name in self.wanted
+            self.role.get(u.node.name) is Role.ABSORB
+            and self._is_absorbed(u.node)
+            and u.node.outputs[0].name in self.wanted
             for u in value.uses()
         )
 
@@ -209,7 +216,9 @@ class _Placer:
 
     def _absorbed_values(self) -> set[str]:
         return {
-            str(n.inputs[0].name) for n in self.nodes if self.role[n.name] is Role.ABSORB and self._is_absorbed(n) and n.inputs[0]
+            str(n.inputs[0].name)
+            for n in self.nodes
+            if self.role[n.name] is Role.ABSORB and self._is_absorbed(n) and n.inputs[0]
         }
 
     def _is_absorbed(self, node: ir.Node) -> bool:
@@ -256,7 +265,11 @@ class _Placer:
         producer = value.producer()
         integer = producer is not None and (
             self.role.get(producer.name) in (Role.CONVOLVE, Role.FOLLOW)
-            or (self.role.get(producer.name) is Role.ABSORB and self._is_absorbed(producer) and self._from_kernel(producer))
+            or (
+                self.role.get(producer.name) is Role.ABSORB
+                and self._is_absorbed(producer)
+                and self._from_kernel(producer)
+            )
             or (self.role.get(producer.name) is Role.MOVE)
         )
         readers = None
@@ -283,7 +296,7 @@ class _Placer:
         if self.role[node.name] not in (Role.CONVOLVE, Role.MULTIPLY, Role.STORE):
             return
         inputs, output_axis, summed_axis = WEIGHT_AXES[node.op_type]
-        if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+        if node.op_type == "Gemm" and node.attributes.get_int("transB"):
             output_axis, summed_axis = summed_axis, output_axis
         for index in inputs:
             value = node.inputs[index] if index < len(node.inputs) else None
@@ -306,7 +319,14 @@ class _Placer:
         for index, value in enumerate(node.inputs):
             if value is not None and _constant(value) is not None:
                 spec = self.specs[str(node.name)][1]
-                yield Site(str(value.name), "constant", spec, str(node.name), str(value.name), frozenset({(str(node.name), index)}))
+                yield Site(
+                    str(value.name),
+                    "constant",
+                    spec,
+                    str(node.name),
+                    str(value.name),
+                    frozenset({(str(node.name), index)}),
+                )
 
     def _bias_sites(self, node: ir.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
         if self.role[node.name] not in (Role.CONVOLVE, Role.MULTIPLY) or len(node.inputs) < 3:
@@ -333,7 +353,7 @@ class _Placer:
 
 
 def orient(format: Format, output_axis: int, summed_axis: int) -> Format:
-    """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to this tensor's axes."""
+    """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to these axes."""
     scale = None if format.scale is None else orient(format.scale, output_axis, summed_axis)
     lengths = dict(format.block.lengths) if isinstance(format.block, Block) else {}
     block = format.block

@@ -1,0 +1,60 @@
+"""Networks small enough to check by hand, in ONNX's own text form, for tests of the whole path."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from lowbit.model import Model, load
+
+
+def network(text: str, **constants: Any) -> Model:
+    """An ONNX text graph, `name (inputs) => (outputs) { nodes }`, with these initialisers (float32 unless integers).
+
+    ONNX's text has no dots in names: '__' becomes one.
+    """
+    proto = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]>' + text)
+    for name, value in constants.items():
+        array = np.asarray(value)
+        array = array.astype(np.float32) if array.dtype.kind == "f" else array
+        proto.graph.initializer.append(numpy_helper.from_array(array, name.replace("__", ".")))
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"{node.op_type.lower()}_{index}"
+        node.input[:] = [name.replace("__", ".") for name in node.input]
+    return load(proto)
+
+
+def convolutions(seed: int = 0) -> Model:
+    """x (N, 3, 8, 8) → conv1 → relu → maxpool → conv2 → mean over pixels → fc → logits (N, 4)."""
+    rng = np.random.default_rng(seed)
+    return network(
+        """
+        toy (float[N,3,8,8] x) => (float[N,4] logits) {
+            a = Conv <pads = [1,1,1,1]> (x, conv1__weight, conv1__bias)
+            b = Relu (a)
+            c = MaxPool <kernel_shape = [2,2], strides = [2,2]> (b)
+            d = Conv <pads = [1,1,1,1]> (c, conv2__weight, conv2__bias)
+            e = Relu (d)
+            f = GlobalAveragePool (e)
+            g = Flatten (f)
+            logits = Gemm <transB = 1> (g, fc__weight, fc__bias)
+        }""",
+        conv1__weight=rng.normal(size=(8, 3, 3, 3)) / 5,
+        conv1__bias=rng.normal(size=8) / 10,
+        conv2__weight=rng.normal(size=(16, 8, 3, 3)) / 8,
+        conv2__bias=rng.normal(size=16) / 10,
+        fc__weight=rng.normal(size=(4, 16)),
+        fc__bias=rng.normal(size=4),
+    )
+
+
+def images(count: int = 64, seed: int = 1) -> np.ndarray:
+    """Inputs (count, 3, 8, 8) for `convolutions`."""
+    return np.random.default_rng(seed).normal(size=(count, 3, 8, 8)).astype(np.float32)
+
+
+def sqnr_db(exact: np.ndarray, rough: np.ndarray) -> float:
+    """Signal-to-noise ratio of an output, 10 log₁₀(Σ exact² / Σ (exact − rough)²)."""
+    noise = float(np.square(exact.astype(np.float64) - rough).sum())
+    return float("inf") if noise == 0 else 10 * float(np.log10(np.square(exact.astype(np.float64)).sum() / noise))
