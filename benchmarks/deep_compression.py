@@ -155,25 +155,26 @@ def photos(first: int, count: int) -> Callable[[Model], Any]:
     return make
 
 
-DIGITS = Compression(batch=128, rate=0.03, prune_epochs=16, share_epochs=4)
-PICTURES = Compression(batch=64, rate=0.03, prune_epochs=5, share_epochs=2, learning_rate=0.01)
-PHOTOS = Compression(batch=16, rate=0.03, prune_epochs=6, share_epochs=3, learning_rate=0.003)
+# The float LeNets never saw a shifted digit: what they say of one is worth less than its label.
+DIGITS = Compression(batch=128, distill=0.0, prune_epochs=16, settle_epochs=3, share_epochs=1)
+PICTURES = Compression(batch=100, rate=0.02, prune_epochs=2, settle_epochs=1, share_epochs=0.5, learning_rate=0.01)
+PHOTOS = Compression(batch=10, rate=0.02, prune_epochs=2, settle_epochs=1, share_epochs=0.5, learning_rate=0.003)
 
 CASES = {
     "lenet-300-100": Case(
         lenet("lenet-300-100", fully_connected, 20), mnist("train"), mnist("test"),
-        {f"prune {p:.1%}": replace(DIGITS, prune=p) for p in (0.93, 0.945, 0.96)},
+        {f"prune {p:.1%}": replace(DIGITS, prune=p) for p in (0.94, 0.96)},
         shifted_digits, bar="60x at no more error than float (paper: 40x)",
     ),
     "lenet-5": Case(
-        lenet("lenet-5", convolutional, 8), mnist("train"), mnist("test"),
-        {f"prune {p:.1%}": replace(DIGITS, prune=p, prune_epochs=8, share_epochs=2) for p in (0.97, 0.98)},
+        lenet("lenet-5", convolutional, 6), mnist("train"), mnist("test"),
+        {f"prune {p:.1%}": replace(DIGITS, prune=p, rate=0.02, prune_epochs=6, settle_epochs=2, share_epochs=0.5) for p in (0.965, 0.98)},
         shifted_digits, bar="100x at no more error than float (paper: 39x)",
     ),
     "resnet20": Case(
         lambda _: lb.load(FOLDER / "cifar10-resnet20.onnx"), cifar("train-0", "train-1"), cifar("test"),
         {f"prune {p:.0%}, {b} bits": replace(PICTURES, prune=p, codebook=b)
-         for p, b in ((0.3, 4), (0.6, 4), (0.65, 4), (0.75, 3))},
+         for p, b in ((0.2, 4), (0.6, 4), (0.7, 4))},
         shifted_pictures, bar="16x within 0.5, 10x within 0.1 of 91.73 %",
     ),
     "squeezenet": Case(

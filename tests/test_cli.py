@@ -206,7 +206,7 @@ def test_a_bar_that_is_not_met_is_status_2(place, capsys):
         (["quantize", "net.onnx", "--data", "data.npz", "-o", "data.npz"], "Choose another output"),
         (["quantize", "net.onnx", "--data", "data.npz", "-o", "no/where.onnx"], "there is no folder 'no'"),
         (["quantize", "net.onnx", "--data", "data.npz", "-o", "."], "is a folder"),
-        (["quantize", "net.onnx", "--data", "data.npz", "--recipe", "int9"], "int9"),
+        (["quantize", "net.onnx", "--data", "data.npz", "--recipe", "int99"], "int99"),
         (["quantize", "net.onnx", "--data", "data.npz", "--target", "toaster"], "toaster"),
         (["quantize", "data.npz", "--data", "data.npz", "-o", "q.onnx"], "data.npz"),
         (["compare", "net.onnx", "net.onnx", "--data", "data.npz", "--metric", "topp1"], "Did you mean 'top1'"),

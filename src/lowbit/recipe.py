@@ -140,8 +140,11 @@ def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
     return replace(spec, range=parse_range(row["range"])) if "range" in row else spec
 
 
-PREPARE = ("recognize_operators", "fold_batchnorm", "fuse_gemm")
-IMPROVE = ("smooth", "correct_bias")  # these look at the calibration data
+PREPARE = (
+    *("simplify_reshapes", "merge_repeats", "recognize_operators", "fuse_pad"),
+    *("fold_batchnorm", "fold_scales", "fuse_gemm", "finite_masks"),
+)
+IMPROVE = ("smooth", "correct_bias", "protect")  # these look at the calibration data
 
 
 def int8(target: str = "onnxruntime") -> Recipe:

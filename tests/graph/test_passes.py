@@ -277,6 +277,30 @@ def test_channels_before_a_depthwise_layer_become_alike_at_no_cost():
     assert relative_error(before, model.run({"x": x})) < 1e-6
 
 
+def test_a_ceiling_before_a_depthwise_layer_moves_to_the_top_of_all_channels():
+    x = random(2, 3, 9, 9)
+    nodes = [node("Conv", "x w1 b1", "h"), node("Clip", "h zero six", "r"), node("Conv", "r w2", "y", group=4)]
+    w1 = random(4, 3, 3, 3) * np.array([0.05, 0.1, 1, 5], np.float32).reshape(4, 1, 1, 1)
+    numbers = {"zero": np.float32(0), "six": np.float32(6)}
+    model = network(nodes, x, w1=w1, b1=random(4), w2=random(4, 1, 3, 3), **numbers)
+    before, seen = model.run({"x": x}), run_value(model, "r", x).max((0, 2, 3))
+    changed = equalize_activations(model.program, {"r": seen})
+    model.changed()
+    assert changed.done
+    assert not changed.exact
+    assert (seen == 6).sum() == 2  # two channels reach the ceiling, two do not
+    after = run_value(model, "r", x).max((0, 2, 3))
+    np.testing.assert_allclose(after, after[0], rtol=1e-5)
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_a_long_chain_of_products_is_no_deep_recursion():
+    nodes = [node("Mul", f"v{i} c", f"v{i + 1}") for i in range(1, 1500)]
+    model = network([node("Mul", "x c", "v1"), *nodes, node("Relu", "v1500", "y")], random(2, 3), c=np.float32(1))
+    recognize_operators(model.program)
+    assert len(operators(model)) == 1501
+
+
 def run_value(model: Model, name: str, x: np.ndarray) -> np.ndarray:
     from lowbit.deploy.engines import ENGINES
 

@@ -9,7 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
+    scales = rng.uniform(0.001, 0.02, 60).astype(np.float32)
     return {
+        "weight_scales": scales,
+        "bias_scales": scales * np.float32(0.0374),
         "float": rng.normal(0, 0.05, (40, 30)).astype(np.float32),
         "int8": np.clip(np.round(rng.laplace(0, 12, (60, 50))), -127, 127).astype(np.int8),
         "pruned": np.where(rng.random((50, 60)) < 0.95, 0, rng.normal(0, 1, (50, 60))).astype(np.float32),

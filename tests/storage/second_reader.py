@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import struct
 import zlib
 from hashlib import sha256
 from typing import Any
@@ -272,6 +273,12 @@ def read_varints(source: Bytes, known: list[Any]) -> Any:
     return decode
 
 
+def multiplied(data: bytes, factor: bytes) -> bytes:
+    """A product of two float32 is exact in Python's float64, and rounded once when it is packed."""
+    (by,) = struct.unpack("<f", factor)
+    return b"".join(struct.pack("<f", number * by) for (number,) in struct.iter_unpack("<f", data))
+
+
 def unpack(container: bytes) -> dict[str, bytes]:
     """Name → contents of every file; the model's name is empty."""
     length = int.from_bytes(container[:8], "little")
@@ -289,12 +296,13 @@ def unpack(container: bytes) -> dict[str, bytes]:
         name, size, digest, cuts = index.take(index.varint()).decode(), index.varint(), index.take(32), []
         for _ in range(index.varint()):
             skip, cut_length, place = index.varint(), index.varint(), index.varint()
-            unit = len(sizes) if place == 0 else len(sizes) - 1 - (place - 1) // 2
+            unit = len(sizes) if place == 0 else len(sizes) - 1 - (place - 1) // 3
             if place == 0:
                 sizes.append(0)
-            offset = sizes[unit] if place == 0 or place % 2 == 1 else index.varint()
+            offset = sizes[unit] if place == 0 or place % 3 == 1 else index.varint()
+            factor = index.take(4) if place and place % 3 == 0 else b""
             sizes[unit] = max(sizes[unit], offset + cut_length)
-            cuts.append((skip, cut_length, unit, offset))
+            cuts.append((skip, cut_length, unit, offset, factor))
         files.append((name, size, digest, cuts))
     units = []
     known: list[Any] = []
@@ -306,8 +314,9 @@ def unpack(container: bytes) -> dict[str, bytes]:
     restored = {}
     for name, size, digest, cuts in files:
         out = b""
-        for skip, cut_length, unit, offset in cuts:
-            out += program.take(skip) + units[unit][offset : offset + cut_length]
+        for skip, cut_length, unit, offset, factor in cuts:
+            repeated = units[unit][offset : offset + cut_length]
+            out += program.take(skip) + (multiplied(repeated, factor) if factor else repeated)
         out += program.take(size - len(out))
         assert sha256(out).digest() == digest
         restored[name] = out

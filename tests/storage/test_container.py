@@ -8,6 +8,7 @@ import pytest
 import torch
 from container_models import model, save_external, weights
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 
@@ -15,6 +16,7 @@ from lowbit.errors import InputError
 from lowbit.storage import plan
 from lowbit.storage.container import Container, pack, unpack, unpacked_bytes
 from lowbit.storage.inspect import inspect, read_tensor, tensor_names
+from lowbit.storage.products import factor_between, multiplied
 
 
 def round_trip(source: Path, folder: Path) -> int:
@@ -151,6 +153,37 @@ def test_int4_codes_cost_their_entropy_with_all_overhead_counted(tmp_path: Path)
     _, counts = np.unique(codes, return_counts=True)
     entropy = -(counts * np.log2(counts / codes.size)).sum() / 8
     assert round_trip(tmp_path / "net.onnx", tmp_path) < 1.01 * entropy  # measured 1.004
+
+
+def test_the_scales_of_a_bias_cost_one_factor(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scales = rng.uniform(1e-4, 0.3, 500).astype(np.float32)
+    alone, both, other = (
+        pack(save(arrays), tmp_path / "a.lowbit")
+        for arrays in (
+            {"w": scales},
+            {"w": scales, "z": scales * np.float32(0.0123)},
+            {"w": scales, "z": np.nextafter(scales * np.float32(0.0123), np.float32(1))},
+        )
+    )
+    assert both < alone + 40  # 2,000 bytes of floats; a name, a place and a factor are left
+    assert other > alone + 1000
+    pack(save({"w": scales, "z": scales * np.float32(0.0123)}), tmp_path / "a.lowbit")
+    assert np.array_equal(read_tensor(tmp_path / "a.lowbit", "z"), scales * np.float32(0.0123))
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, -2.5, 1e-20, 3e38, np.float32(1) / 3])
+def test_a_factor_is_found_exactly_or_not_at_all(factor: float) -> None:
+    numbers = np.random.default_rng(1).normal(0, 1, 100).astype(np.float32)
+    with np.errstate(over="ignore"):
+        product = numbers * np.float32(factor)
+    found = factor_between(product, numbers)
+    if factor == 0 or not np.isfinite(product).all():
+        assert found is None
+    else:
+        assert np.array_equal(multiplied(numbers, found), product)
+    product[7] = np.nextafter(product[7], np.float32(9))
+    assert factor_between(product, numbers) is None
 
 
 def test_a_large_tensor_is_coded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_a_compression_bomb_in_index_or_program_is_refused(tmp_path: Path) -> No
 
 def test_repeated_bytes_cannot_refer_to_what_is_not_there(tmp_path: Path) -> None:
     head = bytes([ONNX]) + varint(1) + varint(0) + varint(100) + bytes(32) + varint(1)
-    for place in (varint(1), varint(2) + varint(0), varint(7)):
+    for place in (varint(1), varint(2) + varint(0), varint(3) + varint(0) + bytes(4), varint(7)):
         forged(tmp_path / "a.lowbit", write_blob(head + varint(0) + varint(50) + place))
         with pytest.raises(InputError, match="damaged"):
             Container(tmp_path / "a.lowbit")

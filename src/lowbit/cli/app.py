@@ -13,13 +13,14 @@ import typer
 import lowbit
 from lowbit.cli.compare import compare
 from lowbit.cli.compress import compress
+from lowbit.cli.formats import formats
 from lowbit.cli.pack import pack, unpack
 from lowbit.cli.quantize import quantize
 from lowbit.cli.run import run
 from lowbit.cli.show import show
 from lowbit.errors import LowbitError
 
-COMMANDS = (quantize, compare, show, run, compress, pack, unpack)
+COMMANDS = (quantize, compare, show, run, formats, compress, pack, unpack)
 app = typer.Typer(
     name="lowbit",
     add_completion=False,
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "--traceback" in given
     given = [word for word in given if word != "--traceback"]
-    if not given or given in ([command.__name__] for command in COMMANDS):
+    if not given or given in ([command.__name__] for command in COMMANDS if command is not formats):
         given.append("--help")  # `lowbit quantize` alone asks what it wants
     try:
         status = app(given, prog_name="lowbit", standalone_mode=False)

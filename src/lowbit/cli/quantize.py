@@ -32,8 +32,8 @@ def quantize(
     recipe: Annotated[
         str,
         typer.Option(
-            help="A preset (int8, int8-weights), a .toml file of rules, or a format for the weights alone (mxfp4, nf4, "
-            "'int4 group:64'): see 'lowbit formats'."
+            help="A preset (int8; weights alone: int8-weights, int4-weights, mxfp4-weights, nf4-weights, "
+            "codebook4-weights), a .toml file of rules, or a format for all weights ('int5 group:64'; 'lowbit formats')."
         ),
     ] = "int8",
     target: Annotated[

@@ -130,7 +130,7 @@ class OpenVino:
                         f"OpenVINO: input '{name}' {shapes[name]} was given the shape {list(array.shape)}."
                     )
             with _errors("OpenVINO failed while running the model"):
-                given = {inputs[name]: np.ascontiguousarray(array) for name, array in batch.items() if name in inputs}
+                given = {inputs[name]: np.asarray(array, order="C") for name, array in batch.items() if name in inputs}
                 results = request.infer(given)
                 return {name: np.array(results[port]) for name, port in zip(wanted, ports, strict=True)}
 

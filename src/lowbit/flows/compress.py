@@ -5,9 +5,8 @@ rises by a cubic (Zhu and Gupta 2017), and the float network teaches where label
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,73 +18,21 @@ from torch import Tensor
 import lowbit
 from lowbit.data import Data
 from lowbit.deploy.codebook import fewer_mantissa_bits, write_codebook
-from lowbit.errors import InputError, MismatchError
-from lowbit.flows.distill import Task
-from lowbit.flows.train import Adam, Checkpoints, Samples, order
+from lowbit.errors import MismatchError
+from lowbit.flows.compress_run import Progress, Run
+from lowbit.flows.compression import Compression, Layer
+from lowbit.flows.train import Samples
 from lowbit.graph import PASSES
 from lowbit.model import Model, load
-from lowbit.simulate.build import build
 from lowbit.simulate.compressed import CompressedNetwork
 from lowbit.simulate.place import WEIGHT_AXES
-from lowbit.solve.prune import Pruning, cubic_sparsity
-from lowbit.solve.share import Shared, share
+from lowbit.solve.share import share
+
+__all__ = ["Compression", "Layer", "Progress", "compress", "compress_tensors", "compressible", "write"]
 
 SMALLEST = 256
 """Weights of fewer elements stay as they are: nodes and tables would cost more than they save."""
 PREPARE = ("recognize_operators", "fold_batchnorm", "fuse_gemm")
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What becomes of one weight: the share of it that becomes zero, and the bits of a code."""
-
-    name: str
-    sparsity: float
-    codebook: int
-
-
-@dataclass(frozen=True)
-class Compression:
-    """What becomes of the weights, and how long is trained for it.
-
-    prune            share of weights that become zero, or a Pruning; 0: none
-    codebook         bits of a shared weight's code, 1 … 8; 0: weights are pruned but not shared
-    tables           tables of shared values for each weight: parts of its first axis that have their own
-    start, rate      of weight sharing, see lowbit.solve.share
-    prune_epochs     while sparsity rises and settles;  share_epochs: while shared values are trained
-    learning_rate    a step, relative to a tensor's root mean square
-    distill          share of the loss that is agreement with the float network, where there are labels; without: 1
-    mantissa_bits    of the biases and tables that stay float32
-    layers           choices for single weights, which override prune and codebook; see lowbit.flows.shrink
-    """
-
-    prune: float | Pruning = 0.9
-    codebook: int = 4
-    tables: int = 1
-    start: str = "linear"
-    rate: float = 0.0
-    prune_epochs: float = 8
-    share_epochs: float = 3
-    batch: int = 64
-    learning_rate: float = 0.02
-    distill: float = 0.5
-    temperature: float = 2.0
-    mantissa_bits: int = 7
-    seed: int = 0
-    layers: tuple["Layer", ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.codebook <= 8:
-            raise InputError(f"a codebook has 1 to 8 bits, or 0 for none; not {self.codebook}.")
-        if min(self.prune_epochs, self.share_epochs) < 0 or self.batch < 1 or self.learning_rate <= 0:
-            raise InputError(f"{self!r}: epochs are 0 or more, batch and learning rate above 0.")
-        if not 0 <= self.distill <= 1 or not 1 <= self.mantissa_bits <= 23:
-            raise InputError(f"{self!r}: distill is 0 … 1, mantissa_bits 1 … 23.")
-
-    @property
-    def pruning(self) -> Pruning:
-        return self.prune if isinstance(self.prune, Pruning) else Pruning(self.prune)
 
 
 def compress(
@@ -116,7 +63,7 @@ def compress(
         PASSES[name](prepared.program)
     weights = compressible(prepared.program)
     samples = Samples.of(Data.of(data, model.inputs).batches(max(chosen.batch, 64)))
-    run = _Run(prepared, weights, samples, chosen, checkpoint, progress or (lambda *_: None), augment)
+    run = Run(prepared, weights, samples, chosen, checkpoint, progress or (lambda *_: None), augment)
     network = run.train()
     program = write(prepared.program, network, chosen, run.keys)
     _verify(Model(program, model.source), run.network, samples, prepared)
@@ -177,152 +124,6 @@ def _example(module: Any, data: Any) -> Any:
     first = next(iter(data.values())) if isinstance(data, Mapping) else next(iter(data))
     first = first[0] if isinstance(first, (tuple, list)) else first
     return torch.as_tensor(first)[:2]
-
-
-class _Run:
-    """One training run: its phases, its state, and how it resumes."""
-
-    def __init__(
-        self,
-        prepared: Model,
-        weights: Mapping[str, int],
-        samples: Samples,
-        settings: Compression,
-        checkpoint: str | Path | None,
-        progress: Progress,
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None,
-    ) -> None:
-        module = build(prepared.program).eval()
-        self.keys: dict[str, str] = module.meta["keys"]
-        self.axes = {self.keys[name]: axis for name, axis in weights.items() if name in self.keys}
-        self.network = CompressedNetwork(module)
-        self.samples, self.settings, self.progress, self.augment = samples, settings, progress, augment
-        self.layers = {self.keys[layer.name]: layer for layer in settings.layers if layer.name in self.keys}
-        if unknown := [layer.name for layer in settings.layers if self.keys.get(layer.name) not in self.axes]:
-            raise InputError(f"'{unknown[0]}' is not a weight that can be compressed; these are: {', '.join(weights)}.")
-        self.prunes = settings.pruning.sparsity > 0 or any(layer.sparsity for layer in settings.layers)
-        self.task = Task.of(self.network, samples, settings.distill, settings.temperature)
-        per_epoch = max(1, len(samples) // settings.batch)
-        self.steps = {
-            "prune": math.ceil(settings.prune_epochs * per_epoch) if self.prunes else 0,
-            "share": math.ceil(settings.share_epochs * per_epoch) if settings.codebook or settings.layers else 0,
-        }
-        identity = {
-            "settings": asdict(settings),
-            "source": {key: float(p.double().abs().sum()) for key, p in self.network.parameters.items()},
-            "samples": [len(samples), *(float(x[0].double().sum()) for x in samples.inputs)],
-        }
-        self.checkpoints = Checkpoints(None if checkpoint is None else Path(checkpoint), identity)
-
-    def train(self) -> CompressedNetwork:
-        """All phases; what a checkpoint holds is not done again."""
-        phase, step, adam = self._resume()
-        if phase == "prune":
-            if not step:
-                adam = Adam.of(self.network.parameters)
-            self._phase("prune", step, adam)
-            self._share()
-            phase, step, adam = "share", 0, Adam.of(self.network.parameters)
-        self._phase("share", step, adam)
-        return self.network
-
-    def _phase(self, phase: str, start: int, adam: Adam) -> None:
-        total = self.steps[phase]
-        rate = self.settings.learning_rate * (1.0 if phase == "prune" else 0.25)
-        per_epoch = max(1, len(self.samples) // self.settings.batch)
-        rows = order(len(self.samples), start // per_epoch, self._seed(phase))
-        for step in range(start, total):
-            epoch, place = divmod(step, per_epoch)
-            if place == 0:
-                rows = order(len(self.samples), epoch, self._seed(phase))
-            if phase == "prune":
-                self._update_masks(step, total)
-            part = self.samples.take(rows[place * self.settings.batch : (place + 1) * self.settings.batch])
-            if self.augment is not None:
-                generator = torch.Generator().manual_seed(self._seed(phase) * 7919 + step)
-                part = replace(part, inputs=tuple(self.augment(x, generator) for x in part.inputs))
-            chosen = rows[place * self.settings.batch : (place + 1) * self.settings.batch]
-            self._step(part, None if self.augment else chosen, adam, rate * _cosine(step, total), step + 1)
-            self.progress(phase, step + 1, total)
-            self.checkpoints.save(lambda done=step + 1: self._state(phase, done, adam))  # type: ignore[misc]
-        if phase == "prune":
-            self._update_masks(total, total)
-
-    def _seed(self, phase: str) -> int:
-        return self.settings.seed * 2 + (phase == "share")
-
-    def _step(self, part: Samples, rows: Tensor | None, adam: Adam, rate: float, number: int) -> None:
-        parameters = self.network.parameters
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        loss = self.task.loss(self.network(*part.inputs), part, rows)
-        keys = list(parameters)
-        gradients = torch.autograd.grad(loss, [parameters[key] for key in keys], allow_unused=True)
-        for parameter in parameters.values():
-            parameter.requires_grad_(False)
-        with torch.no_grad():
-            found = {key: gradient for key, gradient in zip(keys, gradients, strict=True) if gradient is not None}
-            adam.step(parameters, found, rate, number)
-
-    def _update_masks(self, step: int, total: int) -> None:
-        """Sparsity rises over the first half of the phase; masks may change until four fifths, then they stay."""
-        pruning = self.settings.pruning
-        every = max(16, total // 200)
-        settled = int(0.8 * total)
-        if not self.prunes or (step % every and step != total) or (step > settled and self.network.masks):
-            return
-        reached = 1.0 if step == total else cubic_sparsity(step, max(1, total // 2), 1.0)
-        dense = {key: self.network.parameters[key].movedim(axis, 0) for key, axis in self.axes.items()}
-        alone = {key: dense.pop(key) for key in self.layers}
-        masks = pruning.masks(dense, pruning.sparsity * reached) if dense and pruning.sparsity else {}
-        for key, weight in alone.items():
-            masks |= replace(pruning, scope="layer").masks({key: weight}, self.layers[key].sparsity * reached)
-        for key, mask in masks.items():
-            self.network.masks[key] = mask.movedim(0, self.axes[key]).contiguous()
-
-    def _share(self) -> None:
-        """Codes for every weight; from here on they stay."""
-        for key in self.axes:
-            bits = self.layers[key].codebook if key in self.layers else self.settings.codebook
-            if not bits:
-                continue
-            weight, mask = self.network.parameters[key], self.network.masks.get(key)
-            tables = self.settings.tables if len(weight) % self.settings.tables == 0 else 1
-            settings = self.settings
-            shared = share(weight, mask, bits, groups=tables, start=settings.start, rate=settings.rate)
-            self.network.share(key, shared)
-
-    def _state(self, phase: str, step: int, adam: Adam) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        network = self.network
-        groups = {
-            "parameter": network.parameters,
-            "mask": network.masks,
-            "codes": {key: shared.codes for key, shared in network.shared.items()},
-            "first": adam.first,
-            "second": adam.second,
-        }
-        tensors = {f"{group}/{key}": tensor for group, items in groups.items() for key, tensor in items.items()}
-        zeros = {key: shared.zero for key, shared in network.shared.items()}
-        return tensors, {"phase": phase, "step": step, "sizes": adam.sizes, "zeros": zeros}
-
-    def _resume(self) -> tuple[str, int, Adam]:
-        found = self.checkpoints.load()
-        if found is None:
-            return "prune", 0, Adam({})
-        tensors, notes = found
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            group, key = name.split("/", 1)
-            groups.setdefault(group, {})[key] = tensor
-        for key, codes in groups.get("codes", {}).items():
-            self.network.share(key, Shared(codes, groups["parameter"][key], notes["zeros"][key]))
-        self.network.parameters.update(groups["parameter"])
-        self.network.masks = groups.get("mask", {})
-        return notes["phase"], notes["step"], Adam(notes["sizes"], groups["first"], groups["second"])
-
-
-def _cosine(step: int, total: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * step / max(1, total)))
 
 
 def write(program: ir.Model, network: CompressedNetwork, settings: Compression, keys: Mapping[str, str]) -> ir.Model:

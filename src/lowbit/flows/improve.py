@@ -30,14 +30,15 @@ def output_error(simulation: Simulation, batches: Sequence[Batch], exact: Output
     return sum(noise[n] / max(power[n], 1e-30) for n in noise) / max(1, len(noise))
 
 
-def keep_if_better(simulation: Simulation, step: Callable[[], list[str]], batches: Sequence[Batch]) -> list[str]:
+def keep_if_better(
+    simulation: Simulation, step: Callable[[], list[str]], batches: Sequence[Batch], exact: Outputs
+) -> list[str]:
     """Run a step that edits parameters; undo it unless the error on these batches fell. What was done, in words.
 
     step   edits parameters in place, adds their names to `simulation.edited`, and says what it did
     """
     saved = {name: p.detach().clone() for name, p in simulation.module.named_parameters() if p.dim() <= 1}
     edited = set(simulation.edited)
-    exact = float_outputs(simulation, batches)
     before = output_error(simulation, batches, exact)
     done = step()
     after = output_error(simulation, batches, exact)

@@ -14,7 +14,8 @@ from lowbit.errors import UnsupportedError
 from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights
 from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
-from lowbit.flows.improve import keep_if_better
+from lowbit.flows.improve import float_outputs, keep_if_better
+from lowbit.flows.protect import protect
 from lowbit.flows.ranges import choose_ranges
 from lowbit.flows.smooth import smooth_activations
 from lowbit.flows.verify import verify
@@ -57,11 +58,20 @@ def quantize(
         raise UnsupportedError(_nothing_to_do(model, placement))
     simulation = Simulation(prepared.program, placement)
     observe(simulation, chain(judging, kept, (samples.inputs for samples in stream)))
-    solve_weights(simulation)
-    choose_ranges(simulation, judging + kept)
-    notes += hold_biases(simulation)
-    if "correct_bias" in chosen.passes:
-        notes += keep_if_better(simulation, lambda: correct_bias(simulation, examples), judging)
+    exact = float_outputs(simulation, judging)
+
+    def settle(simulation: Simulation) -> list[str]:
+        solve_weights(simulation)
+        choose_ranges(simulation, judging + kept[:3])
+        said = hold_biases(simulation)
+        if "correct_bias" in chosen.passes:
+            said += keep_if_better(simulation, lambda: correct_bias(simulation, examples), judging, exact)
+        return said
+
+    notes += settle(simulation)
+    if "protect" in chosen.passes:
+        simulation, chosen, said = protect(simulation, chosen, settle, judging, exact)
+        notes += said
     program = export(simulation)
     parity = verify(simulation, program, judging)
     program.metadata_props.update(

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowbit.errors import DataError
 from lowbit.flows.calibrate import Batch
@@ -67,6 +67,14 @@ def _set(quantizer: FakeQuant, lo: Tensor, hi: Tensor) -> None:
     quantizer.set_parameters(scale.reshape(()), zero.reshape(()))
 
 
+def quantizer_costs(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, float]:
+    """Squared error that each quantizer alone adds to the outputs as it is set now, activations (by group) and weights."""
+    quantizers = simulation.activations() | {name: q for name, (_, q) in simulation.constants().items()}
+    tried = {name: {q.spec.range: (q.scale, q.zero)} for name, q in quantizers.items()}
+    errors = output_errors(simulation, tried, batches)
+    return {name: float(cost[0]) for name, cost in errors.items() if cost is not None}
+
+
 def output_errors(
     simulation: Simulation, tried: dict[str, dict[Range, Parameters]], batches: Sequence[Batch]
 ) -> dict[str, Tensor | None]:
@@ -79,7 +87,7 @@ def output_errors(
     total: dict[str, Tensor | None] = dict.fromkeys(tried)
     quantizers = {name: simulation.quantizers[name] for name in tried}
     for batch in batches:
-        with simulation.mode("probe"):
+        with simulation.mode("probe", [q for q in quantizers.values() if isinstance(q, FakeQuant)]):
             arrays = [
                 torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in simulation.program.graph.inputs
             ]
@@ -101,9 +109,9 @@ def output_errors(
                 torch.autograd.grad(outputs, xs, weights, retain_graph=step < PROJECTIONS - 1, allow_unused=True)
             )
             for name, found in probes.items():
-                pairs = [(g, noise[name][i]) for i in range(len(found)) if (g := next(grads)) is not None]
+                pairs = [(g, noise[name][i], found[i]) for i in range(len(found)) if (g := next(grads)) is not None]
                 if pairs:
-                    seen = torch.stack([_reached(g, n) for g, n in pairs]).sum(0)
+                    seen = torch.stack([_reached(*pair) for pair in pairs]).sum(0)
                     total[name] = seen if (before := total[name]) is None else before + seen
     return total
 
@@ -113,7 +121,7 @@ def _error(x: Tensor, format: object, parameters: Parameters) -> Tensor:
         return fake_quantize(x, format, *parameters) - x  # type: ignore[arg-type]
 
 
-def _reached(gradient: Tensor, candidates: list[Tensor]) -> Tensor:
-    """Σ over samples of (vᵀ J δ)² for each candidate's δ."""
-    samples = gradient.shape[0] if gradient.dim() else 1
+def _reached(gradient: Tensor, candidates: list[Tensor], x: Tensor) -> Tensor:
+    """Σ over samples of (vᵀ J δ)² for each candidate's δ; a weight is one for all samples."""
+    samples = gradient.shape[0] if gradient.dim() and not isinstance(x, nn.Parameter) else 1
     return torch.stack([(gradient * d).reshape(samples, -1).sum(1).square().sum() for d in candidates])

@@ -88,7 +88,7 @@ def check_external(tensor: onnx.TensorProto, size: int, folder: Path | None, wha
     root = folder.resolve()
     path = (folder / location).resolve()
     if ".." in PurePosixPath(location.replace("\\", "/")).parts or not path.is_relative_to(root):
-        raise InputError(f"{what} points to '{location}', outside the model's own folder.")
+        raise InputError(f"{what} points to '{location}', outside the model's own folder; copy it there to use it.")
     if not path.exists():
         raise InputError(f"{what} needs the external file '{location}', which is not in '{folder}'.")
     if not path.is_file():

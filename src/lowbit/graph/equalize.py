@@ -19,7 +19,7 @@ from lowbit.graph.changed import Changed
 from lowbit.graph.homogeneous import passes_scale
 from lowbit.graph.linear import Linear, linear_before, linear_layer
 from lowbit.graph.relu6 import relu_ceiling, to_relu
-from lowbit.graph.weights import only_reader
+from lowbit.graph.weights import only_reader, set_constant
 
 LARGEST_STEP = 1e4  # a channel is never scaled by more in one step: a dead channel must not become infinite
 
@@ -65,30 +65,38 @@ def equalize_weights(program: ir.Model, *, drop_ceilings: bool = False, rounds: 
     return Changed(tuple(f"weights of {pair} equalized" for pair in pairs), tuple(kept), exact)
 
 
-def equalize_activations(
-    program: ir.Model,
-    maxima: Mapping[str, np.ndarray],
-    *,
-    strength: float = 0.5,
-    drop_ceilings: bool = False,
-) -> Changed:
+def equalize_activations(program: ir.Model, maxima: Mapping[str, np.ndarray], *, strength: float = 0.0) -> Changed:
     """Give the channels between the two layers of each pair the same range, at the cost of the second's weights.
 
     maxima     largest absolute value of each channel, (channels,), by the name of the value that the second layer reads
     strength   0 leaves the activations, 1 makes all their channels alike. A depthwise second layer has one scale a
-               channel, which costs nothing: there it is always 1
+               channel, so that it costs nothing there: there it is always 1
 
     s_i = x_i^strength / w_i^(1-strength), x the maxima, w the largest weight that reads channel i.
+    At full strength a ReLU6 becomes one ceiling above all channels: those that reached 6 reach it, the others do not,
+    on the data seen. So it is stated as approximate; at less strength such pairs are left.
     """
-    pairs, kept, exact = _usable(program, drop_ceilings)
+    pairs, kept = pairs_of(program)
     done: list[str] = []
+    exact = True
     for pair in pairs:
         seen = maxima.get(pair.value)
-        if seen is None or seen.shape != (pair.second.inputs,):
+        second = pair.second
+        full = second.node.op_type == "Conv" and second.groups == second.inputs
+        if not full and strength == 0:
+            continue
+        ceilings = [node for node in pair.between if relu_ceiling(node) not in (None, float("inf"))]
+        if seen is None or seen.shape != (second.inputs,):
             kept.append(f"{pair} kept: no maximum of each channel was observed for '{pair.value}'")
             continue
-        depthwise = pair.second.node.op_type == "Conv" and pair.second.groups == pair.second.inputs
-        _move(pair, balance(seen, pair.second.by_input(), 1.0 if depthwise else strength))
+        if ceilings and not (full or strength == 1):
+            kept.append(f"{pair} kept: '{ceilings[0].name}' has a ceiling, which does not scale")
+            continue
+        scale = balance(seen, second.by_input(), 1.0 if full else strength)
+        _move(pair, scale)
+        for node in ceilings:
+            exact = False
+            set_constant(node, 2, np.array((seen / scale).max()), f"{node.name}.ceiling")
         done.append(f"channels of '{pair.value}' equalized between {pair}")
     return Changed(tuple(done), tuple(kept), exact)
 

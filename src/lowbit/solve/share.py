@@ -71,6 +71,33 @@ def share(
     return Shared(codes.reshape(weight.shape), tables[:, :used].contiguous(), pruned)
 
 
+def nearest_codes(weight: Tensor, mask: Tensor | None, tables: Tensor, zero: bool) -> Tensor:
+    """Codes (uint8, the weight's shape) of the nearest value in each group's table; pruned weights get code 0.
+
+    tables   as in Shared; the values after the leading zero, if there is one, in rising order
+    """
+    rows = weight.detach().reshape(len(tables), -1)
+    codes = torch.empty(rows.shape, dtype=torch.uint8)
+    for group, table in enumerate(tables):
+        values = table[int(zero) :]
+        codes[group] = (_nearest(rows[group], values) + int(zero)).to(torch.uint8) if len(values) else 0
+    codes = codes.reshape(weight.shape)
+    return codes if mask is None or not zero else codes * mask
+
+
+def refit(weight: Tensor, shared: "Shared") -> "Shared":
+    """The same codes, each value moved to the mean of its weights; a value without weights, and zero, stay."""
+    flat, count = shared.positions(), shared.tables.numel()
+    sums = torch.bincount(flat, weight.detach().reshape(-1).double(), minlength=count)
+    counts = torch.bincount(flat, minlength=count)
+    means = torch.where(counts > 0, sums / counts.clamp_min(1), shared.tables.reshape(-1).double())
+    tables = means.float().reshape(shared.tables.shape)
+    if shared.zero:
+        tables[:, 0] = 0
+        tables[:, 1:] = torch.sort(tables[:, 1:]).values
+    return Shared(shared.codes, tables if shared.zero else torch.sort(tables).values, shared.zero)
+
+
 def _fit(points: Tensor, values: int, bits: int, start: str, rate: float) -> tuple[Tensor, Tensor]:
     """At most `values` shared values for the points, and which point gets which."""
     distinct = torch.unique(points)

@@ -24,8 +24,9 @@ from lowbit.storage.choose import choose
 from lowbit.storage.codecs import WIDTHS, Codec
 from lowbit.storage.configs import write_config
 from lowbit.storage.envelope import Envelope
-from lowbit.storage.index import MAX_INDEX_BYTES, ONNX, SAFETENSORS, File, Index, Unit, read_blob, write_blob
+from lowbit.storage.index import MAX_INDEX_BYTES, ONNX, SAFETENSORS, Cut, File, Index, Unit, read_blob, write_blob
 from lowbit.storage.plan import Plan, mapped, plan, safe_name
+from lowbit.storage.products import multiplied
 
 CACHED_UNIT_BYTES = 1 << 20
 
@@ -150,6 +151,11 @@ class Container:
             self.cache[number] = data
         return data
 
+    def cut_bytes(self, cut: Cut) -> bytes:
+        """The bytes of a cut."""
+        data = self.unit_bytes(cut.unit)[cut.offset : cut.offset + cut.length]
+        return data if cut.factor is None else multiplied(np.frombuffer(data, np.float32), cut.factor).tobytes()
+
     def rest(self, number: int) -> memoryview:
         """What is left of a file where its cuts were taken out."""
         start = sum(file.rest_size for file in self.index.files[:number])
@@ -185,7 +191,7 @@ class Container:
             missing += cut.length
             if position > start:
                 low, high = max(start, cut.start) - cut.start, min(stop, position) - cut.start
-                yield self.unit_bytes(cut.unit)[cut.offset + low : cut.offset + high]
+                yield self.cut_bytes(cut)[low:high]
         if stop > position:
             yield rest[max(start, position) - missing : stop - missing]
 

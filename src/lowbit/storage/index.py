@@ -26,12 +26,15 @@ class Cut:
     start, length   in the file
     unit            number of the unit that holds it
     offset          where it begins in the unit's bytes
+    factor          None, or the bits of a float32: the unit's bytes are float32 numbers, and the stretch holds each
+                    times this one, rounded to float32 (the scales of biases are such products)
     """
 
     start: int
     length: int
     unit: int
     offset: int
+    factor: int | None = None
 
 
 @dataclass
@@ -83,13 +86,16 @@ class Index:
             for cut in file.cuts:
                 out += [varint(cut.start - position), varint(cut.length)]
                 position = cut.start + cut.length
+                back = 3 * (opened - 1 - cut.unit)
                 if cut.unit == opened:
                     out.append(varint(0))
                     opened += 1
+                elif cut.factor is not None:
+                    out += [varint(3 + back), varint(cut.offset), cut.factor.to_bytes(4, "little")]
                 elif cut.offset == sizes[cut.unit]:
-                    out.append(varint(1 + 2 * (opened - 1 - cut.unit)))
+                    out.append(varint(1 + back))
                 else:
-                    out += [varint(2 + 2 * (opened - 1 - cut.unit)), varint(cut.offset)]
+                    out += [varint(2 + back), varint(cut.offset)]
                 sizes[cut.unit] = max(sizes[cut.unit], cut.offset + cut.length)
         known: list[Codec] = []
         for unit in self.units:
@@ -142,7 +148,8 @@ def _read_file(source: Reader, sizes: list[int], max_bytes: int) -> File:
         start = position + source.varint(size - position)
         length = source.varint(size - start)
         place = source.varint()
-        back, form = (place - 1) // 2, (place - 1) % 2
+        back, form = (place - 1) // 3, (place - 1) % 3
+        factor = None
         if not length or (place and back >= len(sizes)):
             raise InputError("the index of a container is damaged: a tensor lies nowhere.")
         if not place:
@@ -153,9 +160,11 @@ def _read_file(source: Reader, sizes: list[int], max_bytes: int) -> File:
             offset = sizes[unit] if form == 0 else source.varint(sizes[unit])
             if form == 0:
                 sizes[unit] += length
-            elif offset + length > sizes[unit]:
+            elif offset + length > sizes[unit] or (form == 2 and length % 4):
                 raise InputError("the index of a container is damaged: a tensor repeats bytes that are not there.")
-        cuts.append(Cut(start, length, unit, offset))
+            if form == 2:
+                factor = int.from_bytes(source.take(4), "little")
+        cuts.append(Cut(start, length, unit, offset, factor))
         position = start + length
     return File(name, size, sha256, cuts)
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from lowbit.errors import InputError
 from lowbit.storage.index import Cut, File
+from lowbit.storage.products import Floats, factor_between
 from lowbit.storage.protobuf import View
 from lowbit.storage.tensors import Contents, onnx_tensors, safetensors_tensors
 
@@ -18,6 +21,9 @@ POOLED_BELOW = 2048
 FEWEST_VALUES = 3
 """Short contents of fewer different bytes, such as zero points, stay too: LZMA spends next to nothing on them."""
 POOL_BYTES = 1 << 16
+LONGEST_PRODUCT = 1 << 16
+VECTORS_TRIED = 64
+"""How many earlier vectors of the same length are tried: the scales of a bias follow those of its weight."""
 LARGEST_UNIT = 1 << 26
 """Longer contents are coded in parts, so that memory stays bounded whatever the size of a tensor."""
 
@@ -107,6 +113,7 @@ class _Planner:
         self.cuts: list[list[Cut]] = [[] for _ in files]
         self.units: list[Unit] = []
         self.pools: dict[tuple[int | str, int, bool], int] = {}
+        self.vectors: dict[int, list[tuple[Floats, int, int]]] = {}
         self.seen: dict[tuple[int, int], tuple[int, int, int, int]] = {}
 
     def cut(self, file: int, wanted: list[Contents]) -> None:
@@ -133,6 +140,13 @@ class _Planner:
             if self.files[other][at : at + length] == data:
                 self.cuts[file].append(Cut(start, length, unit, offset))
                 return
+        if (
+            contents.bits == 32
+            and not contents.varints
+            and length <= LONGEST_PRODUCT
+            and self._product(file, start, data)
+        ):
+            return
         bits = contents.bits if length * 8 % max(8, contents.bits) == 0 else 8
         kind = contents.kind, bits, contents.varints
         pooled = length < POOLED_BELOW
@@ -146,4 +160,17 @@ class _Planner:
         self.cuts[file].append(Cut(start, length, number, unit_.size))
         self.seen.setdefault(key, (file, start, number, unit_.size))
         unit_.parts.append((file, start, length))
+        if bits == 32 and length <= LONGEST_PRODUCT:
+            vectors = self.vectors.setdefault(length, [])
+            vectors.append((np.frombuffer(data, np.float32), number, unit_.size))
         unit_.size += length
+
+    def _product(self, file: int, start: int, data: memoryview) -> bool:
+        """Whether a stretch is a multiple of one that was cut before; then it needs a factor only."""
+        numbers = np.frombuffer(data, np.float32)
+        for other, unit, offset in self.vectors.get(len(data), [])[-VECTORS_TRIED:]:
+            factor = factor_between(numbers, other)
+            if factor is not None:
+                self.cuts[file].append(Cut(start, len(data), unit, offset, factor))
+                return True
+        return False

@@ -1,0 +1,58 @@
+"""`lowbit formats`: the catalogue of number formats, and what each does to a model's own weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.options import JsonOption, check_output, print_json, show_page
+
+
+def formats(
+    on: Annotated[
+        Path | None,
+        typer.Option("--on", metavar="MODEL", help="A network: noise and bytes of each format on its weights."),
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[FORMAT]...", help="Only these, in words: 'int4 group:64'.")
+    ] = None,
+    range: Annotated[str, typer.Option(help="How bounds are chosen: minmax, mse, octav, percentile:99.99, …")] = "mse",
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Also draw SQNR over bits.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the number formats: bits with scales, largest value, smallest step, source.
+
+    With --on, quantize the network's real weights to each and list noise and bytes: what one wants to see before
+    choosing. A name from here is a recipe: 'lowbit quantize net.onnx --recipe mxfp4'.
+
+    Example: lowbit formats --on net.onnx --plot formats.svg
+    """
+    from lowbit.errors import InputError
+    from lowbit.numerics import parse_format
+    from lowbit.numerics.catalogue import catalogue, entry
+    from lowbit.report.formats import catalogue_table, on_model_table, plot_svg, rows_json
+
+    if on is None:
+        if plot is not None:
+            raise InputError("--plot draws the formats on a network's weights: give --on MODEL as well.")
+        entries = [entry(name, parse_format(name)) for name in names] if names else catalogue()
+        if json:
+            print_json({"formats": rows_json(entries)})
+        else:
+            show_page(catalogue_table(entries))
+        return
+
+    from lowbit.flows.formats import COMPARED, formats_on, weights_of
+    from lowbit.model import load
+    from lowbit.ranges import parse_range
+
+    if plot is not None:
+        check_output(plot, [on])
+    model = load(on)
+    rows = formats_on(model, tuple(names or COMPARED), parse_range(range))
+    if plot is not None:
+        plot.write_text(plot_svg(rows, f"{on.name}: weights"), encoding="utf-8")
+    if json:
+        print_json({"model": str(on), "range": range, "formats": rows_json(rows)})
+    else:
+        show_page(on_model_table(rows, on.name, sum(4 * weight.numel() for _, weight, _, _ in weights_of(model))))

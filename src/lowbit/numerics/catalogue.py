@@ -1,0 +1,86 @@
+"""The catalogue: every named format with its cost, its reach and where its definition stands."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowbit.numerics.fitted import Fitted
+from lowbit.numerics.formats import FORMATS, Format
+from lowbit.numerics.grids import Int
+
+_UNIFORM = "Jacob et al. 2018, arXiv 1712.05877"
+_OCP_MX = "OCP Microscaling Formats (MX) 1.0"
+_OCP_FP8 = "OCP 8-bit Floating Point 1.0"
+_MICRO = "Darvish Rouhani et al. 2023, arXiv 2302.08007"
+_VSQ = "Dai et al. 2021, arXiv 2102.04503"
+_APOT = "Li et al. 2020, arXiv 1909.13144"
+_LOG = "Miyashita et al. 2016, arXiv 1603.01025"
+_KMEANS = "Han et al. 2016, arXiv 1510.00149; Lloyd 1982"
+_LQ = "Zhang et al. 2018, arXiv 1807.10029"
+SOURCES = {
+    "fixed8": "a power-of-two scale: a shift",
+    "fixed4": "a power-of-two scale: a shift",
+    "ternary": "Li et al. 2016, arXiv 1605.04711",
+    "binary": "Rastegari et al. 2016, arXiv 1603.05279",
+    **dict.fromkeys(("log3", "log4"), _LOG),
+    **dict.fromkeys(("apot3", "apot4", "apot5"), _APOT),
+    "nf4": "Dettmers et al. 2023, arXiv 2305.14314",
+    "pwlq4": "Fang et al. 2020, arXiv 2002.00104",
+    **dict.fromkeys(("codebook2", "codebook3", "codebook4"), _KMEANS),
+    **dict.fromkeys(("bases2", "bases3", "bases4"), _LQ),
+    **dict.fromkeys(("e4m3", "e5m2"), _OCP_FP8),
+    "e3m4": "IEEE 754 rules with 3 exponent bits",
+    **dict.fromkeys(("e3m2", "e2m3", "e2m1"), _OCP_MX),
+    **dict.fromkeys(("fp16", "bf16"), "IEEE 754; bfloat16"),
+    **dict.fromkeys(("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e3m2", "mxfp6_e2m3", "mxfp4", "mxint8"), _OCP_MX),
+    **dict.fromkeys(("mx9", "mx6", "mx4"), _MICRO),
+    "nvfp4": "NVIDIA Blackwell: E2M1, E4M3 per 16, float32 per tensor",
+    **dict.fromkeys(("vsq4", "vsq8"), _VSQ),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row. largest and step are values of the grid, in units of the scale; None where the grid is fitted to data.
+
+    bits     per element in a large tensor, scales included
+    codes    how many values a code can mean
+    largest  largest value
+    step     smallest distance between neighbours
+    """
+
+    name: str
+    bits: float
+    codes: int
+    largest: float | None
+    step: float | None
+    shares: str
+    source: str
+
+
+def entry(name: str, format: Format) -> Entry:
+    """The row of a format."""
+    source = SOURCES.get(name, _UNIFORM if isinstance(format.grid, Int) else "")
+    shares = "no scale" if format.block is None else repr(format.block)
+    if format.scale is not None:
+        shares += f", scale {_scale_words(format.scale)}"
+    elif format.zero_point:
+        shares += ", zero point"
+    if isinstance(format.grid, Fitted):
+        codes, numbers = 1 << format.grid.bits, format.grid.numbers
+        return Entry(name, format.bits_per_element(), codes, None, None, f"{shares}, {numbers} numbers a table", source)
+    values = format.grid.values()
+    step = float(np.diff(values).min()) if len(values) > 1 else None
+    return Entry(name, format.bits_per_element(), len(values), float(values[-1]), step, shares, source)
+
+
+def _scale_words(scale: Format) -> str:
+    words = f"{scale.grid.bits} bits"
+    if scale.block is None:
+        return words
+    return f"{words} per {scale.block!r}" + ("" if scale.scale is None else f", scale {_scale_words(scale.scale)}")
+
+
+def catalogue() -> list[Entry]:
+    """All named formats, in the order of `FORMATS`."""
+    return [entry(name, format_) for name, format_ in FORMATS.items()]
