@@ -73,7 +73,7 @@ def _set(quantizer: FakeQuant, lo: Tensor, hi: Tensor) -> None:
 
 
 def quantizer_costs(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, float]:
-    """Squared error that each quantizer alone adds to the outputs as it is set now, activations (by group) and weights."""
+    """Squared error that each quantizer alone adds to the outputs as it is set now: activations by group, weights."""
     quantizers = simulation.activations() | {name: q for name, (_, q) in simulation.constants().items()}
     tried = {name: {q.spec.range: (q.scale, q.zero)} for name, q in quantizers.items()}
     errors = output_errors(simulation, tried, batches)
