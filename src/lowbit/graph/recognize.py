@@ -1,5 +1,6 @@
-"""Operators that exporters spell out, put back: LayerNormalization, Gelu, HardSwish, GlobalAveragePool. Exact up to rounding.
+"""Operators that exporters spell out, put back: LayerNormalization, Gelu, HardSwish, GlobalAveragePool.
 
+Exact up to rounding.
 Engines have kernels for them, and their insides must not be quantized one multiplication at a time.
 """
 

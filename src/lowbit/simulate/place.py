@@ -313,7 +313,9 @@ class _Placer:
             elif self.role[node.name] is Role.STORE and weight.size < SMALLEST_WEIGHT:
                 self.reasons[name] = f"{weight.size} values are too few to store in low bits"
             else:
-                turned = replace(spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim, weight.shape))
+                turned = replace(
+                    spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim, weight.shape)
+                )
                 yield Site(name, "weight", turned, str(node.name), name, frozenset({(str(node.name), index)}))
 
     def _constant_sites(self, node: ir.Node) -> Iterator[Site]:
