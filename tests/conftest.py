@@ -10,7 +10,8 @@ DATA = Path(os.environ.get("LOWBIT_DATA", Path(__file__).parents[2] / "shared" /
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The folder of real models and data; tests that need it are skipped, saying so, where it is absent."""
+    """The folder of real models and data; without it a test is skipped, or fails where LOWBIT_DATA_REQUIRED is set."""
     if not DATA.is_dir():
-        pytest.skip(f"real models and data not found in {DATA}; set LOWBIT_DATA")
+        give_up = pytest.fail if os.environ.get("LOWBIT_DATA_REQUIRED") else pytest.skip
+        give_up(f"real models and data not found in {DATA}; set LOWBIT_DATA")
     return DATA

@@ -33,7 +33,7 @@ def quantize(
         str,
         typer.Option(
             help="A preset (int8; weights alone: int8-weights, int4-weights, mxfp4-weights, nf4-weights, "
-            "codebook4-weights), a .toml file of rules, or a format for all weights ('int5 group:64'; 'lowbit formats')."
+            "codebook4-weights), a .toml file of rules, or a format for weights ('int5 group:64': 'lowbit formats')."
         ),
     ] = "int8",
     target: Annotated[

@@ -1,8 +1,9 @@
 """When int8 costs too much, leave the layers in float that cost most, and say so.
 
-Most networks never come here: their outputs stay within `TOLERANCE` of float on samples that nothing was fitted to. Where they
-do not (depthwise detectors with SiLU, for one), the backward passes of `flows.ranges` price every quantizer at once, the
-dearest values lose theirs, and the network is placed anew: a file that does its job more slowly beats one that does not.
+Most networks never come here: their outputs stay within `TOLERANCE` of float on samples that nothing was fitted to.
+Where they do not (depthwise detectors with SiLU, for one), the backward passes of `flows.ranges` price every quantizer
+at once, the dearest values lose theirs, and the network is placed anew: a file that does its job more slowly beats one
+that does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ def protect(
     judging: Sequence[Batch],
     exact: Outputs,
 ) -> tuple[Simulation, Recipe, list[str]]:
-    """The simulation as it is, or one with the costliest layers in float; the recipe that says so; what was done, in words.
+    """The simulation as it is, or one with the costliest layers in float; the recipe that says so; and what was done.
 
     settle   finds codes, ranges and biases of a simulation that has observed, and says what it did
     exact    the float outputs for the judging batches

@@ -97,7 +97,7 @@ def _calibrated(model: Model, calibration: Any, chosen: Recipe) -> _Calibrated:
 
     def settle(simulation: Simulation) -> list[str]:
         solve_weights(simulation)
-        choose_ranges(simulation, judging + kept[:3])
+        choose_ranges(simulation, judging + kept[:1])
         said = hold_biases(simulation)
         if "correct_bias" in chosen.passes:
             said += keep_if_better(simulation, lambda: correct_bias(simulation, examples), judging, exact)

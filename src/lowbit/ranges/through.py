@@ -1,7 +1,7 @@
 """The range that is best behind the function that reads it.
 
-A convolution in front of a SiLU gives values down to −100 that the SiLU turns into 0. They must not stretch the range: what
-counts is the error of f(x), not of x. The points of the statistics answer that as they answer everything else.
+A convolution in front of a SiLU gives values down to −100 that the SiLU turns into 0. They must not stretch the range:
+what counts is the error of f(x), not of x. The points of the statistics answer that as they answer everything else.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import Format
 from lowbit.numerics.quantize import fake_quantize_rows, scale_and_zero
 from lowbit.ranges.extremes import Bounds
@@ -43,6 +44,8 @@ class Through:
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
         statistics.check()
+        if isinstance(format.grid, Fitted):
+            return statistics.minimum, statistics.maximum  # the fit itself finds where its values go
         values, weights = statistics.points()
         x, f = values.float(), FUNCTIONS[self.function]
         exact = f(x).double()

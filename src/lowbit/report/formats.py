@@ -1,15 +1,16 @@
 """Formats as a page: the catalogue, what they do to a model's weights, and that as a plot."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from lowbit.flows.formats import OnModel
-from lowbit.numerics.catalogue import Entry
+if TYPE_CHECKING:
+    from lowbit.flows.formats import OnModel
+    from lowbit.numerics.catalogue import Entry
 
 
-def catalogue_table(entries: list[Entry]) -> Table:
+def catalogue_table(entries: "list[Entry]") -> Table:
     """One line a format."""
     table = Table(
         title="Formats: bits with scales, in a large tensor; values in units of the scale", title_justify="left"
@@ -26,7 +27,7 @@ def _number(value: float | None) -> str:
     return "fitted" if value is None else f"{value:.4g}"
 
 
-def on_model_table(rows: list[OnModel], source: str, float_bytes: int) -> Table:
+def on_model_table(rows: "list[OnModel]", source: str, float_bytes: int) -> Table:
     """One line a format, most bits first."""
     title = f"Weights of {source}: {float_bytes:,} bytes as float32"
     table = Table(title=title, title_justify="left")
@@ -46,7 +47,7 @@ def on_model_table(rows: list[OnModel], source: str, float_bytes: int) -> Table:
     return table
 
 
-def rows_json(rows: list[Entry] | list[OnModel]) -> list[dict[str, Any]]:
+def rows_json(rows: "list[Entry] | list[OnModel]") -> list[dict[str, Any]]:
     """The same numbers for machines; infinities become null."""
     return [{k: None if v in (float("inf"), float("-inf")) else v for k, v in asdict(row).items()} for row in rows]
 
@@ -54,7 +55,7 @@ def rows_json(rows: list[Entry] | list[OnModel]) -> list[dict[str, Any]]:
 WIDTH, HEIGHT, MARGIN = 900, 560, 60
 
 
-def plot_svg(rows: list[OnModel], title: str) -> str:
+def plot_svg(rows: "list[OnModel]", title: str) -> str:
     """Mean SQNR over bits per weight, one labelled point a format; up and to the left is better."""
     bits = [row.bits for row in rows]
     decibels = [row.sqnr_db for row in rows]

@@ -189,8 +189,8 @@ class _Placer:
         if role in (Role.CONVOLVE, Role.MULTIPLY):
             self.wanted |= {str(v.name) for v in data}
         elif role in (Role.FOLLOW, Role.MOVE):
-            if not any(self._reaches_integers(v) for v in node.outputs) or (
-                role is Role.FOLLOW and not any(v.name in self.integral for v in data)
+            if not any(self._reaches_integers(v) for v in node.outputs) or not any(
+                v.name in self.integral or (role is Role.MOVE and v.is_graph_input()) for v in data
             ):
                 self.role[node.name] = None
             else:
@@ -313,7 +313,9 @@ class _Placer:
             elif self.role[node.name] is Role.STORE and weight.size < SMALLEST_WEIGHT:
                 self.reasons[name] = f"{weight.size} values are too few to store in low bits"
             else:
-                turned = replace(spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim, weight.shape))
+                turned = replace(
+                    spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim, weight.shape)
+                )
                 yield Site(name, "weight", turned, str(node.name), name, frozenset({(str(node.name), index)}))
 
     def _constant_sites(self, node: ir.Node) -> Iterator[Site]:

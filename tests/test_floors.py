@@ -1,0 +1,58 @@
+"""Floors under real networks: the default recipe, some hundred samples without labels, the saved file in onnxruntime.
+
+Each floor is the bar that the network has to clear, and the number behind it is what was measured.
+"""
+
+from pathlib import Path
+
+import pytest
+
+import lowbit as lb
+
+IMAGENET = "scale=255 mean=.485,.456,.406 std=.229,.224,.225"
+CIFAR = f"{IMAGENET} layout=NCHW"
+
+
+def compared(
+    folder: Path, saved: Path, name: str, calibration: str, test: str, preprocess: str | None
+) -> lb.Comparison:
+    """Float and saved int8 file on samples that took no part in calibration."""
+    model = lb.load(folder / f"{name}.onnx")
+    quantized = lb.quantize(model, lb.Data.of(folder / calibration, model.inputs, preprocess=preprocess, limit=200))
+    quantized.save(saved)
+    skip = 200 if test == calibration else 0
+    samples = lb.Data.of(folder / test, model.inputs, preprocess=preprocess, skip=skip)
+    return lb.compare(folder / f"{name}.onnx", saved, samples, metric="top1", layers=False, latency=False, batch=50)
+
+
+def test_resnet20_is_within_a_tenth_of_a_point_of_float_on_all_of_cifar10(data, tmp_path):
+    found = compared(data, tmp_path / "net.onnx", "cifar10-resnet20", "cifar10-train-0.npz", "cifar10-test.npz", CIFAR)
+    assert found.reference.metric == pytest.approx(0.9173, abs=1e-4)
+    assert found.drop <= 0.001  # measured -0.0007: 91.80 %
+    assert found.outputs[0].sqnr_db > 30.5  # 31.5
+    assert found.times_smaller > 3.4  # 3.47; the largest part of the rest is what a node and its names weigh
+
+
+def test_keyword_spotting_keeps_its_answers(data, tmp_path):
+    features = "speech/kws-features.npz"
+    found = compared(data, tmp_path / "net.onnx", "speech/kws-dscnn", features, features, None)
+    assert found.agreement >= 0.985  # measured 0.990: 8 of 800 answers changed, and 99.2 is the aim
+    assert found.outputs[0].sqnr_db > 33  # 34.0
+
+
+def test_squeezenet_keeps_its_answers(data, tmp_path):
+    photos = "imagenet-sample-a.zip"
+    found = compared(data, tmp_path / "net.onnx", "imagenet-squeezenet1_1", photos, photos, IMAGENET)
+    assert found.agreement >= 0.95
+    assert found.outputs[0].sqnr_db > 33.5
+
+
+def test_a_mobilenet_of_a_quarter_of_the_width_is_not_worse_than_with_the_best_peer(data, tmp_path):
+    """Peers reach 78.9 % and 14.5 dB: eight-bit weights alone cost as much where nothing is equalized."""
+    photos = "imagenet-sample-a.zip"
+    found = compared(
+        *(data, tmp_path / "net.onnx", "imagenet-mobilenet_v1_0.25_128", photos, photos),
+        "size=128 scale=127.5 mean=1",
+    )
+    assert found.agreement >= 0.789
+    assert found.outputs[0].sqnr_db > 14.5
