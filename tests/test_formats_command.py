@@ -110,5 +110,5 @@ def test_a_network_without_large_weights_says_so(net):
         np.ones((2, 2), np.float32), name="w"
     )
     assert list(weights_of(model)) == []
-    with pytest.raises(InputError, match="no weight of 1024"):
+    with pytest.raises(InputError, match="no float32 weight of 1024"):
         formats_on(model)

@@ -14,7 +14,7 @@ _HOMES = {
     "lowbit.flows.compress": ("Compression", "compress", "compress_tensors"),
     "lowbit.flows.shrink": ("shrink",),
     "lowbit.solve.prune": ("Pruning",),
-    "lowbit.flows.ptq": ("quantize",),
+    "lowbit.flows.ptq": ("quantize", "simulation"),
     "lowbit.model": ("Model", "load"),
     "lowbit.numerics": (
         *("ELEMENT", "FORMATS", "TENSOR", "Format", "Int", "QuantTensor"),
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lowbit.flows.compress import compress_tensors as compress_tensors
     from lowbit.flows.evaluate import evaluate as evaluate
     from lowbit.flows.ptq import quantize as quantize
+    from lowbit.flows.ptq import simulation as simulation
     from lowbit.flows.shrink import shrink as shrink
     from lowbit.model import Model as Model
     from lowbit.model import load as load

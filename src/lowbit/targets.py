@@ -63,8 +63,9 @@ _ONNXRUNTIME = _roles(
     ABSORB="Relu Clip",
     STORE="ConvTranspose LSTM GRU RNN Gather",
 )
-_FUSING = _roles(  # engines whose convolutions fuse what follows them and may end in float
-    MULTIPLY="Conv ConvTranspose MatMul Gemm",
+_FUSING = _roles(  # engines whose convolutions fuse what follows them; a residual Add between them reads integers
+    CONVOLVE="Conv ConvTranspose",
+    MULTIPLY="MatMul Gemm",
     FOLLOW="Add Mul AveragePool GlobalAveragePool",
     MOVE=MOVES + " Resize",
     ABSORB="Relu Clip",

@@ -1,7 +1,5 @@
 """Weights in any format, from the words of a recipe to the file that onnxruntime runs."""
 
-import json
-
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 import lowbit as lb
 from lowbit.deploy.engines import ENGINES
 from lowbit.errors import InputError
+from lowbit.metadata import from_text
 from lowbit.numerics import FORMATS, error, parse_format, spell_format
 from lowbit.numerics.grids import Int
 from lowbit.numerics.qtensor import as_torch
@@ -57,7 +56,7 @@ def model() -> lb.Model:
 
 
 def ledger(model: lb.Model) -> list[dict]:
-    return json.loads(model.metadata["lowbit.ledger"])
+    return from_text(model.metadata["lowbit.ledger"])
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +70,8 @@ def test_the_file_computes_with_the_formats_values(model, x, words):
     quantized = lb.quantize(model, [x], words)
     expected = model.copy()
     for name, axes in {"conv.weight": (0, 1), "fc.weight": (0, 1), "out.weight": (1, 0)}.items():
-        stored = _solve(model, name, orient(parse_format(words), *axes))
         value = expected.program.graph.initializers[name]
+        stored = _solve(model, name, orient(parse_format(words), *axes, tuple(value.shape.numpy())))
         value.const_value = onnx_tensor(stored, name)
     # As written: onnxruntime's fused kernel for grouped integers rounds the activations as well, for speed.
     y, reference = ENGINES["onnxruntime"].compile(quantized.program, optimize=False)(x)["y"], expected.run(x)["y"]
@@ -120,6 +119,21 @@ def test_presets_store_weights_and_round_trip(model, x, name):
     assert Recipe.from_toml(recipe.to_toml()) == recipe
     bits = [row["bits"] for row in ledger(lb.quantize(model, [x], name)) if row["role"] == "weight"]
     assert max(bits) < 10
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((64, 1, 3, 3), "mxfp4 tile:3x0x0"),  # depthwise: three kernels of one channel would be 27, there is one
+        ((64, 16, 3, 3), "mxfp4 tile:3x0x0"),  # 3 kernels of 9 weights
+        ((64, 32, 3, 3), "mxfp4 axis:1"),
+        ((64, 16), "mxfp4 axis:1"),
+    ],
+)
+def test_groups_of_a_convolution_run_along_its_sum(shape, words):
+    kind = orient(FORMATS["mxfp4"], 0, 1, shape)
+    assert spell_format(kind) == words
+    assert kind.bits_per_element(shape) < 4 + 8 / 9 + 0.01
 
 
 def test_words_that_are_no_format_are_answered_with_what_is(model, x):

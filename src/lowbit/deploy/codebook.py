@@ -1,7 +1,8 @@
 """Shared weights in a program: codes and a small table, expanded by Gather, which engines fold when they load the file.
 
-`w` becomes the initialisers `w_codes` (UINT4 up to 16 values, else UINT8) and `w_table` (float32), and two nodes:
-Cast to int32 and Gather; with several tables an Add of each row's place in them.
+`w` becomes the initialisers `w_codes` (UINT4 up to 16 values, else UINT8: one code an element, which is what an entropy
+coder wants to see) and `w_table` (float32), and two nodes: Cast to int32 and Gather; with several tables an Add of each
+row's place in them.
 """
 
 import numpy as np
@@ -24,8 +25,8 @@ def write_codebook(
     if count > 256 or not value.uses():
         raise UnsupportedError(f"'{name}' cannot be written as codes: {count} values, {len(value.uses())} readers.")
     kind = ir.DataType.UINT4 if count <= 16 else ir.DataType.UINT8
-    stored = _constant(program, f"{name}_codes", ir.Tensor(codes.astype(kind.numpy()), dtype=kind), codes.shape)
-    table = _constant(program, f"{name}_table", ir.tensor(tables.reshape(-1)), (groups * count,))
+    stored = _constant(program, f"{name}_codes", ir.Tensor(codes.astype(kind.numpy()), dtype=kind))
+    table = _constant(program, f"{name}_table", ir.tensor(tables.reshape(-1)))
     cast = ir.node("Cast", [stored], {"to": int(ir.DataType.INT32)}, name=f"{name}_cast")
     nodes = [cast]
     places = cast.outputs[0]
@@ -33,13 +34,13 @@ def write_codebook(
     if groups > 1:
         rows = np.repeat(np.arange(groups, dtype=np.int32) * count, len(codes) // groups)
         rows = rows.reshape(-1, *[1] * (codes.ndim - 1))
-        offsets = _constant(program, f"{name}_offsets", ir.tensor(rows), rows.shape)
+        offsets = _constant(program, f"{name}_offsets", ir.tensor(rows))
         nodes.append(ir.node("Add", [places, offsets], name=f"{name}_add"))
         places = nodes[-1].outputs[0]
         places.name = f"{name}_places"
     gather = ir.node("Gather", [table, places], {"axis": 0}, name=f"{name}_gather")
     expanded = gather.outputs[0]
-    expanded.name, expanded.shape, expanded.type = f"{name}_shared", value.shape, value.type
+    expanded.name = f"{name}_shared"  # no type: engines infer it, and names and types are what is left of a small file
     order = {node: i for i, node in enumerate(program.graph)}
     first = min((use.node for use in value.uses()), key=order.__getitem__)
     value.replace_all_uses_with(expanded)
@@ -48,9 +49,9 @@ def write_codebook(
     return (codes.size + 1) // 2 if kind is ir.DataType.UINT4 else codes.size, tables.nbytes
 
 
-def _constant(program: ir.Model, name: str, tensor: ir.TensorProtocol, shape: tuple[int, ...]) -> ir.Value:
+def _constant(program: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     tensor.name = name
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, const_value=tensor)
     program.graph.register_initializer(value)
     return value
 

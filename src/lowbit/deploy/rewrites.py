@@ -41,6 +41,8 @@ def gather_codes(program: ir.Model) -> None:
         codes, scale, zero = decode.inputs[0], decode.inputs[1], decode.inputs[2] if len(decode.inputs) > 2 else None
         if any(v is None or v.const_value is None for v in (codes, scale)) or decode.attributes.get_int("block_size"):
             continue
+        if codes.const_value.dtype.bitwidth < 8:  # type: ignore[union-attr]
+            continue  # ONNX's Gather takes no 4-bit integers
         scales = scale.const_value.numpy()  # type: ignore[union-attr]
         by_row = scales.ndim == 1 and decode.attributes.get_int("axis", 1) % 2 == 0
         if not (by_row or scales.ndim == 0) or (

@@ -162,6 +162,8 @@ def write(program: ir.Model, network: CompressedNetwork, settings: Compression, 
     for node in program.graph:  # an exporter's notes on source code: up to a third of a small file
         for note in [note for note in node.metadata_props if note.startswith("pkg.")]:
             del node.metadata_props[note]
+    for value in program.graph.initializers.values():
+        value.shape, value.type = None, None  # said by the tensor itself
     program.metadata_props["lowbit.version"] = lowbit.__version__
     program.metadata_props["lowbit.recipe"] = json.dumps({"compress": asdict(settings)})
     program.metadata_props["lowbit.ledger"] = json.dumps(rows)

@@ -39,7 +39,7 @@ def integer_tensors(simulation: Simulation) -> Iterator[IntegerTensor | Expanded
 
 def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
     grid = quantizer.format.grid
-    if not isinstance(grid, Int):
+    if not isinstance(grid, Int) or quantizer.dynamic:
         raise UnsupportedError(
             f"'{site.value}': an activation in {spell_format(quantizer.format)} can be simulated, but no engine "
             "computes it. Use an integer format for activations that are to be deployed."

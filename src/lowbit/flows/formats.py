@@ -90,7 +90,8 @@ def _on_weights(words: str, weights: list[tuple[str, torch.Tensor, int, int]], r
     bits, count = 0.0, 0
     noise: dict[str, float] = {}
     for name, weight, output_axis, summed_axis in weights:
-        stored = SOLVERS["direct"](weight, TensorSpec(orient(parse_format(words), output_axis, summed_axis), range))
+        kind = orient(parse_format(words), output_axis, summed_axis, tuple(weight.shape))
+        stored = SOLVERS["direct"](weight, TensorSpec(kind, range))
         bits, count = bits + stored.bits, count + weight.numel()
         noise[name] = measure(weight, stored).sqnr_db
     worst = min(noise, key=lambda name: noise[name])

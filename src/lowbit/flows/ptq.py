@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,42 @@ def quantize(
     The deployed program is run against the simulation before it is returned; MismatchError if they differ by more than
     one step anywhere. What became of each tensor is in the ledger, which travels in the saved file.
     """
-    chosen = find_recipe(recipe, target)
+    ready = _calibrated(model, calibration, find_recipe(recipe, target))
+    program = export(ready.simulation)
+    parity = verify(ready.simulation, program, ready.judging)
+    program.metadata_props.update(
+        {
+            "lowbit.version": lowbit.__version__,
+            "lowbit.recipe": ready.recipe.to_toml(),
+            "lowbit.ledger": to_text(ledger(ready.simulation)),
+            "lowbit.passes": json.dumps(ready.notes),
+            "lowbit.parity": json.dumps(asdict(parity)),
+        }
+    )
+    return Model(program, model.source)
+
+
+def simulation(
+    model: Model, calibration: Any, recipe: "str | Path | Recipe" = "int8", *, target: str | None = None
+) -> Simulation:
+    """The quantized network as a torch module, also in formats that no engine computes; arguments as in `quantize`.
+
+    `with simulation.mode("quantize"): simulation.module(x)` gives {output: tensor}.
+    """
+    return _calibrated(model, calibration, find_recipe(recipe, target)).simulation
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """A simulation with every scale and code chosen, and what exporting it needs to tell."""
+
+    recipe: Recipe
+    simulation: Simulation
+    notes: list[str]
+    judging: list[Batch]
+
+
+def _calibrated(model: Model, calibration: Any, chosen: Recipe) -> _Calibrated:
     prepared = model.copy()
     data = Data.of(calibration, model.inputs)
     stream = data.samples(BATCH)
@@ -62,7 +97,7 @@ def quantize(
 
     def settle(simulation: Simulation) -> list[str]:
         solve_weights(simulation)
-        choose_ranges(simulation, judging + kept[:3])
+        choose_ranges(simulation, judging + kept[:1])
         said = hold_biases(simulation)
         if "correct_bias" in chosen.passes:
             said += keep_if_better(simulation, lambda: correct_bias(simulation, examples), judging, exact)
@@ -72,18 +107,7 @@ def quantize(
     if "protect" in chosen.passes:
         simulation, chosen, said = protect(simulation, chosen, settle, judging, exact)
         notes += said
-    program = export(simulation)
-    parity = verify(simulation, program, judging)
-    program.metadata_props.update(
-        {
-            "lowbit.version": lowbit.__version__,
-            "lowbit.recipe": chosen.to_toml(),
-            "lowbit.ledger": to_text(ledger(simulation)),
-            "lowbit.passes": json.dumps(notes),
-            "lowbit.parity": json.dumps(asdict(parity)),
-        }
-    )
-    return Model(program, model.source)
+    return _Calibrated(chosen, simulation, notes, judging)
 
 
 def _nothing_to_do(model: Model, placement: Placement) -> str:

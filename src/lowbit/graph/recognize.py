@@ -1,5 +1,6 @@
-"""Operators that older exporters spell out, put back: LayerNormalization, Gelu, HardSwish. Exact up to rounding.
+"""Operators that exporters spell out, put back: LayerNormalization, Gelu, HardSwish, GlobalAveragePool.
 
+Exact up to rounding.
 Engines have kernels for them, and their insides must not be quantized one multiplication at a time.
 """
 
@@ -27,7 +28,7 @@ def recognize_operators(program: ir.Model) -> Changed:
         for node in reversed(list(graph)):
             if node.graph is None or node.domain not in ("", "ai.onnx"):
                 continue
-            for match in (_layer_norm, _gelu, _hard_swish):
+            for match in (_layer_norm, _gelu, _hard_swish, _global_pool):
                 found = match(node)
                 if found is not None:
                     _replace(node, found)
@@ -149,6 +150,24 @@ def _hard_swish(node: ir.Node) -> ir.Node | None:
             if bounds == [0.0, 6.0]:
                 return ir.node("HardSwish", [x])
     return None
+
+
+def _global_pool(node: ir.Node) -> ir.Node | None:
+    """The mean over all positions of an image: engines pool in integers, but do not reduce in them."""
+    x = node.inputs[0] if node.op_type == "ReduceMean" and len(node.inputs) > 1 else None
+    axes = None if x is None else constant(node.inputs[1])
+    rank = None if x is None or x.shape is None else x.shape.rank()
+    if x is None or axes is None or rank is None or rank < 3 or sorted(axes.reshape(-1) % rank) != list(range(2, rank)):
+        return None
+    assert x.shape is not None
+    pool = ir.node("GlobalAveragePool", [x])
+    keep = node.attributes.get("keepdims")
+    if keep is None or keep.as_int():
+        return pool
+    pool.name, pool.outputs[0].name = f"{node.name}_pool", f"{node.outputs[0].name}_pool"
+    pool.outputs[0].shape, pool.outputs[0].type = ir.Shape((*x.shape.dims[:2], *[1] * (rank - 2))), x.type
+    node.prepend(pool)
+    return ir.node("Flatten", [pool.outputs[0]])
 
 
 def _layer_norm(node: ir.Node) -> ir.Node | None:

@@ -38,7 +38,7 @@ def encode_rows(
     dtype = code_dtype(grid)
     if rounding not in ROUNDINGS.values():
         return _encode_by_fraction(rows, scale, zero, grid, rounding, table).to(dtype)
-    if rows.is_cuda or (isinstance(grid, Int) and rounding is not nearest):
+    if rows.device.type != "cpu" or (isinstance(grid, Int) and rounding is not nearest):
         return _encode_in_torch(rows, scale, zero, grid, rounding, table).to(dtype)
     out = torch.empty(rows.shape, dtype=dtype)
     x, s, z = _arrays(rows, scale, zero)
@@ -61,7 +61,7 @@ def encode_rows(
 
 def decode_rows(codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid | Fitted, table: Tensor | None = None) -> Tensor:
     """(value - zero) * scale of codes (n_blocks, n), float32."""
-    if codes.is_cuda:
+    if codes.device.type != "cpu":
         return (decode(codes, grid, table) - zero) * scale
     out = torch.empty(codes.shape, dtype=torch.float32)
     held = codes.contiguous().numpy()
@@ -83,7 +83,7 @@ def round_rows(
     table: Tensor | None = None,
 ) -> Tensor:
     """`decode_rows(encode_rows(…))` in one pass where there is a kernel for it. NaN stays NaN."""
-    if rounding is nearest and not rows.is_cuda and table is None:
+    if rounding is nearest and rows.device.type == "cpu" and table is None:
         out = torch.empty(rows.shape, dtype=torch.float32)
         x, s, z = _arrays(rows, scale, zero)
         if isinstance(grid, Int):
@@ -99,7 +99,7 @@ def round_rows(
 
 def row_extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Least and greatest value of each row, (n_blocks, 1) float32; not finite where a value is not."""
-    if rows.is_cuda or rows.dtype != torch.float32:
+    if rows.device.type != "cpu" or rows.dtype != torch.float32:
         lo, hi = torch.aminmax(rows, dim=1, keepdim=True)
         return lo.to(torch.float32), hi.to(torch.float32)
     lo, hi = torch.empty(len(rows), 1), torch.empty(len(rows), 1)

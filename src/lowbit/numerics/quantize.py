@@ -68,7 +68,7 @@ def _raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
     reach, signed = table.maximum if format.reach is None else format.reach, table.minimum < 0
     empty = 0.0 if format.shares_scale else 1.0 if table.has_zero else SMALLEST_SCALE
     least = 0.0 if format.shares_scale else SMALLEST_SCALE
-    if not format.zero_point and not lo.is_cuda:
+    if not format.zero_point and lo.device.type == "cpu":
         out = torch.empty(lo.shape)
         constants = (np.float32(reach), signed, np.float32(empty), np.float32(least))
         kernels.symmetric_scale(lo.contiguous().numpy(), hi.contiguous().numpy(), *constants, out.numpy())
@@ -163,7 +163,7 @@ def describe_not_finite(x: Tensor) -> str:
 
 
 def fake_quantize_rows(
-    rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid, rounding: Rounding | str = nearest
+    rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid | Fitted, rounding: Rounding | str = nearest
 ) -> Tensor:
     """Rows quantized and decoded again: float32 (n_blocks, n); scale and zero (n_blocks, 1). No gradient."""
     choose = parse_rounding(rounding) if isinstance(rounding, str) else rounding

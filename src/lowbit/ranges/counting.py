@@ -49,7 +49,7 @@ def bucket_values(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 def bucket_counts(rows: Tensor) -> Buckets:
     """Count rows (n_blocks, n), float32, contiguous."""
-    return _count_on_device(rows) if rows.is_cuda else _count_on_cpu(rows)
+    return _count_on_device(rows) if rows.device.type != "cpu" else _count_on_cpu(rows)
 
 
 def _ordered_to_float(ordered: Any) -> Any:

@@ -14,8 +14,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from lowbit.errors import UnsupportedError
-from lowbit.numerics import Fitted, Format, Grid, Int, QuantTensor, fake_quantize_rows, from_rows, spell_format, to_rows
-from lowbit.ranges import Histogram
+from lowbit.numerics import (
+    TENSOR,
+    Fitted,
+    Format,
+    Grid,
+    Int,
+    QuantTensor,
+    fake_quantize_rows,
+    from_rows,
+    quantize,
+    spell_format,
+    to_rows,
+)
+from lowbit.ranges import Histogram, RawRows
 from lowbit.recipe import TensorSpec
 from lowbit.simulate.build import build
 from lowbit.simulate.place import Placement, Site
@@ -89,6 +101,20 @@ class FakeQuant(nn.Module):
         return self.spec.format
 
     @property
+    def dynamic(self) -> bool:
+        """Whether ranges are measured on each input: asked for, or because blocks have no range known beforehand."""
+        kind = self.format
+        return self.spec.dynamic or kind.block != TENSOR or kind.shares_scale or isinstance(kind.grid, Fitted)
+
+    def _measured(self, x: Tensor) -> Tensor:
+        """x in the format, its range measured on x itself."""
+        kind, held = self.format, x.detach()
+        if kind.block is None or kind.shares_scale:
+            return torch.as_tensor(quantize(held, kind).dequantize())
+        bounds = self.spec.range.bounds(RawRows(to_rows(held, kind.block)), kind)
+        return torch.as_tensor(quantize(held, kind, bounds).dequantize())
+
+    @property
     def grid(self) -> Grid:
         """Of an activation: a grid that is known before the data."""
         return fixed_grid(self.format)
@@ -126,6 +152,8 @@ class FakeQuant(nn.Module):
             self.probes.append(x)
         elif self.mode == "quantize" and self.stored is not None:
             return x + (torch.as_tensor(self.stored.dequantize()).to(x) - x).detach()
+        elif self.mode == "quantize" and self.dynamic:
+            return x + (self._measured(x) - x).detach()
         elif self.mode == "quantize" and self.ready:
             return fake_quantize(x, self.format, self.scale, self.zero)
         return x

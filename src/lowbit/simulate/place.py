@@ -11,12 +11,14 @@ A `Site` is a quantizer on one ONNX value. Sites that share a scale (through Con
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.numerics import Block, Format, Int, channel, group
+from lowbit.numerics import TENSOR, WHOLE, Block, Format, Int, channel, group, tile
+from lowbit.numerics.rows import tile_counts
 from lowbit.recipe import FLOAT, Recipe, TensorSpec
 from lowbit.simulate.operators import OPERATORS
 from lowbit.targets import Role, Target, find_target
@@ -162,7 +164,9 @@ class _Placer:
             or node.attributes.get_int("transA")
         ):
             return self._keep(node, "Gemm with alpha, beta or transA has no integer kernel")
-        return Role.STORE if activations.format is None or not isinstance(weights.format.grid, Int) else role
+        if activations.format is None or _mixes(weights.format, activations.format):
+            return Role.STORE
+        return role
 
     def _keep(self, node: ir.Node, reason: str) -> Role | None:
         """Note why the node stays in float, which is no role."""
@@ -185,8 +189,8 @@ class _Placer:
         if role in (Role.CONVOLVE, Role.MULTIPLY):
             self.wanted |= {str(v.name) for v in data}
         elif role in (Role.FOLLOW, Role.MOVE):
-            if not any(self._reaches_integers(v) for v in node.outputs) or (
-                role is Role.FOLLOW and not any(v.name in self.integral for v in data)
+            if not any(self._reaches_integers(v) for v in node.outputs) or not any(
+                v.name in self.integral or (role is Role.MOVE and v.is_graph_input()) for v in data
             ):
                 self.role[node.name] = None
             else:
@@ -309,7 +313,9 @@ class _Placer:
             elif self.role[node.name] is Role.STORE and weight.size < SMALLEST_WEIGHT:
                 self.reasons[name] = f"{weight.size} values are too few to store in low bits"
             else:
-                turned = replace(spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim))
+                turned = replace(
+                    spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim, weight.shape)
+                )
                 yield Site(name, "weight", turned, str(node.name), name, frozenset({(str(node.name), index)}))
 
     def _constant_sites(self, node: ir.Node) -> Iterator[Site]:
@@ -336,6 +342,9 @@ class _Placer:
             return
         if data.name not in sites or weight.name not in sites:
             return
+        if not _have_a_product_scale(sites[str(data.name)].spec.format, sites[str(weight.name)].spec.format):
+            self.reasons[str(value.name)] = "no single scale belongs to the products that it is added to"
+            return
         if len(value.uses()) > 1:
             self.reasons[str(value.name)] = "a bias that several layers share has no single scale"
             return
@@ -352,16 +361,39 @@ class _Placer:
         return [v for v in inputs if v is not None and _constant(v) is None]
 
 
-def orient(format: Format, output_axis: int, summed_axis: int) -> Format:
-    """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to these axes."""
-    scale = None if format.scale is None else orient(format.scale, output_axis, summed_axis)
+def orient(format: Format, output_axis: int, summed_axis: int, shape: tuple[int, ...] = ()) -> Format:
+    """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to these axes.
+
+    A convolution with fewer than n input channels sums over its kernel as well: the group is then as many whole kernels
+    as have n weights, at least one (a depthwise kernel would otherwise have a scale for each weight).
+    """
     lengths = dict(format.block.lengths) if isinstance(format.block, Block) else {}
-    block = format.block
+    block, scale_shape = format.block, shape
     if block == channel(0):
         block = channel(output_axis)
     elif set(lengths) == {-1} and block == group(lengths[-1]):
         block = group(lengths[-1], summed_axis)
+        kernel = [axis for axis in range(2, len(shape)) if axis not in (output_axis, summed_axis)]
+        if kernel and shape[summed_axis] < lengths[-1]:
+            kernels = max(1, lengths[-1] // max(1, prod(shape[axis] for axis in kernel)))
+            block = tile({summed_axis - len(shape): kernels} | {axis - len(shape): WHOLE for axis in kernel})
+    if shape and block is not None:
+        scale_shape = tile_counts(shape, block.tile(shape))
+    scale = None if format.scale is None else orient(format.scale, output_axis, summed_axis, scale_shape)
     return replace(format, block=block, scale=scale)
+
+
+def _mixes(weights: Format, activations: Format) -> bool:
+    """Integer activations and weights of another kind have no kernel: such weights are only stored."""
+    return isinstance(activations.grid, Int) and not isinstance(weights.grid, Int)
+
+
+def _have_a_product_scale(activations: Format | None, weights: Format | None) -> bool:
+    """Whether every product that is summed into one output has the same scale."""
+    if activations is None or weights is None or weights.block is None:
+        return False
+    both_integers = isinstance(activations.grid, Int) and isinstance(weights.grid, Int)
+    return both_integers and activations.block == TENSOR and weights.block.rest == WHOLE
 
 
 def _constant(value: ir.Value | None) -> np.ndarray | None:

@@ -140,14 +140,9 @@ class _Planner:
             if self.files[other][at : at + length] == data:
                 self.cuts[file].append(Cut(start, length, unit, offset))
                 return
-        if (
-            contents.bits == 32
-            and not contents.varints
-            and length <= LONGEST_PRODUCT
-            and self._product(file, start, data)
-        ):
-            return
         bits = contents.bits if length * 8 % max(8, contents.bits) == 0 else 8
+        if bits == 32 and length <= LONGEST_PRODUCT and self._product(file, start, data):
+            return
         kind = contents.kind, bits, contents.varints
         pooled = length < POOLED_BELOW
         number = self.pools.get(kind, -1) if pooled else -1
