@@ -1,6 +1,7 @@
 """Post-training quantization, the whole story: passes, placement, one calibration pass, codes, file, proof."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -93,6 +94,7 @@ def _calibrated(model: Model, calibration: Any, chosen: Recipe) -> _Calibrated:
         raise UnsupportedError(_nothing_to_do(model, placement))
     simulation = Simulation(prepared.program, placement)
     observe(simulation, chain(judging, kept, (samples.inputs for samples in stream)))
+    _warn_of_constant_inputs(simulation)
     exact = float_outputs(simulation, judging)
 
     def settle(simulation: Simulation) -> list[str]:
@@ -124,3 +126,15 @@ def _take(stream: Iterator[Samples], count: int) -> list[Batch]:
         taken.append(samples.inputs)
         count -= samples.count
     return taken
+
+
+def _warn_of_constant_inputs(simulation: Simulation) -> None:
+    """Calibration data of one value only is a slip more often than it is meant."""
+    for port in simulation.program.graph.inputs:
+        quantizer = simulation.activations().get(str(port.name))
+        if quantizer is not None and float(quantizer.statistics.minimum) == float(quantizer.statistics.maximum):
+            warnings.warn(
+                f"input '{port.name}' is {float(quantizer.statistics.minimum):g} throughout the calibration data; "
+                "ranges chosen from it mean nothing for other inputs.",
+                stacklevel=4,
+            )

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from lowbit.deploy.engines import ENGINES
 from lowbit.errors import MismatchError
 from lowbit.flows.calibrate import Batch, forward
 from lowbit.simulate.fakequant import FakeQuant, Simulation
 
+OUTPUT_NOISE = 1e-4  # of an output's power, given equal integers before it: 40 dB
 FLOAT_SHARE = 1e-3  # of the largest output: float32 sums in another order, through a hundred layers, stay below
 
 
@@ -45,12 +46,16 @@ def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], 
     sites = [s for s in simulation.placement.sites.values() if s.role == "activation"]
     if not sites:
         return _verify_outputs(simulation, program, batches, engine)
-    run = ENGINES[engine].compile(program, outputs=[f"{s.value}_quantized" for s in sites])
+    outputs = [str(v.name) for v in program.graph.outputs]
+    run = ENGINES[engine].compile(program, outputs=[*outputs, *(f"{s.value}_quantized" for s in sites)])
     worst, off, compared = ("", 0), 0, 0
     with simulation.mode("quantize"):
         for batch in batches:
-            checker = _Checker(simulation, run(dict(batch)))
-            checker.run(*(torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in program.graph.inputs))
+            deployed = run(dict(batch))
+            checker = _Checker(simulation, deployed)
+            arrays = (torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in program.graph.inputs)
+            for name, simulated in checker.run(*arrays).items():
+                _compare_output(name, simulated, deployed[name], engine)
             off, compared = off + checker.off, compared + checker.compared
             worst = max(worst, checker.worst, key=lambda pair: pair[1])
     if worst[1] > 1:
@@ -61,6 +66,19 @@ def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], 
             "in float (a rule 'float') and report the model."
         )
     return Parity(len(sites), compared, off / max(1, compared), worst)
+
+
+def _compare_output(name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str) -> None:
+    """What is computed in float behind the last integers agrees too; a top-k may still pick another of two equals."""
+    if not simulated.is_floating_point() or tuple(simulated.shape) != deployed.shape:
+        return
+    own = simulated.double().numpy()
+    noise, power = float(np.square(own - deployed).sum()), float(np.square(own).sum())
+    if noise > OUTPUT_NOISE * power:
+        raise MismatchError(
+            f"output '{name}': {engine} and the simulation differ by {noise / max(power, 1e-30):.2g} of its power, "
+            "though all integers before it agree. Leave the last layers in float (rules 'float') and report the model."
+        )
 
 
 def _verify_outputs(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], engine: str) -> Parity:
