@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,13 @@ def test_the_detector_of_speech_runs_as_a_program(data, monkeypatch):
     command = [sys.executable, str(EXAMPLES / "voice_activity.py"), str(data / "speech" / "silero_vad_16k_op15.onnx")]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert told == "1875 frames, speech in 77.4 % and 77.4 %\nsame decision on 100.00 %\n"
+
+
+def test_the_demo_trains_quantizes_and_says_that_the_job_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    digits = import_module("digits")
+    report = digits.main(tmp_path, epochs=3)
+    assert report.reference.metric > 0.9  # three epochs: 0.98; twelve, as `make demo` runs: 0.99
+    assert report.drop < 0.01
+    assert report.times_smaller > 3.5
+    assert "digits.int8.onnx keeps the job" in capsys.readouterr().out

@@ -43,16 +43,16 @@ def test_keyword_spotting_keeps_its_answers(data, tmp_path):
 def test_squeezenet_keeps_its_answers(data, tmp_path):
     photos = "imagenet-sample-a.zip"
     found = compared(data, tmp_path / "net.onnx", "imagenet-squeezenet1_1", photos, photos, IMAGENET)
-    assert found.agreement >= 0.95
-    assert found.outputs[0].sqnr_db > 33.5
+    assert found.agreement >= 0.95  # measured 0.957
+    assert found.outputs[0].sqnr_db > 33.5  # 35.3
 
 
-def test_a_mobilenet_of_a_quarter_of_the_width_is_not_worse_than_with_the_best_peer(data, tmp_path):
-    """Peers reach 78.9 % and 14.5 dB: eight-bit weights alone cost as much where nothing is equalized."""
+def test_a_mobilenet_of_a_quarter_of_the_width_keeps_its_answers(data, tmp_path):
+    """Quantizers that leave the channels of depthwise layers unequal reach 78.9 % and 14.5 dB here."""
     photos = "imagenet-sample-a.zip"
     found = compared(
         *(data, tmp_path / "net.onnx", "imagenet-mobilenet_v1_0.25_128", photos, photos),
         "size=128 scale=127.5 mean=1",
     )
-    assert found.agreement >= 0.789
-    assert found.outputs[0].sqnr_db > 14.5
+    assert found.agreement >= 0.895  # measured 0.913
+    assert found.outputs[0].sqnr_db > 20  # 21.8

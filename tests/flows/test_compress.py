@@ -194,6 +194,8 @@ def test_settings_that_contradict_are_refused(trained: Model) -> None:
     wrong = named(trained, data(64)) | {"labels": np.full(64, 7)}
     with pytest.raises(DataError, match="label 7 has no class"):
         compress(trained, wrong)
+    with pytest.raises(DataError, match=r"labels of shape \[64, 2\] are not classes of an output"):
+        compress(trained, named(trained, data(64)) | {"labels": np.zeros((64, 2), np.int64)})
 
 
 def test_the_program_given_is_left_alone(trained: Model) -> None:
@@ -228,3 +230,15 @@ def test_a_bare_state_dict_is_compressed_without_a_network(tmp_path: Path) -> No
         assert len(np.unique(np.asarray(torch.as_tensor(found[name]).float()))) <= 16
     assert np.mean(found["b.weight"] == 0) == pytest.approx(0.9, abs=0.03)
     assert pack(found, tmp_path / "state.lowbit") < (100 * 64 * 2 + 200 * 64 * 4) / 16
+
+
+def test_a_network_with_labels_for_every_step_is_trained_for_them() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    model = lb.load(net, torch.randn(2, 6, 16))
+    x = np.random.default_rng(0).normal(size=(40, 6, 16)).astype(np.float32)
+    labels = (x[:, :, 0] > 0).astype(np.int64) + 2 * (x[:, :, 1] > 0)
+    chosen = Compression(prune=0.3, prune_epochs=60, settle_epochs=20, share_epochs=10, batch=10, distill=0.0)
+    small = compress(model, {model.inputs[0].name: x, "labels": labels}, chosen)
+    classes = next(iter(small.run({model.inputs[0].name: x}).values())).argmax(axis=-1)
+    assert (classes == labels).mean() > 0.9  # an untrained network starts at a quarter

@@ -99,6 +99,7 @@ def test_a_format_comes_back_from_its_words(name):
         ("int8 narrow channel", Format(Int(8, narrow=True), channel(0))),
         ("int8 tile:16x32", Format(Int(8), tile({-2: 16, -1: 32}))),
         ("mx6 axis:1", FORMATS["mx6"].along(1)),
+        ("mx6 axis:1 tile:1x0x0", FORMATS["mx6"].along(1).with_block(tile({-3: 1, -2: 0, -1: 0}))),
         ("nf4 axis:0", Format(FORMATS["nf4"].grid, group(64, axis=0))),
         (
             "vsq4 axis:0 scale_channel:1",

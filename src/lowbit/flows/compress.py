@@ -17,8 +17,9 @@ from torch import Tensor
 
 import lowbit
 from lowbit.data import Data
+from lowbit.data.samples import Batching
 from lowbit.deploy.codebook import fewer_mantissa_bits, write_codebook
-from lowbit.errors import MismatchError
+from lowbit.errors import MismatchError, UnsupportedError
 from lowbit.flows.compress_run import Progress, Run
 from lowbit.flows.compression import Compression, Layer
 from lowbit.flows.train import Samples
@@ -62,6 +63,7 @@ def compress(
     for name in PREPARE:
         PASSES[name](prepared.program)
     weights = compressible(prepared.program)
+    _check_axes(model)
     samples = Samples.of(Data.of(data, model.inputs).batches(max(chosen.batch, 64)))
     run = Run(prepared, weights, samples, chosen, checkpoint, progress or (lambda *_: None), augment)
     network = run.train()
@@ -115,6 +117,17 @@ def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = 
         is_array = isinstance(original, np.ndarray)
         found[name] = weight.numpy().astype(original.dtype) if is_array else weight.to(original.dtype)
     return found
+
+
+def _check_axes(model: Model) -> None:
+    """Samples are shuffled along the first axis of every input."""
+    for name, axis in Batching.of(model.inputs).axes.items():
+        if axis != 0:
+            where = "no axis of samples" if axis is None else f"its samples along axis {axis}"
+            raise UnsupportedError(
+                f"input '{name}' has {where}; compress trains networks whose inputs all have them along axis 0. "
+                "`lb.compress_tensors` prunes and shares the weights without training."
+            )
 
 
 def _example(module: Any, data: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 from lowbit.deploy.write import ExpandedTensor, IntegerTensor, write
 from lowbit.errors import UnsupportedError
-from lowbit.numerics import Int, QuantTensor, spell_format
+from lowbit.numerics import Int, QuantTensor, describe_format
 from lowbit.ranges import range_words
 from lowbit.simulate.fakequant import FakeBias, FakeQuant, Simulation
 from lowbit.simulate.place import Site
@@ -41,7 +41,7 @@ def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
     grid = quantizer.format.grid
     if not isinstance(grid, Int) or quantizer.dynamic:
         raise UnsupportedError(
-            f"'{site.value}': an activation in {spell_format(quantizer.format)} can be simulated, but no engine "
+            f"'{site.value}': an activation in {describe_format(quantizer.format)} can be simulated, but no engine "
             "computes it. Use an integer format for activations that are to be deployed."
         )
     return IntegerTensor(
@@ -150,7 +150,7 @@ def _site_row(simulation: Simulation, site: Site) -> Row:
     if isinstance(quantizer, FakeBias):
         count = simulation.parameter(site.value).numel()
         return row | {"format": "int32", "bits": 32.0, "bytes": 4 * count, "range": "", "solver": "", "sqnr_db": None}
-    row |= {"format": spell_format(quantizer.format), "range": range_words(quantizer.spec.range)}
+    row |= {"format": describe_format(quantizer.format), "range": range_words(quantizer.spec.range)}
     if site.role == "activation":
         lo, hi = quantizer.limits()
         return row | {"bits": quantizer.format.bits_per_element(), "bytes": 0, "lo": lo, "hi": hi, "group": site.group}

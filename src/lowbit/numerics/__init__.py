@@ -25,7 +25,7 @@ from lowbit.numerics.quantize import (
 )
 from lowbit.numerics.roundings import ROUNDINGS, Rounding, parse_rounding, stochastic
 from lowbit.numerics.rows import ELEMENT, TENSOR, WHOLE, Block, channel, from_rows, group, tile, to_rows
-from lowbit.numerics.spell import spell_format
+from lowbit.numerics.spell import describe_format, spell_format
 
 __all__ = [
     "ELEMENT",
@@ -53,6 +53,7 @@ __all__ = [
     "SignedPow2",
     "channel",
     "decode_rows",
+    "describe_format",
     "encode_rows",
     "error",
     "fake_quantize_rows",

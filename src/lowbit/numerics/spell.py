@@ -20,6 +20,14 @@ def spell_format(format: Format) -> str:
     return min(spelled, key=lambda words: (words.count(" "), len(words)))
 
 
+def describe_format(format: Format) -> str:
+    """Words where there are some, else the expression that makes the format: for tables and ledgers."""
+    try:
+        return spell_format(format)
+    except UnsupportedError:
+        return repr(format)
+
+
 def _names(format: Format) -> list[str]:
     grid = format.grid
     plain = replace(grid, narrow=False) if isinstance(grid, Int) else grid
@@ -43,9 +51,12 @@ def _names(format: Format) -> list[str]:
 def _spell(format: Format, name: str) -> str | None:
     base = parse_format(name)
     words = [name]
-    axis = format.block.group_axis if format.block is not None else None
-    if axis is not None and format.block != base.block and base.along(axis).block == format.block:
-        base, words = base.along(axis), [name, f"axis:{axis}"]
+    for block in (format.block, None if format.scale is None else format.scale.block):
+        axis = None if block is None else block.group_axis
+        turned = base if axis is None else base.along(axis)
+        if axis is not None and turned != base and (turned.block == format.block or turned.scale == format.scale):
+            base, words = turned, [name, f"axis:{axis}"]
+            break
     if isinstance(format.grid, Int) and isinstance(base.grid, Int) and format.grid.narrow and not base.grid.narrow:
         words.append("narrow")
     if format.zero_point != base.zero_point:

@@ -374,8 +374,9 @@ def orient(format: Format, output_axis: int, summed_axis: int, shape: tuple[int,
     elif set(lengths) == {-1} and block == group(lengths[-1]):
         block = group(lengths[-1], summed_axis)
         kernel = [axis for axis in range(2, len(shape)) if axis not in (output_axis, summed_axis)]
-        if kernel and shape[summed_axis] < lengths[-1]:
-            kernels = max(1, lengths[-1] // max(1, prod(shape[axis] for axis in kernel)))
+        kernel_size = prod(shape[axis] for axis in kernel)
+        if kernel_size > 1 and shape[summed_axis] < lengths[-1]:
+            kernels = max(1, lengths[-1] // kernel_size)
             block = tile({summed_axis - len(shape): kernels} | {axis - len(shape): WHOLE for axis in kernel})
     if shape and block is not None:
         scale_shape = tile_counts(shape, block.tile(shape))
