@@ -4,6 +4,7 @@
 no more); none of them is evaluated. onnxruntime's own quantizer runs with each of its calibrators, and its best counts.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,27 +28,29 @@ CALIBRATORS = ("MinMax", "Entropy", "Percentile")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to be judged: where it came from, the file, the engine that runs it, and the seconds that it took."""
+    """A network to be judged: where it came from, the file, how it runs, and the seconds that quantizing took."""
 
     name: str
     file: Path
-    engine: str = "onnxruntime"
+    run: Run
     seconds: float | None = None
 
 
 def candidates(case: Case, folder: Path, with_peers: bool) -> Iterator[Candidate]:
     """The float file, lowbit's, and those of the peers; one that fails is named and left out."""
     source = case.file()
-    yield Candidate("float", source)
+    yield compiled("float", source)
     model = lb.load(source)
     calibration = case.calibration(model)
     start = time.process_time()
     quantized = lb.quantize(model, calibration)
     seconds = time.process_time() - start
     quantized.save(folder / "lowbit.onnx")
-    yield Candidate("lowbit", folder / "lowbit.onnx", seconds=seconds)
+    yield compiled("lowbit", folder / "lowbit.onnx", seconds=seconds)
     if not with_peers:
         return
+    source = folder / "float.onnx"  # at a current opset: per-channel weights need 13
+    model.save(source)
     batches = [inputs for inputs, _ in calibration.batches(1)]
     for per_channel, methods in ((True, CALIBRATORS), (False, CALIBRATORS[:1])):
         for method in methods:
@@ -68,14 +71,18 @@ def candidates(case: Case, folder: Path, with_peers: bool) -> Iterator[Candidate
     )
 
 
+def compiled(name: str, file: Path, engine: str = "onnxruntime", seconds: float | None = None) -> Candidate:
+    """A candidate that its engine has loaded."""
+    return Candidate(name, file, ENGINES[engine].compile(file, threads=1), seconds)
+
+
 def _attempt(name: str, engine: str, quantizer: object, *inputs: object, **options: object) -> Iterator[Candidate]:
     start = time.process_time()
     try:
         file = quantizer(*inputs, **options)  # type: ignore[operator]
+        yield compiled(name, file, engine, time.process_time() - start)
     except Exception as error:  # a peer's failure is a result
-        print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''}")
-        return
-    yield Candidate(name, file, engine, time.process_time() - start)
+        print(f"{name}: {type(error).__name__}: {str(error)[:150]}".splitlines()[0], file=sys.stderr)
 
 
 def judge(case: Case, data: lb.Data, runs: dict[str, Run]) -> dict[str, tuple[float | None, Fidelity]]:
@@ -102,7 +109,7 @@ def measure(name: str, with_peers: bool = False) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
         found = list(candidates(case, Path(folder), with_peers))
         data = case.evaluation(lb.load(found[0].file))
-        judged = judge(case, data, {c.name: ENGINES[c.engine].compile(c.file, threads=1) for c in found})
+        judged = judge(case, data, {c.name: c.run for c in found})
         sizes = {c.name: _bytes(c.file) for c in found}
     rows = []
     for candidate in found[1:]:

@@ -1,11 +1,13 @@
 """The trained networks, each with unlabelled samples to calibrate on and others to evaluate; in the folder LOWBIT_DATA.
 
-Nothing that a network is evaluated on is calibrated on. ImageNet's photographs calibrate where a network's own data are
-too few to split.
+Nothing that a network is evaluated on is calibrated on. Where a network's own data are too few to split, photographs
+calibrate: those of COCO that it is not evaluated on, then ImageNet's.
 """
 
+import io
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,12 +16,17 @@ from typing import Any
 
 import numpy as np
 from examples import characters, detection, faces, persons, segmentation, sentences, voice_activity
+from PIL import Image
 
 import lowbit as lb
 
 FOLDER = Path(os.environ.get("LOWBIT_DATA", "../shared/data"))
 CALIBRATION = 200  # samples
 PHOTOS = FOLDER / "imagenet-sample-a.zip"
+COCO = {
+    "segments": FOLDER / "detection/seg-coco-val-sample-a.zip",
+    "boxes": FOLDER / "detection/coco-val-sample-a.zip",
+}
 IMAGENET = "scale=255 mean=.485,.456,.406 std=.229,.224,.225"
 Maker = Callable[[lb.Model], lb.Data]
 
@@ -64,6 +71,22 @@ def _imagenet(name: str, preprocess: str, bar: str) -> Case:
     return Case(_at(f"imagenet-{name}.onnx"), _data(PHOTOS, preprocess), rest, bar=bar)
 
 
+def _photographs(evaluated: str, preprocess: str) -> Callable[[], Iterator[np.ndarray]]:
+    """The COCO images that are not in the `evaluated` archive, then those of ImageNet, prepared one by one."""
+    prepare = lb.Preprocessing.parse(preprocess)
+
+    def images() -> Iterator[np.ndarray]:
+        taken = {Path(name).name for name in zipfile.ZipFile(COCO[evaluated]).namelist()}
+        for archive in (*COCO.values(), PHOTOS):
+            with zipfile.ZipFile(archive) as file:
+                for name in sorted(n for n in file.namelist() if n.endswith((".jpg", ".JPEG"))):
+                    if Path(name).name not in taken:
+                        pixels = np.asarray(Image.open(io.BytesIO(file.read(name))).convert("RGB"))
+                        yield prepare.images(pixels[None])[0].astype(np.float32)
+
+    return images
+
+
 def _keywords() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     with np.load(FOLDER / "speech/kws-features.npz") as arrays:
         features = (arrays["features_int8"].astype(np.float32) - arrays["zero_point"]) * arrays["scale"]
@@ -106,19 +129,19 @@ CASES: dict[str, Case] = {
     "mobilenet": _imagenet("mobilenet_v1_0.25_128", "size=128 scale=127.5 mean=1", "agree 78.9, 14.5 dB"),
     "vww": Case(
         _at("vww-mobilenet_v1_0.25_96.onnx"),
-        _data(PHOTOS, "size=96 scale=255"),
+        _data(_photographs("boxes", "size=96 scale=255")),
         _data(persons.images, limit=None),
     ),
     "yolox": Case(
         _at("detection/yolox_nano.onnx"),
-        _data(PHOTOS, "size=416 fit=letterbox-corner fill=114 color=BGR"),
+        _data(_photographs("boxes", "size=416 fit=letterbox-corner fill=114 color=BGR")),
         _data(detection.images, limit=None),
         detection.ap50,
         bar="within 1 % of float",
     ),
     "deeplab": Case(
         _at("detection/deeplabv3-mobilenetv2-voc.onnx"),
-        _data(PHOTOS, "size=513 scale=127.5 mean=1"),
+        _data(_photographs("segments", "size=513 fit=letterbox-corner scale=127.5 mean=1 fill=127.5")),
         _data(segmentation.images, limit=None),
         segmentation.miou,
         bar="within 1 % of float",
