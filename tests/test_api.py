@@ -12,7 +12,7 @@ PUBLIC = [name for name in lb.__all__ if name != "__version__"]
 FLOWS = {
     *("load", "quantize", "compare", "evaluate"),
     *("compress", "compress_tensors", "shrink", "pack", "unpack", "inspect", "read_tensor"),
-    *("quantize_tensor", "error"),
+    *("quantize_tensor", "error", "simulation"),
 }
 VALUES = {
     *("Model", "Data", "Preprocessing", "Comparison", "Compression", "Pruning", "LowbitError"),
