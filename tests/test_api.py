@@ -17,6 +17,7 @@ FLOWS = {
 VALUES = {
     *("Model", "Data", "Preprocessing", "Comparison", "Compression", "Pruning", "LowbitError"),
     *("Recipe", "Rule", "TensorSpec", "FLOAT", "Target", "Format", "Int", "QuantTensor"),
+    *("Float", "Codebook", "KMeans", "Bases", "Piecewise", "Pow2", "SignedPow2", "AdditivePow2", "parse_format"),
     *("TENSOR", "ELEMENT", "channel", "group", "tile", "FORMATS", "RANGES", "RECIPES", "TARGETS"),
 }
 

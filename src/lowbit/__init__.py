@@ -17,8 +17,9 @@ _HOMES = {
     "lowbit.flows.ptq": ("quantize", "simulation"),
     "lowbit.model": ("Model", "load"),
     "lowbit.numerics": (
-        *("ELEMENT", "FORMATS", "TENSOR", "Format", "Int", "QuantTensor"),
-        *("channel", "error", "group", "quantize_tensor", "tile"),
+        *("ELEMENT", "FORMATS", "TENSOR", "Format", "QuantTensor"),
+        *("AdditivePow2", "Bases", "Codebook", "Float", "Int", "KMeans", "Piecewise", "Pow2", "SignedPow2"),
+        *("channel", "error", "group", "parse_format", "quantize_tensor", "tile"),
     ),
     "lowbit.ranges": ("RANGES",),
     "lowbit.storage.container": ("pack", "unpack"),
@@ -48,12 +49,21 @@ if TYPE_CHECKING:
     from lowbit.numerics import ELEMENT as ELEMENT
     from lowbit.numerics import FORMATS as FORMATS
     from lowbit.numerics import TENSOR as TENSOR
+    from lowbit.numerics import AdditivePow2 as AdditivePow2
+    from lowbit.numerics import Bases as Bases
+    from lowbit.numerics import Codebook as Codebook
+    from lowbit.numerics import Float as Float
     from lowbit.numerics import Format as Format
     from lowbit.numerics import Int as Int
+    from lowbit.numerics import KMeans as KMeans
+    from lowbit.numerics import Piecewise as Piecewise
+    from lowbit.numerics import Pow2 as Pow2
     from lowbit.numerics import QuantTensor as QuantTensor
+    from lowbit.numerics import SignedPow2 as SignedPow2
     from lowbit.numerics import channel as channel
     from lowbit.numerics import error as error
     from lowbit.numerics import group as group
+    from lowbit.numerics import parse_format as parse_format
     from lowbit.numerics import quantize_tensor as quantize_tensor
     from lowbit.numerics import tile as tile
     from lowbit.ranges import RANGES as RANGES

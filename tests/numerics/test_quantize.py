@@ -248,6 +248,11 @@ def test_nan_and_infinity_are_refused_with_their_place(format):
         quantize(x, format)
 
 
+def test_numbers_beyond_float32_are_infinite():
+    with pytest.raises(DataError, match=r"1 infinite value\(s\) among 2 values, the first at index \(1,\)"):
+        quantize(np.array([1.0, 1e300]), INT8)
+
+
 def test_infinity_clips_to_given_bounds():
     x = torch.tensor([float("inf"), -float("inf"), 0.5])
     assert quantize(x, INT8, (-1.0, 1.0)).codes.tolist() == [127, -127 - 1, 64]

@@ -139,7 +139,7 @@ def _row_bounds(rows: Tensor, x: Tensor, bounds: Bounds | None, format: Format) 
     lo, hi = row_extremes(rows)
     least, greatest = float(lo.min()), float(hi.max())
     if isnan(least) or isnan(greatest) or (bounds is None and (isinf(least) or isinf(greatest))):
-        raise DataError(f"cannot quantize: {describe_not_finite(x)}")
+        raise DataError(f"cannot quantize: {describe_not_finite(x.to(torch.float32))}")
     if bounds is None:
         return lo, hi
     lo, hi = (bound.expand(blocks, 1) if bound.numel() == 1 else bound.reshape(-1, 1) for bound in bounds)
