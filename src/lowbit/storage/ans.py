@@ -128,7 +128,9 @@ def histogram(symbols: Any) -> Any:
         counts[3, symbols[i + 3]] += 1
     for i in range(n, symbols.size):
         counts[0, symbols[i]] += 1
-    return counts.sum(axis=0)
+    for symbol in range(256):
+        counts[0, symbol] += counts[1, symbol] + counts[2, symbol] + counts[3, symbol]
+    return counts[0]
 
 
 @kernel
@@ -149,7 +151,9 @@ def _decoding_table(frequencies: Any, bits: int) -> Any:
     """(2**bits,) for each state: next state's start << 16 | fresh bits << 8 | symbol; start + 2**fresh <= 2**bits."""
     size = 1 << bits
     states = _spread(frequencies, bits)
-    seen = frequencies.copy()
+    seen = np.empty(frequencies.size, np.int64)
+    for symbol in range(frequencies.size):
+        seen[symbol] = frequencies[symbol]
     table = np.empty(size, np.uint32)
     for state in range(size):
         symbol = states[state]
@@ -170,9 +174,14 @@ def _encoding_tables(frequencies: Any, bits: int) -> Any:
     """
     size = 1 << bits
     states = _spread(frequencies, bits)
-    starts = np.cumsum(frequencies) - frequencies
+    offset = np.empty(frequencies.size, np.int64)
+    filled = np.empty(frequencies.size, np.int64)  # where each symbol's next state goes
+    start = 0
+    for symbol in range(frequencies.size):
+        filled[symbol] = start
+        offset[symbol] = start - frequencies[symbol]
+        start += frequencies[symbol]
     following = np.empty(size, np.uint16)
-    filled = starts.copy()
     for state in range(size):
         symbol = states[state]
         following[filled[symbol]] = size + state
@@ -184,7 +193,7 @@ def _encoding_tables(frequencies: Any, bits: int) -> Any:
             while frequencies[symbol] << most < size:
                 most += 1
             shift[symbol] = (most << 16) - (frequencies[symbol] << most)
-    return following, shift, starts - frequencies
+    return following, shift, offset
 
 
 @kernel
@@ -198,30 +207,28 @@ def _encode(
     """
     size = 1 << bits
     first = np.empty(4, np.int64)  # of the symbols of each segment
-    left = np.zeros(4, np.int64)  # symbols of each segment not coded yet
-    x = np.full(4, size)
+    x = np.empty(4, np.int64)
     held = np.zeros(4, np.int64)
     length = np.zeros(4, np.int64)
     at = np.empty(4, np.int64)
+    rounds = 0 if segments == 1 else symbols.size // segments >> 2
     for i in range(segments):
         first[i] = symbols.size * i // segments
-        left[i] = symbols.size * (i + 1) // segments - first[i]
+        x[i] = size
         at[i] = (i + 1) * room
-    rounds = left.min() >> 2  # 0 where there is one segment
-    while left.max() > rounds * 4:  # the last symbols, one at a time, until all segments have the same number left
-        for i in range(segments):
-            if left[i] > rounds * 4:
-                left[i] -= 1
-                symbol = symbols[first[i] + left[i]]
-                n = (x[i] + shift[symbol]) >> 16
-                held[i] = held[i] << n | x[i] & ((1 << n) - 1)
-                length[i] += n
-                x[i] = following[(x[i] >> n) + offset[symbol]]
-                while length[i] >= 8:
-                    length[i] -= 8
-                    at[i] -= 1
-                    out[at[i]] = held[i] >> length[i]
-                    held[i] &= (1 << length[i]) - 1
+        left = symbols.size * (i + 1) // segments - first[i]
+        while left > rounds * 4:  # the last symbols, one at a time, until all segments have the same number left
+            left -= 1
+            symbol = symbols[first[i] + left]
+            n = (x[i] + shift[symbol]) >> 16
+            held[i] = held[i] << n | x[i] & ((1 << n) - 1)
+            length[i] += n
+            x[i] = following[(x[i] >> n) + offset[symbol]]
+            while length[i] >= 8:
+                length[i] -= 8
+                at[i] -= 1
+                out[at[i]] = held[i] >> length[i]
+                held[i] &= (1 << length[i]) - 1
     if rounds > 0:
         _encode_rounds(symbols, first, rounds, x, held, length, at, following, shift, offset, out)
     for i in range(segments):  # the last state, a 1, and zeros to fill the first byte

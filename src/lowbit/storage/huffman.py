@@ -214,7 +214,8 @@ def _table(codes: Any, lengths: Any) -> Any:
             for rest in range(1 << (MAX_LENGTH - lengths[symbol])):
                 single[codes[symbol] | rest << lengths[symbol]] = lengths[symbol] << 8 | symbol
     table = np.empty((1 << MAX_LENGTH) + lengths.size, np.int64)
-    table[1 << MAX_LENGTH :] = lengths
+    for symbol in range(lengths.size):
+        table[(1 << MAX_LENGTH) + symbol] = lengths[symbol]
     for bits in range(1 << MAX_LENGTH):
         entry = 0
         taken = 0

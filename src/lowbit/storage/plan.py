@@ -47,9 +47,9 @@ class Plan:
     contents: list[memoryview]
     units: list[Unit]
 
-    def unit_bytes(self, unit: Unit) -> bytes:
+    def unit_bytes(self, unit: Unit) -> bytearray:
         """All bytes of a unit."""
-        return b"".join(self.contents[file][start : start + length] for file, start, length in unit.parts)
+        return bytearray().join(self.contents[file][start : start + length] for file, start, length in unit.parts)
 
     def rest(self) -> bytes:
         """What is left of all files when the cuts are taken out."""
