@@ -42,7 +42,7 @@ class Case:
     percent      the metric is a share that one reads in percent
     bar          what must be reached, in words
     transformer  as NNCF wants to be told
-    calibrators  of onnxruntime; all but MinMax hold every activation of every sample in memory, tens of GB for large inputs
+    calibrators  of onnxruntime; all but MinMax keep every activation of every sample in memory, tens of GB if large
     """
 
     file: Callable[[], Path]
