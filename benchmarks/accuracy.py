@@ -23,7 +23,6 @@ from lowbit.flows.fidelity import Closeness, Fidelity
 from lowbit.flows.metrics import metric_of
 
 BATCH = 25
-CALIBRATORS = ("MinMax", "Entropy", "Percentile")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def candidates(case: Case, folder: Path, with_peers: bool) -> Iterator[Candidate
     source = folder / "float.onnx"  # at a current opset: per-channel weights need 13
     model.save(source)
     batches = [inputs for inputs, _ in calibration.batches(1)]
-    for per_channel, methods in ((True, CALIBRATORS), (False, CALIBRATORS[:1])):
+    for per_channel, methods in ((True, case.calibrators), (False, case.calibrators[:1])):
         for method in methods:
             name = f"onnxruntime {method}, per {'channel' if per_channel else 'tensor'}"
             target = folder / f"{method}-{per_channel}.onnx"

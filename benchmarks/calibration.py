@@ -19,7 +19,6 @@ import torch
 
 import lowbit as lb
 from benchmarks import peers
-from benchmarks.accuracy import CALIBRATORS
 from benchmarks.networks import CASES, FOLDER, IMAGENET
 from benchmarks.tables import Row, show
 from lowbit.deploy.engines import ENGINES
@@ -104,7 +103,7 @@ def whole_quantization(name: str, with_peers: bool) -> list[Row]:
             "lowbit": lambda: lb.quantize(model, calibration).save(folder / "lowbit.onnx")
         }
         if with_peers:
-            for method in CALIBRATORS:
+            for method in case.calibrators:
                 calls[f"onnxruntime {method}"] = lambda method=method: peers.onnxruntime_static(  # type: ignore[misc]
                     case.file(), batches, folder / f"{method}.onnx", method=method
                 )

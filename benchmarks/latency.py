@@ -3,6 +3,8 @@
 `python -m benchmarks.latency [NETWORK …] [--engine onnxruntime|openvino]`. Milliseconds are processor time, medians.
 """
 
+import contextlib
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +60,11 @@ def _minilm() -> Network:
     def sample(generator: np.random.Generator) -> Batch:
         return {"input_ids": generator.integers(1000, 20000, (1, 128)), "attention_mask": np.ones((1, 128), np.int64)}
 
-    return Network(lambda path: export(str(path)), sample, transformer=True)
+    def write(path: Path) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            export(str(path))
+
+    return Network(write, sample, transformer=True)
 
 
 NETWORKS: dict[str, Callable[[], Network]] = {
