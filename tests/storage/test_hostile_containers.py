@@ -32,7 +32,7 @@ def packed(tmp_path: Path) -> Path:
 
 def forged(path: Path, index: bytes, program: bytes = b"", data: bytes = b"") -> Path:
     """A container of these parts, whose checksums are right."""
-    with writing(path) as writer:
+    with writing(path, 1 << 40) as writer:
         writer.add(data)
         writer.finish(write_blob(program), index)
     return path

@@ -178,7 +178,9 @@ def write(program: ir.Model, network: CompressedNetwork, settings: Compression, 
     for value in program.graph.initializers.values():
         value.shape, value.type = None, None  # said by the tensor itself
     program.metadata_props["lowbit.version"] = lowbit.__version__
-    program.metadata_props["lowbit.recipe"] = json.dumps({"compress": asdict(settings)})
+    default = asdict(Compression())
+    asked = {name: value for name, value in asdict(settings).items() if value != default[name]}
+    program.metadata_props["lowbit.recipe"] = json.dumps({"compress": asked})
     program.metadata_props["lowbit.ledger"] = json.dumps(rows)
     return program
 
@@ -191,7 +193,7 @@ def _tables(network: CompressedNetwork, key: str) -> Tensor:
 
 
 def _zeros(codes: Tensor) -> float:
-    return round(float((codes == 0).float().mean()), 6)
+    return round(float((codes == 0).float().mean()), 4)
 
 
 def _verify(written: Model, network: CompressedNetwork, samples: Samples, prepared: Model) -> None:

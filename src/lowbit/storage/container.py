@@ -201,7 +201,8 @@ def _write(planned: Plan, out: Path, progress: Callable[[int, int], None] | None
     known: list[Codec] = []
     units: list[Unit] = []
     total, done = sum(unit.size for unit in planned.units), 0
-    with envelope.writing(out) as writer:
+    most = 1024 + 2 * sum(file.size + 256 * len(file.cuts) for file in planned.files)  # coded, nothing doubles
+    with envelope.writing(out, most) as writer:
         for wanted in planned.units:
             data = planned.unit_bytes(wanted)
             width = max(1, wanted.bits // 8)

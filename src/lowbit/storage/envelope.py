@@ -14,8 +14,6 @@ from lowbit.errors import InputError
 from lowbit.storage.atomic import replacing
 
 VERSION = 1
-HEADER_BYTES = 256
-"""What a writer reserves for the header; a reader accepts up to MAX_HEADER_BYTES."""
 MAX_HEADER_BYTES = 4096
 PARTS = ("data", "program", "index")
 
@@ -60,11 +58,15 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class EnvelopeWriter:
-    """Takes payloads as they come, then the program and the index."""
+    """Takes payloads as they come, then the program and the index; at most `most` bytes in all.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    The header stands in front and is written last: its place is as long as the longest that it can be.
+    """
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
         self.file = file
-        self.file.write(bytes(8 + HEADER_BYTES))
+        self.header_bytes = -(-len(_header(most, most, most)) // 8) * 8
+        self.file.write(bytes(8 + self.header_bytes))
         self.data_bytes = 0
 
     def add(self, payload: bytes) -> None:
@@ -74,20 +76,26 @@ class EnvelopeWriter:
 
     def finish(self, program: bytes, index: bytes) -> None:
         """Write the other two parts, then the header that says where everything is."""
-        header: dict[str, Any] = {"__metadata__": {"lowbit": str(VERSION)}}
-        position = 0
-        for part, length in zip(PARTS, (self.data_bytes, len(program), len(index)), strict=True):
-            header[part] = {"dtype": "U8", "shape": [length], "data_offsets": [position, position + length]}
-            position += length
-        text = json.dumps(header, separators=(",", ":")).encode().ljust(HEADER_BYTES)
+        text = _header(self.data_bytes, len(program), len(index)).ljust(self.header_bytes)
+        assert len(text) == self.header_bytes
         self.file.write(program)
         self.file.write(index)
         self.file.seek(0)
         self.file.write(len(text).to_bytes(8, "little") + text)
 
 
+def _header(*lengths: int) -> bytes:
+    """The header of parts of these lengths."""
+    header: dict[str, Any] = {"__metadata__": {"lowbit": str(VERSION)}}
+    position = 0
+    for part, length in zip(PARTS, lengths, strict=True):
+        header[part] = {"dtype": "U8", "shape": [length], "data_offsets": [position, position + length]}
+        position += length
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[EnvelopeWriter]:
-    """A container that becomes `path` when all of it has been written."""
+def writing(path: Path, most: int) -> Iterator[EnvelopeWriter]:
+    """A container of at most `most` bytes that becomes `path` when all of it has been written."""
     with replacing(path) as aside, aside.open("wb") as file:
-        yield EnvelopeWriter(file)
+        yield EnvelopeWriter(file, most)
