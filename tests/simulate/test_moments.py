@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import lowbit as lb
 from lowbit.simulate.build import build
-from lowbit.simulate.moments import multiplied, second_moments, weight_of_rows, weight_rows
+from lowbit.simulate.moments import moments_in_turn, multiplied, weight_of_rows, weight_rows
 
 LAYERS = {
     "a convolution": (nn.Conv2d(4, 6, 3), (4, 9, 8)),
@@ -53,11 +53,30 @@ def test_rows_times_weights_are_the_layers_output(name: str) -> None:
 def test_moments_add_up_over_batches(name: str) -> None:
     module, node, key, x = one_layer(name)
     parameters = dict(module.named_parameters())
-    whole = second_moments(module, parameters, [key], [(x,)])[key]
-    parts = second_moments(module, parameters, [key], [(x[:1],), (x[1:],)])[key]
-    torch.testing.assert_close(whole, parts)
+    ((_, whole),) = moments_in_turn(module, parameters, parameters, [key], [(x,)])
+    ((_, parts),) = moments_in_turn(module, parameters, parameters, [key], [(x[:1],), (x[1:],)])
+    torch.testing.assert_close(whole.rough, parts.rough, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(whole.rough, whole.cross)
     for group, rows in enumerate(multiplied(node, x, parameters[key])):
-        torch.testing.assert_close(whole[group], (rows.T @ rows).detach())
+        torch.testing.assert_close(whole.rough[group].float(), (rows.T @ rows).detach())
+
+
+def test_a_weight_that_is_changed_in_its_turn_changes_what_the_next_sees() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)).eval()
+    x = torch.randn(20, 4)
+    module = build(lb.load(net, x).program).eval()
+    exact = {key: p.detach() for key, p in module.named_parameters()}
+    rough, seen = dict(exact), {}
+    for key, moments in moments_in_turn(module, exact, rough, list(exact), [(x[:8],), (x[8:],)]):
+        seen[key] = moments
+        rough[key] = torch.round(exact[key])
+    first, second = seen.values()
+    assert torch.equal(first.rough, first.cross)
+    before = net[0].weight.detach()
+    a, b = (x @ before.T).relu(), (x @ torch.round(before).T).relu()
+    torch.testing.assert_close(second.rough[0].float(), b.T @ b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second.cross[0].float(), a.T @ b, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_that_are_not_multiplied_once_are_left_out() -> None:
@@ -69,6 +88,7 @@ def test_weights_that_are_not_multiplied_once_are_left_out() -> None:
         def forward(self, ids: Tensor) -> Tensor:
             return self.table(ids) @ self.shared @ self.shared
 
-    module = build(lb.load(Twice().eval(), torch.arange(3).reshape(1, 3)).program)
+    ids = torch.arange(3).reshape(1, 3)
+    module = build(lb.load(Twice().eval(), ids).program)
     parameters = dict(module.named_parameters())
-    assert second_moments(module, parameters, parameters, [(torch.arange(3).reshape(1, 3),)]) == {}
+    assert list(moments_in_turn(module, parameters, parameters, parameters, [(ids,)])) == []

@@ -81,3 +81,15 @@ def test_inputs_that_are_always_zero_are_rounded_alone() -> None:
     assert torch.equal(rounded[:, 2], nearest(rows[:, 2]).double())
     nothing = gptq(rows, Feedback.of(torch.zeros(6, 6)), nearest)
     assert torch.equal(nothing, rows.double())
+
+
+def test_inputs_that_carry_errors_are_made_up_for() -> None:
+    x, rows = correlated(24), weights(16, 24)
+    rough = x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3)) + 0.1 * x.roll(1, 1)
+    exact = x.double() @ rows.double().T
+
+    def error(cross: Tensor | None) -> float:
+        found = nearest(gptq(rows, Feedback.of(rough.T @ rough, cross), nearest))
+        return float((rough.double() @ found.T - exact).square().mean())
+
+    assert error(x.T @ rough) < 0.6 * error(None)  # measured 0.46

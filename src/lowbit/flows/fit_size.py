@@ -11,8 +11,8 @@ What a weight's error does to the outputs is its gradient, squared (as in Choi e
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ from torch import Tensor
 from lowbit.errors import InputError
 from lowbit.flows.train import Samples
 from lowbit.simulate.compressed import CompressedNetwork
-from lowbit.simulate.moments import second_moments, weight_of_rows, weight_rows
+from lowbit.simulate.moments import Inputs, moments_in_turn, weight_of_rows, weight_rows, widths
 from lowbit.solve.gptq import Feedback, gptq
 from lowbit.solve.share import Shared
 
-MOMENT_SAMPLES = 256
 GRADIENT_SAMPLES = 64
-PASS_SAMPLES = 32
+MOST_SAMPLES = 1024  # that go through the network together
+MEMORY = 1 << 28  # float32 numbers in what they all are at one place of it: 1 GiB, twice, for exact and rough
+PASS_SAMPLES = 16
 MULTIPLES = 252  # of a step, from least to greatest: feedback adds one on each side, a mask one, and a byte holds 256
 NEAR = 0.005  # how far below the wanted size the bytes may be
 TRIES = 12
@@ -39,14 +40,12 @@ class Weight:
     value        as it is now, pruned weights zero
     mask         False where pruned, or None
     axis         of its outputs
-    feedback     of each group, () where its inputs are not known
     sensitivity  squared error of the outputs for each unit of squared step
     """
 
     value: Tensor
     mask: Tensor | None
     axis: int
-    feedback: tuple[Feedback, ...]
     sensitivity: float
 
     def step(self, price: float) -> float:
@@ -55,22 +54,17 @@ class Weight:
         largest = float(self.value.abs().max())
         return min(max(math.sqrt(price / self.sensitivity), widest / MULTIPLES), max(4 * largest, 1e-30))
 
-    def rounded(self, step: float) -> Tensor:
-        """Each weight the nearest multiple, without feedback, as multiples."""
-        return torch.round(self.value / step)
-
-    def fitted(self, step: float) -> "Fitted":
-        """Multiples of the step, each weight making up for the errors before it; pruned weights stay zero."""
-        fed = self.value
-        if self.feedback:
-            multiples = self.rounded(step)
-            lowest, highest = float(multiples.min()) - 1, float(multiples.max()) + 1
+    def fitted(self, step: float, feedback: Sequence[Feedback] = ()) -> "Fitted":
+        """Multiples of the step; with feedback, each weight makes up for errors before it. Pruned weights stay zero."""
+        fed = self.value.double()
+        lowest, highest = float(torch.round(fed.min() / step)) - 1, float(torch.round(fed.max() / step)) + 1
+        if feedback:
 
             def nearest(column: Tensor) -> Tensor:
                 return torch.round(column / step).clamp(lowest, highest) * step
 
-            rows = weight_rows(len(self.feedback), self.value, self.axis)
-            parts = [gptq(r, f, nearest) for r, f in zip(rows, self.feedback, strict=True)]
+            rows = weight_rows(len(feedback), self.value, self.axis)
+            parts = [gptq(r, f, nearest) for r, f in zip(rows, feedback, strict=True)]
             fed = weight_of_rows(torch.stack(parts), self.value.shape, self.axis).clamp(lowest * step, highest * step)
         multiples = torch.round(fed / step)
         first = int(multiples.min())
@@ -102,31 +96,76 @@ def fit_size(
 
     axes     of the outputs, for every weight that gets codes
     measure  bytes of the packed file with these codes and values in it
-    InputError where the coarsest steps still need more.
+    InputError where no try was that small.
     """
-    weights = _prepare(network, axes, samples)
+    with torch.no_grad():
+        values = network.weights()
+    batches = _parts(samples, _together(network, values, samples), PASS_SAMPLES)
+    weights = _prepare(network, axes, values, samples, batches)
     count = sum(weight.value.numel() for weight in weights.values())
     price = _first_price(weights, 8 * size_bytes / count)
-    aim = (1 - NEAR / 2) * size_bytes
-    tried: list[tuple[float, int]] = []
-    best: dict[str, Fitted] = {}
-    for turn in range(TRIES):
-        found = {key: weight.fitted(weight.step(price)) for key, weight in weights.items()}
-        size = measure({key: fitted.shared for key, fitted in found.items()})
-        progress(turn + 1, TRIES)
-        if size <= size_bytes and size >= max((s for _, s in tried if s <= size_bytes), default=0):
-            best = found
-        tried.append((math.log2(price), size))
-        if (1 - NEAR) * size_bytes <= size <= size_bytes:
-            break
-        price = 2 ** _next(tried, aim, count)
+    found = Search(size_bytes, count, measure)
+    found.run(price, lambda price: {key: weight.fitted(weight.step(price)) for key, weight in weights.items()})
+    # Feedback changes the size by a percent or two, and takes a pass over the samples.
+    fed = Search(size_bytes, count, measure, lambda: progress(len(fed.tried), TRIES))
+    fed.run(found.price, lambda price: _fit(network, weights, values, price, batches))
     progress(TRIES, TRIES)
-    if not best:
-        raise InputError(
-            f"the file cannot be made as small as {size_bytes:,.0f} bytes; the smallest that was found takes "
-            f"{min(size for _, size in tried):,}. Ask for a lower ratio."
-        )
-    return best
+    return fed.best
+
+
+@dataclass
+class Search:
+    """The price at which a file comes out as large as wanted.
+
+    size_bytes   wanted
+    count        weights
+    measure      bytes of the file with these codes and values
+    tried        (log2 of the price, bytes) so far
+    best         what came nearest from below
+    """
+
+    size_bytes: float
+    count: int
+    measure: Callable[[Mapping[str, Shared]], int]
+    told: Callable[[], None] = lambda: None  # after each try
+    tried: list[tuple[float, int]] = field(default_factory=list)
+    best: dict[str, Fitted] = field(default_factory=dict)
+    price: float = 0.0
+
+    def run(self, price: float, fit: Callable[[float], dict[str, Fitted]]) -> None:
+        """InputError where no try is small enough."""
+        for _ in range(TRIES):
+            found = fit(price)
+            size = self.measure({key: fitted.shared for key, fitted in found.items()})
+            if size <= self.size_bytes and size >= max((s for _, s in self.tried if s <= self.size_bytes), default=0):
+                self.best, self.price = found, price
+            self.tried.append((math.log2(price), size))
+            self.told()
+            if (1 - NEAR) * self.size_bytes <= size <= self.size_bytes:
+                break
+            price = 2 ** _next(self.tried, (1 - NEAR / 2) * self.size_bytes, self.count)
+        if not self.best:
+            raise InputError(
+                f"the file cannot be made as small as {self.size_bytes:,.0f} bytes; the smallest that was found takes "
+                f"{min(size for _, size in self.tried):,}. Ask for a lower ratio."
+            )
+
+
+def _fit(
+    network: CompressedNetwork,
+    weights: Mapping[str, Weight],
+    values: Mapping[str, Tensor],
+    price: float,
+    batches: Inputs,
+) -> dict[str, Fitted]:
+    """Every weight at the step of this price, one layer after the other, each knowing what those before left it."""
+    found = {key: weight.fitted(weight.step(price)) for key, weight in weights.items()}
+    rough = dict(values) | {key: fitted.shared.dense() for key, fitted in found.items()}
+    for key, moments in moments_in_turn(network.module, values, rough, weights, batches):
+        feedback = [Feedback.of(r, c, moments.rows) for r, c in zip(moments.rough, moments.cross, strict=True)]
+        found[key] = weights[key].fitted(weights[key].step(price), feedback)
+        rough[key] = found[key].shared.dense()
+    return found
 
 
 def _next(tried: list[tuple[float, int]], aim: float, count: int) -> float:
@@ -153,31 +192,34 @@ def entropy_bits(codes: Tensor) -> float:
 
 
 def _first_price(weights: Mapping[str, Weight], budget: float) -> float:
-    """The price at which weights rounded without feedback cost the budget of bits a weight, by bisection."""
+    """The price at which weights rounded to nearest cost the budget of bits a weight, by bisection."""
     count = sum(weight.value.numel() for weight in weights.values())
     low, high = -80.0, 80.0  # log2
     for _ in range(40):
         middle = (low + high) / 2
-        bits = sum(entropy_bits(w.rounded(w.step(2**middle))) for w in weights.values()) / count
+        bits = sum(entropy_bits(torch.round(w.value / w.step(2**middle))) for w in weights.values()) / count
         low, high = (middle, high) if bits > budget else (low, middle)
     return float(2**high)
 
 
-def _prepare(network: CompressedNetwork, axes: Mapping[str, int], samples: Samples) -> dict[str, Weight]:
-    with torch.no_grad():
-        values = network.weights()
-    few = samples.take(torch.arange(min(MOMENT_SAMPLES, len(samples))))
-    moments = second_moments(network.module, values, axes, _parts(few))
+def _prepare(
+    network: CompressedNetwork,
+    axes: Mapping[str, int],
+    values: Mapping[str, Tensor],
+    samples: Samples,
+    batches: Inputs,
+) -> dict[str, Weight]:
+    """Every weight with its sensitivity: its squared gradient, times what feedback leaves of its error."""
+    gains = dict.fromkeys(axes, 1.0)
+    for key, moments in moments_in_turn(network.module, values, values, axes, batches[:8]):
+        gains[key] = sum(Feedback.of(moment).gain for moment in moments.rough) / len(moments.rough)
     squared = _squared_gradients(network, values, list(axes), samples)
-    known = [g for g in squared.values() if g > 0]
-    found = {}
-    for key, axis in axes.items():
-        feedback = tuple(Feedback.of(moment) for moment in moments.get(key, ()))
-        gain = sum(f.gain for f in feedback) / len(feedback) if feedback else 1.0
-        # Where no gradient came through, a weight counts as much as the most sensitive.
-        sensitivity = gain * (squared[key] or max(known, default=1.0))
-        found[key] = Weight(values[key], network.masks.get(key), axis, feedback, sensitivity)
-    return found
+    # Where no gradient came through, a weight counts as much as the most sensitive.
+    highest = max((g for g in squared.values() if g > 0), default=1.0)
+    return {
+        key: Weight(values[key], network.masks.get(key), axis, gains[key] * (squared[key] or highest))
+        for key, axis in axes.items()
+    }
 
 
 def _squared_gradients(
@@ -191,8 +233,7 @@ def _squared_gradients(
     generator = torch.Generator().manual_seed(0)
     total = dict.fromkeys(keys, 0.0)
     weights = {key: value.detach().clone().requires_grad_(key in total) for key, value in values.items()}
-    few = samples.take(torch.arange(min(GRADIENT_SAMPLES, len(samples))))
-    for inputs in _parts(few, size=8):
+    for inputs in _parts(samples, min(GRADIENT_SAMPLES, len(samples)), size=8):
         outputs = [y for y in network(*inputs, weights=weights).values() if y.requires_grad]
         if not outputs:
             continue
@@ -204,5 +245,12 @@ def _squared_gradients(
     return total
 
 
-def _parts(samples: Samples, size: int = PASS_SAMPLES) -> list[tuple[Tensor, ...]]:
-    return [samples.take(torch.arange(len(samples))[i : i + size]).inputs for i in range(0, len(samples), size)]
+def _parts(samples: Samples, count: int, size: int) -> list[tuple[Tensor, ...]]:
+    return [samples.take(torch.arange(i, min(i + size, count))).inputs for i in range(0, count, size)]
+
+
+def _together(network: CompressedNetwork, values: Mapping[str, Tensor], samples: Samples) -> int:
+    """How many samples fit into MEMORY at the widest place of the network."""
+    few = samples.take(torch.arange(min(2, len(samples))))
+    widest = max(widths(network.module, values, few.inputs))
+    return max(1, min(MOST_SAMPLES, len(samples), MEMORY * len(few) // widest))
