@@ -69,7 +69,10 @@ def compress(
     ] = 2,
     share_epochs: Annotated[float, typer.Option(min=0, help="Passes over the data that train the shared values.")] = 3,
     batch: Annotated[int, typer.Option(min=1, help="Samples of a training step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="A step, relative to a tensor's size.")] = 0.02,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="A step, relative to a tensor's size.", show_default="0.02, or 0.004 with --ratio"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the samples.")] = 0,
     checkpoint: Annotated[
         Path | None,

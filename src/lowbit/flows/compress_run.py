@@ -83,7 +83,7 @@ class Run:
 
     def _phase(self, phase: str, start: int, adam: Adam) -> None:
         total = self.steps[phase]
-        rate = self.settings.learning_rate * RATES[phase]
+        rate = self.settings.rate_of_learning * RATES[phase]
         per_epoch = max(1, len(self.samples) // self.settings.batch)
         rows = order(len(self.samples), start // per_epoch, self._seed(phase))
         for step in range(start, total):

@@ -28,7 +28,8 @@ class Compression:
     prune_epochs     while sparsity rises and settles
     settle_epochs    while weights train on, rounded to shared values, and may still change their codes
     share_epochs     while codes stay and shared values train
-    learning_rate    a step, relative to a tensor's root mean square
+    learning_rate    a step, relative to a tensor's root mean square. None: 0.02, or 0.004 where there is a ratio: weights
+                     rounded with feedback are already near their best
     distill          share of the loss that is agreement with the float network, where there are labels; without: 1
     mantissa_bits    of the biases and tables that stay float32
     layers           choices for single weights, which override prune and codebook; see lowbit.flows.shrink
@@ -44,7 +45,7 @@ class Compression:
     settle_epochs: float = 2
     share_epochs: float = 3
     batch: int = 64
-    learning_rate: float = 0.02
+    learning_rate: float | None = None
     distill: float = 0.5
     temperature: float = 2.0
     mantissa_bits: int = 7
@@ -61,7 +62,7 @@ class Compression:
         if (
             min(self.prune_epochs, self.settle_epochs, self.share_epochs) < 0
             or self.batch < 1
-            or self.learning_rate <= 0
+            or self.rate_of_learning <= 0
         ):
             raise InputError(f"{self!r}: epochs are 0 or more, batch and learning rate above 0.")
         if not 0 <= self.distill <= 1 or not 1 <= self.mantissa_bits <= 23:
@@ -78,6 +79,11 @@ class Compression:
     def bits(self) -> int:
         """Of a shared weight's code; 0 where weights are not shared, or a ratio decides."""
         return (0 if self.ratio else 4) if self.codebook is None else self.codebook
+
+    @property
+    def rate_of_learning(self) -> float:
+        """The learning rate, with the default filled in."""
+        return (0.004 if self.ratio else 0.02) if self.learning_rate is None else self.learning_rate
 
     @property
     def shares(self) -> bool:
