@@ -28,8 +28,8 @@ class Compression:
     prune_epochs     while sparsity rises and settles
     settle_epochs    while weights train on, rounded to shared values, and may still change their codes
     share_epochs     while codes stay and shared values train
-    learning_rate    a step, relative to a tensor's root mean square. None: 0.02, or 0.004 where there is a ratio: weights
-                     rounded with feedback are already near their best
+    learning_rate    a step, relative to a tensor's root mean square. None: 0.02, or 0.004 where there is a ratio:
+                     weights rounded with feedback are already near their best
     distill          share of the loss that is agreement with the float network, where there are labels; without: 1
     mantissa_bits    of the biases and tables that stay float32
     layers           choices for single weights, which override prune and codebook; see lowbit.flows.shrink
