@@ -47,6 +47,16 @@ def mx_in_torch(x: Tensor, mantissa_bits: int, largest_exponent: int, largest: f
     return (rounded * torch.exp2(shared)).reshape(x.shape)
 
 
+def micro_exponents_in_torch(x: Tensor, bits: int) -> Tensor:
+    """Shared micro-exponents (MX9, MX6, MX4) likewise: 16 share a power of two, each pair may halve it."""
+    pairs = x.reshape(-1, 8, 2)
+    exponent = torch.floor(torch.log2(pairs.abs().amax(2, keepdim=True)))
+    shared = exponent.amax(1, keepdim=True)
+    step = torch.exp2(shared - (exponent < shared).to(x.dtype) - (bits - 2))
+    largest = 2.0 ** (bits - 1) - 1
+    return (torch.round(pairs / step).clamp(-largest, largest) * step).reshape(x.shape)
+
+
 def count(x: Tensor) -> None:
     Histogram().add(x)
 
@@ -84,13 +94,16 @@ def speed() -> Table:
         "mxfp6_e2m3": ("MX in torch", lambda: mx_in_torch(x, 3, 2, 7.5)),
         "mxfp8_e4m3": ("MX in torch", lambda: mx_in_torch(x, 3, 8, 448.0)),
         "mxint8": ("MX in torch", lambda: mx_in_torch(x, 6, 0, 127 / 64)),
+        "mx9": ("MX in torch", lambda: micro_exponents_in_torch(x, 8)),
+        "mx6": ("MX in torch", lambda: micro_exponents_in_torch(x, 5)),
+        "mx4": ("MX in torch", lambda: micro_exponents_in_torch(x, 3)),
         "int8": ("torch fake_quantize, range given", fake),
         "bf16": ("torch to(bfloat16)", lambda: x.to(torch.bfloat16)),
         "fp16": ("torch to(float16)", lambda: x.to(torch.float16)),
     }
     for words in (
         *("int8", "int8 channel:0", "uint8", "int4 group:64", "int16", "fixed8", "e4m3", "e5m2", "fp16", "bf16"),
-        *("nf4", "log4", "apot5", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp4", "mxint8", "mx9", "mx6", "nvfp4", "vsq4"),
+        *("nf4", "log4", "apot5", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp4", "mxint8", "mx9", "mx6", "mx4", "nvfp4", "vsq4"),
     ):
         kind = parse_format(words)
         row(f"{words}: range, scales, codes", partial(quantize, x, kind), *peers.get(words, ()))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowbit.errors import DataError, InputError, ShapeError
 from lowbit.numerics import kernels
-from lowbit.numerics.encode import decode, encode_rows, round_rows, row_extremes
+from lowbit.numerics.encode import decode, encode_rows, fresh, round_rows, row_extremes
 from lowbit.numerics.fitted import Fitted, fit_table
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import Grid, grid_table
@@ -69,9 +69,9 @@ def _raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
     empty = 0.0 if format.shares_scale else 1.0 if table.has_zero else SMALLEST_SCALE
     least = 0.0 if format.shares_scale else SMALLEST_SCALE
     if not format.zero_point and lo.device.type == "cpu":
-        out = torch.empty(lo.shape)
+        out = fresh(tuple(lo.shape))
         constants = (np.float32(reach), signed, np.float32(empty), np.float32(least))
-        kernels.symmetric_scale(lo.contiguous().numpy(), hi.contiguous().numpy(), *constants, out.numpy())
+        kernels.symmetric_scale(*(t.reshape(-1).numpy() for t in (lo, hi)), *constants, out.reshape(-1).numpy())
         return out
     if format.zero_point:
         # Divided before subtracting: hi - lo of a float32 tensor can overflow.
