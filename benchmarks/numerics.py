@@ -36,12 +36,12 @@ def seconds(*functions: Callable[[], object], rounds: int = 5) -> list[float]:
     return best
 
 
-def mx_in_torch(x: Tensor, mantissa_bits: int, largest_exponent: int, largest: float) -> Tensor:
+def mx_in_torch(x: Tensor, mantissa_bits: int, largest_exponent: int, largest: float, smallest: int = 0) -> Tensor:
     """MX by plain torch operations on the whole tensor, as reference implementations do it."""
     blocks = x.reshape(-1, 32)
     shared = torch.floor(torch.log2(blocks.abs().amax(1, keepdim=True))) - largest_exponent
     scaled = blocks / torch.exp2(shared)
-    exponent = torch.floor(torch.log2(scaled.abs() + (scaled == 0) * 2.0**-126)).clamp(min=0)
+    exponent = torch.floor(torch.log2(scaled.abs() + (scaled == 0) * 2.0**-126)).clamp(min=smallest)
     step = torch.exp2(exponent - mantissa_bits)
     rounded = (torch.round(scaled / step) * step).clamp(-largest, largest)
     return (rounded * torch.exp2(shared)).reshape(x.shape)
@@ -92,7 +92,7 @@ def speed() -> Table:
     peers: dict[str, tuple[str, Callable[[], object]]] = {
         "mxfp4": ("MX in torch", lambda: mx_in_torch(x, 1, 2, 6.0)),
         "mxfp6_e2m3": ("MX in torch", lambda: mx_in_torch(x, 3, 2, 7.5)),
-        "mxfp8_e4m3": ("MX in torch", lambda: mx_in_torch(x, 3, 8, 448.0)),
+        "mxfp8_e4m3": ("MX in torch", lambda: mx_in_torch(x, 3, 8, 448.0, -6)),
         "mxint8": ("MX in torch", lambda: mx_in_torch(x, 6, 0, 127 / 64)),
         "mx9": ("MX in torch", lambda: micro_exponents_in_torch(x, 8)),
         "mx6": ("MX in torch", lambda: micro_exponents_in_torch(x, 5)),
