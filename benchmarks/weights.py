@@ -23,12 +23,6 @@ from lowbit.ranges import MinMax
 from lowbit.report.ledger import Ledger
 
 NETWORKS = ("resnet20", "mobilenet", "squeezenet", "minilm", "charlstm")
-# One of each kind, by bits a weight.
-JUDGED = (
-    *("int8 channel:0", "e4m3", "int6 channel:0", "mxfp6_e2m3", "mx6", "int5 channel:0", "int4 group:32", "nf4"),
-    *("nvfp4", "vsq4", "mxfp4", "int4 channel:0", "e2m1 channel:0", "apot4 channel:0", "log4 channel:0", "pwlq4"),
-    *("codebook4", "bases4 channel:0", "mx4", "int3 group:32", "codebook3 channel:0", "ternary channel:0"),
-)
 
 
 def noise(networks: list[str], formats: tuple[str, ...]) -> list[Row]:
@@ -62,7 +56,7 @@ def accuracy(networks: list[str], formats: tuple[str, ...], samples: int | None)
                 quantized = lb.quantize(model, sample, words)
                 quantized.save(file)
                 rows[words][name] = unit * metric_on(case, data, file)
-            notes += [f"{name}, {words}: {left}" for left in left_in_float(quantized)]
+            notes += [f"{name}, {words}: {left}" for left in left_in_float(model, quantized)]
     return [exact, *by_bits(rows.values())], notes
 
 
@@ -79,10 +73,12 @@ def by_bits(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: round(float(row["bits"]), 1))
 
 
-def left_in_float(model: lb.Model) -> list[str]:
-    """Weights that recipes reach and that are float in this file, and why."""
-    reasons = {row["tensor"]: row["reason"] for row in Ledger.of(model).rows}
-    return [f"{name} is float: {reasons.get(name, 'no reason given')}" for name, *_ in weights_of(model)]
+def left_in_float(model: lb.Model, quantized: lb.Model) -> list[str]:
+    """Weights that recipes reach and that are float in the quantized file, and why."""
+    wanted = {name for name, *_ in weights_of(model)}
+    reasons = {row["tensor"]: row["reason"] for row in Ledger.of(quantized).rows}
+    left = [name for name, *_ in weights_of(quantized) if name in wanted]
+    return [f"{name} is float: {reasons.get(name, 'no reason given')}" for name in left]
 
 
 def _first(data: lb.Data, samples: int | None) -> lb.Data:
@@ -93,17 +89,17 @@ def main(given_arguments: list[str] | None = None) -> None:
     parser = arguments(__doc__ or "", NETWORKS)
     parser.add_argument("--accuracy", action="store_true", help="also run the deployed files")
     parser.add_argument("--samples", type=int, default=1000, help="evaluation samples a network; default 1000")
-    parser.add_argument("--formats", nargs="*", help="in words; default: one of each kind")
+    parser.add_argument("--formats", nargs="*", help="in words; default: one of each kind, at every cost")
     given = parser.parse_args(given_arguments)
     torch.set_num_threads(1)
     networks = list(given.networks or NETWORKS)
     one = {"bits": 2} | dict.fromkeys(networks, 1)
     show("SQNR of the weights, dB", noise(networks, tuple(given.formats or COMPARED)), given.json, one)
     if given.accuracy:
-        rows, notes = accuracy(networks, tuple(given.formats or JUDGED), given.samples)
+        rows, notes = accuracy(networks, tuple(given.formats or COMPARED), given.samples)
         digits = {"bits": 2} | {name: 1 if CASES[name].percent else 3 for name in networks}
         show(f"Metric of the deployed file, at most {given.samples} samples", rows, given.json, digits)
-        print("\n".join(notes))
+        print("\n".join(notes) or "Every weight of every network took every format.")
 
 
 if __name__ == "__main__":

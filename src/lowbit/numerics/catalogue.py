@@ -7,6 +7,7 @@ import numpy as np
 from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import FORMATS, Format
 from lowbit.numerics.grids import Int
+from lowbit.numerics.spell import spell_block
 
 _UNIFORM = "Jacob et al. 2018, arXiv 1712.05877"
 _OCP_MX = "OCP Microscaling Formats (MX) 1.0"
@@ -44,6 +45,7 @@ class Entry:
     """One row. largest and step are values of the grid, in units of the scale; None where the grid is fitted to data.
 
     bits     per element in a large tensor, scales included
+    shares   what shares a scale, in the words of a recipe
     codes    how many values a code can mean
     largest  largest value
     step     smallest distance between neighbours
@@ -61,7 +63,7 @@ class Entry:
 def entry(name: str, format: Format) -> Entry:
     """The row of a format."""
     source = SOURCES.get(name, _UNIFORM if isinstance(format.grid, Int) else "")
-    shares = "no scale" if format.block is None else repr(format.block)
+    shares = "no scale" if format.block is None else spell_block(format.block)
     if format.scale is not None:
         shares += f", scale {_scale_words(format.scale)}"
     elif format.zero_point:
@@ -75,10 +77,12 @@ def entry(name: str, format: Format) -> Entry:
 
 
 def _scale_words(scale: Format) -> str:
-    words = f"{scale.grid.bits} bits"
+    words = f"{scale.grid.bits} bit{'s' * (scale.grid.bits != 1)}"
     if scale.block is None:
         return words
-    return f"{words} per {scale.block!r}" + ("" if scale.scale is None else f", scale {_scale_words(scale.scale)}")
+    return f"{words} per {spell_block(scale.block)}" + (
+        "" if scale.scale is None else f", scale {_scale_words(scale.scale)}"
+    )
 
 
 def catalogue() -> list[Entry]:

@@ -34,7 +34,7 @@ def _of(numbers: Any, block: Any) -> Any:
 
 
 @kernel
-def _is_short(width: Any) -> bool:
+def _is_short(width: Any) -> Any:
     return width == 2 or width == 4 or width == 8 or width == 16
 
 

@@ -70,8 +70,8 @@ def _raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
     least = 0.0 if format.shares_scale else SMALLEST_SCALE
     if not format.zero_point and lo.device.type == "cpu":
         out = fresh(tuple(lo.shape))
-        constants = (np.float32(reach), signed, np.float32(empty), np.float32(least))
-        kernels.symmetric_scale(*(t.reshape(-1).numpy() for t in (lo, hi)), *constants, out.reshape(-1).numpy())
+        low, high, into = (t.reshape(-1).numpy() for t in (lo, hi, out))
+        kernels.symmetric_scale(low, high, np.float32(reach), signed, np.float32(empty), np.float32(least), into)
         return out
     if format.zero_point:
         # Divided before subtracting: hi - lo of a float32 tensor can overflow.
