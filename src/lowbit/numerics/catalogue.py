@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit.numerics.fitted import Fitted
+from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, Format
-from lowbit.numerics.grids import Int
+from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2
 from lowbit.numerics.spell import spell_block
 
 _UNIFORM = "Jacob et al. 2018, arXiv 1712.05877"
@@ -38,6 +38,15 @@ SOURCES = {
     "nvfp4": "NVIDIA Blackwell: E2M1, E4M3 per 16, float32 per tensor",
     **dict.fromkeys(("vsq4", "vsq8"), _VSQ),
 }
+_OF_GRID: dict[type, str] = {
+    Int: _UNIFORM,
+    SignedPow2: _LOG,
+    AdditivePow2: _APOT,
+    KMeans: _KMEANS,
+    Bases: _LQ,
+    Piecewise: SOURCES["pwlq4"],
+    Float: "sign, exponent and mantissa by the rules of OCP",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Entry:
 
 def entry(name: str, format: Format) -> Entry:
     """The row of a format."""
-    source = SOURCES.get(name, _UNIFORM if isinstance(format.grid, Int) else "")
+    source = SOURCES.get(name.split()[0]) or _OF_GRID.get(type(format.grid), "")
     shares = "no scale" if format.block is None else spell_block(format.block)
     if format.scale is not None:
         shares += f", scale {_scale_words(format.scale)}"
