@@ -48,7 +48,8 @@ class SquaredError:
         s, z = (np.ascontiguousarray(t.detach().cpu().numpy(), np.float32) for t in (scale, zero))
         if self.few and not isinstance(self.grid, Int):
             out = np.empty((len(s), 1))
-            rounded = round_rows(*(torch.from_numpy(a) for a in (self.values, s, z)), self.grid)
+            x, scales, zeros = (torch.from_numpy(a) for a in (self.values, s, z))
+            rounded = round_rows(x, scales, zeros, self.grid)
             _squared_difference(self.values, rounded.numpy(), out)
             return torch.from_numpy(out).to(self.device)
         if not isinstance(self.grid, Int):
