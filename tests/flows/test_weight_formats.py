@@ -12,6 +12,7 @@ from lowbit.metadata import from_text
 from lowbit.numerics import FORMATS, error, parse_format, spell_format
 from lowbit.numerics.grids import Int
 from lowbit.numerics.qtensor import as_torch
+from lowbit.ranges import MinMax
 from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec, find_recipe
 from lowbit.simulate.place import orient
 
@@ -119,6 +120,25 @@ def test_presets_store_weights_and_round_trip(model, x, name):
     assert Recipe.from_toml(recipe.to_toml()) == recipe
     bits = [row["bits"] for row in ledger(lb.quantize(model, [x], name)) if row["role"] == "weight"]
     assert max(bits) < 10
+
+
+def test_words_and_formats_of_ones_own_are_recipes(model, x):
+    assert Rule("fc", "codebook:4") == Rule("fc", TensorSpec(parse_format("codebook:4")))
+    assert TensorSpec("int4 group:64", "minmax").range == MinMax()
+    assert Rule("*", "float", "float") == Rule("*", FLOAT, FLOAT)
+    assert find_recipe(lb.Format(lb.E2M1, lb.group(16))) == find_recipe("e2m1 group:16")
+    FORMATS["mine"] = lb.Format(lb.Codebook((-1.0, 0.0, 0.5, 2.0)), lb.group(24))
+    try:
+        rows = {row["tensor"]: row for row in ledger(lb.quantize(model, [x], "mine"))}
+    finally:
+        del FORMATS["mine"]
+    assert rows["fc.weight"]["format"] == "mine axis:1"
+    assert rows["fc.weight"]["bits"] == pytest.approx(2 + 6 * 32 / 128)  # six groups in a row of 128
+
+
+def test_a_spec_needs_a_format():
+    with pytest.raises(InputError, match="says no format"):
+        Recipe.from_toml('[[rules]]\nweights = { range = "mse" }')
 
 
 @pytest.mark.parametrize(

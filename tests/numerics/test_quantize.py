@@ -270,6 +270,26 @@ def test_integers_are_no_input():
         quantize(torch.arange(4), INT8)
 
 
+@pytest.mark.parametrize("x", ["3.5", [1 + 2j], np.array(["a"])], ids=str)
+def test_what_is_no_number_is_no_input(x):
+    with pytest.raises(InputError, match="convert them to a floating type first"):
+        quantize(x, INT8)
+
+
+def test_a_list_is_an_array_of_its_numbers():
+    assert quantize([1.0, 2.0, 127.0], INT8).dequantize().tolist() == [1, 2, 127]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 8, 12, 16, 24])
+@pytest.mark.parametrize("name", ["int4", "uint4", "nf4", "e2m1", "binary", "log4"])
+def test_short_blocks_give_the_codes_that_each_gives_alone(name, width):  # blocks of 2, 4, 8 and 16 share a loop
+    words = f"{name} group:{width}"
+    x = normal(700, width) * normal(700, 1, seed=1).exp()
+    together, alone = quantize(x, words), [quantize(row, words) for row in x]
+    assert torch.equal(together.codes, torch.stack([q.codes for q in alone]))
+    assert torch.equal(together.dequantize(), torch.stack([q.dequantize() for q in alone]))
+
+
 def test_bounds_must_fit_the_blocks():
     with pytest.raises(ShapeError, match="3 and 3 entries"):
         quantize(normal(4, 4), INT8.with_block(channel(0)), (torch.zeros(3), torch.ones(3)))
