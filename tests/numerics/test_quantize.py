@@ -29,7 +29,7 @@ from lowbit.numerics import (
 )
 from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import FIXED8, INT4, INT8, NVFP4, UINT8, VSQ4
-from lowbit.numerics.grids import E2M1, E4M3
+from lowbit.numerics.grids import E2M1, E4M3, Pow2
 
 every_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 # float32 numbers of every size that a network holds, zeros included
@@ -268,6 +268,13 @@ def test_nan_stays_nan_in_simulation():
 def test_integers_are_no_input():
     with pytest.raises(InputError, match="int64"):
         quantize(torch.arange(4), INT8)
+
+
+@pytest.mark.parametrize(("bits", "lowest"), [(1, -1), (5, -149), (7, -149), (7, -60), (8, -128)])
+def test_powers_of_two_come_back_down_to_the_least_float32(bits, lowest):
+    grid = Pow2(bits, lowest)
+    x = torch.from_numpy(grid.values()).float()
+    assert quantize(x, Format(grid, None)).codes.tolist() == list(range(1 << bits))
 
 
 @pytest.mark.parametrize("x", ["3.5", [1 + 2j], np.array(["a"])], ids=str)
