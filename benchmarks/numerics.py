@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lowbit.numerics import Format, Int, KMeans, encode_rows, error, parse_format, quantize
-from lowbit.numerics.encode import round_rows
+from lowbit.numerics.encode import fresh, round_rows
 from lowbit.numerics.grids import E4M3, Float
 from lowbit.ranges import MSE, Histogram, RawRows
 
@@ -81,6 +81,7 @@ def speed() -> Table:
         return torch.fake_quantize_per_tensor_affine(x, 0.03, 0, -128, 127)
 
     row("copy into memory at hand", lambda: out.copy_(x))
+    row("copy into huge pages", lambda: fresh(x.shape).copy_(x))
     row("int8, scale known: round", lambda: round_rows(rows, one, none, Int(8)), "torch fake_quantize", fake)
     row("int8, scale known: codes", lambda: encode_rows(rows, one, none, Int(8)), "torch fake_quantize", fake)
 
