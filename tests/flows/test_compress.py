@@ -100,6 +100,51 @@ def test_a_pattern_survives_training(trained: Model) -> None:
     assert (np.count_nonzero(rows.reshape(-1, 4), axis=1) <= 2).all()
 
 
+def wide_and_narrow(seed: int = 0) -> Model:
+    """A layer of weights that matter, one of weights that hardly do."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 24), nn.ReLU(), nn.Linear(24, 40)
+    )
+    return lb.load(net.eval(), torch.randn(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("ratio", [5, 8, 20])
+def test_a_file_is_as_small_as_the_ratio_says_and_no_smaller(ratio: float, tmp_path: Path) -> None:
+    model = wide_and_narrow()
+    small = compress(model, named(model, data(64), labels=False), ratio=ratio, settle_epochs=0, share_epochs=0)
+    floats = 4 * sum(v.const_value.size for v in model.program.graph.initializers.values())
+    size = pack(small, tmp_path / "net.lowbit")
+    assert 0.99 * floats / ratio < size <= floats / ratio
+    ledger = json.loads(small.metadata["lowbit.ledger"])
+    assert {row["solver"] for row in ledger if row["role"] == "weight"} == {"gptq"}
+    again = lb.load(tmp_path / "net.lowbit")
+    x = {model.inputs[0].name: data(200, seed=5)["x"]}
+    (exact,), (rough,) = model.run(x).values(), again.run(x).values()
+    noise = 10 * np.log10(np.square(exact).sum() / np.square(exact - rough).sum())
+    assert noise > {5: 35, 8: 22, 20: 5}[ratio]
+
+
+def test_a_ratio_prunes_too_where_it_is_asked_to(trained: Model, tmp_path: Path) -> None:
+    chosen = Compression(ratio=12, prune=Pruning(0.5, pattern="2:4"), prune_epochs=2, settle_epochs=1, share_epochs=1)
+    small = compress(trained, named(trained, data(600)), chosen)
+    assert accuracy(small) > accuracy(trained) - 0.03
+    codes = next(v.const_value.numpy() for n, v in small.program.graph.initializers.items() if n.endswith("_codes"))
+    rows = codes if codes.shape[1] == 512 else codes.T
+    assert (np.count_nonzero(rows.reshape(-1, 4), axis=1) <= 2).all()
+
+
+def test_a_ratio_that_cannot_be_reached_is_an_error(trained: Model) -> None:
+    with pytest.raises(InputError, match="the smallest that was found takes"):
+        compress(trained, named(trained, data(64)), ratio=1000)
+    with pytest.raises(InputError, match="leave out codebook, tables and layers"):
+        Compression(ratio=8, codebook=4)
+    with pytest.raises(InputError, match=r"above 1; not 0\.5"):
+        Compression(ratio=0.5)
+    with pytest.raises(InputError, match="a ratio needs a network and samples"):
+        lb.compress_tensors({"weight": torch.randn(64, 64)}, ratio=8)
+
+
 def test_several_tables_deploy(trained: Model) -> None:
     small = compress(trained, named(trained, data(64)), prune=0, codebook=3, tables=8, prune_epochs=0, share_epochs=0)
     assert any(node.op_type == "Add" and "add" in node.name for node in small.program.graph)

@@ -32,7 +32,19 @@ def compress(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.lowbit")
     ] = None,
-    prune: Annotated[float, typer.Option(min=0, max=0.999, help="Share of the weights that become zero.")] = 0.9,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="How many times smaller than its float32 parameters the file should be; the values of every weight "
+            "are then as fine as that allows.",
+        ),
+    ] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=0.999, help="Share of the weights that become zero.", show_default="0.9, or 0 with --ratio"
+        ),
+    ] = None,
     pattern: Annotated[
         str, typer.Option(help="What is pruned together: any, channels, N:M such as 2:4, block:RxC such as block:4x1.")
     ] = "any",
@@ -40,8 +52,9 @@ def compress(
         str, typer.Option(help="'global' lets layers differ in sparsity, 'layer' gives each the same.")
     ] = "global",
     codebook: Annotated[
-        int, typer.Option(min=0, max=8, help="Bits of a shared weight; 0: weights are not shared.")
-    ] = 4,
+        int | None,
+        typer.Option(min=0, max=8, help="Bits of a shared weight; 0: weights are not shared.", show_default="4"),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -51,6 +64,9 @@ def compress(
         ),
     ] = None,
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the data while pruning.")] = 8,
+    settle_epochs: Annotated[
+        float, typer.Option(min=0, help="Passes over the data in which weights may still change their value.")
+    ] = 2,
     share_epochs: Annotated[float, typer.Option(min=0, help="Passes over the data that train the shared values.")] = 3,
     batch: Annotated[int, typer.Option(min=1, help="Samples of a training step.")] = 64,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="A step, relative to a tensor's size.")] = 0.02,
@@ -71,7 +87,10 @@ def compress(
     An interrupted run, started again, goes on where it was and ends with the same file.
 
     Example: lowbit compress net.onnx --data train.npz --prune 0.9 --codebook 4 -o net.lowbit
+             lowbit compress net.onnx --data photos/ --ratio 8 --settle-epochs 0 --share-epochs 0
     """
+    if ratio is not None and max_drop is not None:
+        raise InputError("--ratio and --max-drop both decide the size: give one of them.")
     output = output or Path(f"{model.stem}.lowbit")
     checkpoint = checkpoint or output.with_name(output.name + ".state")
     if output.suffix != ".lowbit":
@@ -92,7 +111,8 @@ def compress(
     network = load(model)
     samples = open_data(data, network.inputs, preprocess, names, skip, limit)
     settings = Compression(
-        prune=Pruning(prune, scope, pattern), codebook=codebook, prune_epochs=epochs, share_epochs=share_epochs,
+        ratio=ratio or 0.0, prune=Pruning((0.0 if ratio else 0.9) if prune is None else prune, scope, pattern),
+        codebook=codebook, prune_epochs=epochs, settle_epochs=settle_epochs, share_epochs=share_epochs,
         batch=batch, learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
     verdict: dict[str, object] = {}

@@ -5,8 +5,10 @@ rises by a cubic (Zhu and Gupta 2017), and the float network teaches where label
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,17 @@ import lowbit
 from lowbit.data import Data
 from lowbit.data.samples import Batching
 from lowbit.deploy.codebook import fewer_mantissa_bits, write_codebook
-from lowbit.errors import MismatchError, UnsupportedError
+from lowbit.errors import InputError, MismatchError, UnsupportedError
 from lowbit.flows.compress_run import Progress, Run
 from lowbit.flows.compression import Compression, Layer
 from lowbit.flows.train import Samples
 from lowbit.graph import PASSES
 from lowbit.model import Model, load
+from lowbit.simulate.build import build
 from lowbit.simulate.compressed import CompressedNetwork
 from lowbit.simulate.place import WEIGHT_AXES
-from lowbit.solve.share import share
+from lowbit.solve.share import Shared, share
+from lowbit.storage.container import pack
 
 __all__ = ["Compression", "Layer", "Progress", "compress", "compress_tensors", "compressible", "write"]
 
@@ -50,7 +54,7 @@ def compress(
 
     model        a Model, whatever `load` takes, or a torch module, whose example input is the first batch of the data
     data         samples, with class labels where there are any; all of them are kept in memory
-    settings     a Compression; `changes` are its fields, `prune=0.95, codebook=3`
+    settings     a Compression; `changes` are its fields: `prune=0.95, codebook=3`, or `ratio=8` for a size
     checkpoint   a file to keep the state in: an interrupted run resumes to the same result, bit for bit
     progress     called with (phase, steps done, steps of the phase)
     augment      (images, generator) → images, for each training batch
@@ -65,7 +69,8 @@ def compress(
     weights = compressible(prepared.program)
     _check_axes(model)
     samples = Samples.of(Data.of(data, model.inputs).batches(max(chosen.batch, 64)))
-    run = Run(prepared, weights, samples, chosen, checkpoint, progress or (lambda *_: None), augment)
+    measure = partial(_packed_bytes, prepared, chosen)
+    run = Run(prepared, weights, samples, chosen, checkpoint, progress or (lambda *_: None), augment, measure)
     network = run.train()
     program = write(prepared.program, network, chosen, run.keys)
     _verify(Model(program, model.source), run.network, samples, prepared)
@@ -89,6 +94,17 @@ def compressible(program: ir.Model) -> dict[str, int]:
     return found
 
 
+def _packed_bytes(prepared: Model, settings: Compression, shared: Mapping[str, Shared]) -> int:
+    """Bytes of the file that these codes and values would make, with all other parameters as they were."""
+    module = build(prepared.program).eval()
+    network = CompressedNetwork(module)
+    for key, found in shared.items():
+        network.share(key, found)
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        program = write(prepared.program, network, settings, module.meta["keys"])
+        return pack(Model(program, prepared.source), Path(folder) / "0.lowbit")
+
+
 def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = None, **changes: Any) -> dict[str, Any]:
     """A state dict whose weights are pruned and shared without training, for a module that cannot be exported.
 
@@ -98,6 +114,8 @@ def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = 
     Weights are float tensors of two axes or more and 256 elements or more; all else is returned as it is.
     """
     chosen = replace(settings or Compression(), **changes)
+    if chosen.ratio:
+        raise InputError("a ratio needs a network and samples; for a state dict say how: prune=0.8, codebook=4.")
     weights = {
         name: torch.as_tensor(tensor).detach().float().cpu()
         for name, tensor in tensors.items()
@@ -108,8 +126,8 @@ def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = 
     found = dict(tensors)
     for name, weight in weights.items():
         mask = masks.get(name)
-        if chosen.codebook:
-            shared = share(weight, mask, chosen.codebook, start=chosen.start, rate=chosen.rate)
+        if chosen.bits:
+            shared = share(weight, mask, chosen.bits, start=chosen.start, rate=chosen.rate)
             weight = shared.dense()
         elif mask is not None:
             weight = weight * mask
@@ -152,14 +170,16 @@ def write(program: ir.Model, network: CompressedNetwork, settings: Compression, 
         row: dict[str, Any] = {"tensor": name, "layer": layer, "status": "quantized", "reason": ""}
         if key in network.shared:
             shared = network.shared[key]
-            tables = fewer_mantissa_bits(_tables(network, key).numpy(), settings.mantissa_bits)
+            tables = _tables(network, key).numpy()
+            # An error of half a bit of mantissa stays under 1/32 of the distance between equally spaced values.
+            tables = fewer_mantissa_bits(tables, min(23, max(settings.mantissa_bits, tables.shape[1].bit_length() + 2)))
             network.parameters[key].copy_(torch.from_numpy(tables))
             codes, table = write_codebook(program, name, shared.codes.numpy(), tables)
             bits = max(1, (shared.tables.shape[1] - 1).bit_length())
             row |= {"role": "weight", "format": f"codebook:{bits}", "bits": 8 * codes / before.size}
             row |= {
                 "bytes": codes + table,
-                "solver": "kmeans",
+                "solver": "gptq" if settings.ratio else "kmeans",
                 "sparsity": _zeros(shared.codes) if shared.zero else 0.0,
             }
         else:

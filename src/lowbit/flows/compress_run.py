@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from lowbit.errors import InputError
 from lowbit.flows.compression import Compression
 from lowbit.flows.distill import Task
+from lowbit.flows.fit_size import fit_size
 from lowbit.flows.train import Adam, Checkpoints, Samples, order
 from lowbit.model import Model
 from lowbit.simulate.build import build
@@ -37,7 +39,9 @@ class Run:
         checkpoint: str | Path | None,
         progress: Progress,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None,
+        measure: Callable[[Mapping[str, Shared]], int],
     ) -> None:
+        """measure  bytes of the packed file with these codes and values in it"""
         module = build(prepared.program).eval()
         self.keys: dict[str, str] = module.meta["keys"]
         self.axes = {self.keys[name]: axis for name, axis in weights.items() if name in self.keys}
@@ -51,14 +55,15 @@ class Run:
         per_epoch = max(1, len(samples) // settings.batch)
         self.steps = {
             "prune": math.ceil(settings.prune_epochs * per_epoch) if self.prunes else 0,
-            "settle": math.ceil(settings.settle_epochs * per_epoch) if settings.codebook or settings.layers else 0,
-            "share": math.ceil(settings.share_epochs * per_epoch) if settings.codebook or settings.layers else 0,
+            "settle": math.ceil(settings.settle_epochs * per_epoch) if settings.shares else 0,
+            "share": math.ceil(settings.share_epochs * per_epoch) if settings.shares else 0,
         }
         identity = {
             "settings": asdict(settings),
             "source": {key: float(p.double().abs().sum()) for key, p in self.network.parameters.items()},
             "samples": [len(samples), *(float(x[0].double().sum()) for x in samples.inputs)],
         }
+        self.measure = measure
         self.checkpoints = Checkpoints(None if checkpoint is None else Path(checkpoint), identity)
 
     def train(self) -> CompressedNetwork:
@@ -87,7 +92,7 @@ class Run:
                 rows = order(len(self.samples), epoch, self._seed(phase))
             if phase == "prune":
                 self._update_masks(step, total)
-            elif phase == "settle" and step % REFIT_STEPS == 0:
+            elif phase == "settle" and step % REFIT_STEPS == 0 and not self.settings.ratio:
                 self._refit()
             part = self.samples.take(rows[place * self.settings.batch : (place + 1) * self.settings.batch])
             if self.augment is not None:
@@ -138,9 +143,16 @@ class Run:
             self.network.settling[key] = refit(self.network.parameters[key], self.network.snap(key))
 
     def _start_sharing(self) -> None:
-        """Shared values for every weight, found by k-means."""
+        """Shared values for every weight: multiples of a step where the size is given, else found by k-means."""
+        if self.settings.ratio:
+            wanted = 4 * sum(p.numel() for p in self.network.parameters.values()) / self.settings.ratio
+            report = partial(self.progress, "fit")
+            fitted = fit_size(self.network, self.axes, self.samples, wanted, self.measure, report)
+            for key, found in fitted.items():
+                self.network.settling[key], self.network.parameters[key] = found.shared, found.weight
+            return
         for key in self.axes:
-            bits = self.layers[key].codebook if key in self.layers else self.settings.codebook
+            bits = self.layers[key].codebook if key in self.layers else self.settings.bits
             if not bits:
                 continue
             weight, mask = self.network.parameters[key], self.network.masks.get(key)

@@ -19,8 +19,10 @@ class Layer:
 class Compression:
     """What becomes of the weights, and how long is trained for it.
 
-    prune            share of weights that become zero, or a Pruning; 0: none
-    codebook         bits of a shared weight's code, 1 … 8; 0: weights are pruned but not shared
+    ratio            float32 bytes of the parameters over bytes of the packed file; shared values are then multiples of
+                     a step for each weight, as fine as that allows (lowbit.flows.fit_size). 0: as `codebook` says
+    prune            share of weights that become zero, or a Pruning; 0: none. None: 0.9, or 0 where there is a ratio
+    codebook         bits of a shared weight's code, 1 … 8; 0: weights are pruned but not shared. None: 4
     tables           tables of shared values for each weight: parts of its first axis that have their own
     start, rate      of weight sharing, see lowbit.solve.share
     prune_epochs     while sparsity rises and settles
@@ -32,8 +34,9 @@ class Compression:
     layers           choices for single weights, which override prune and codebook; see lowbit.flows.shrink
     """
 
-    prune: float | Pruning = 0.9
-    codebook: int = 4
+    ratio: float = 0.0
+    prune: float | Pruning | None = None
+    codebook: int | None = None
     tables: int = 1
     start: str = "linear"
     rate: float = 0.0
@@ -49,8 +52,12 @@ class Compression:
     layers: tuple["Layer", ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.codebook <= 8:
+        if self.codebook is not None and not 0 <= self.codebook <= 8:
             raise InputError(f"a codebook has 1 to 8 bits, or 0 for none; not {self.codebook}.")
+        if self.ratio and (self.codebook is not None or self.layers or self.tables > 1):
+            raise InputError("a ratio decides how many values each weight has: leave out codebook, tables and layers.")
+        if self.ratio and not self.ratio > 1:
+            raise InputError(f"a ratio is how many times smaller the file should be, above 1; not {self.ratio:g}.")
         if (
             min(self.prune_epochs, self.settle_epochs, self.share_epochs) < 0
             or self.batch < 1
@@ -62,4 +69,17 @@ class Compression:
 
     @property
     def pruning(self) -> Pruning:
-        return self.prune if isinstance(self.prune, Pruning) else Pruning(self.prune)
+        """What is pruned, with the default filled in."""
+        if isinstance(self.prune, Pruning):
+            return self.prune
+        return Pruning((0.0 if self.ratio else 0.9) if self.prune is None else self.prune)
+
+    @property
+    def bits(self) -> int:
+        """Of a shared weight's code; 0 where weights are not shared, or a ratio decides."""
+        return (0 if self.ratio else 4) if self.codebook is None else self.codebook
+
+    @property
+    def shares(self) -> bool:
+        """Whether weights become codes."""
+        return bool(self.ratio or self.bits or self.layers)

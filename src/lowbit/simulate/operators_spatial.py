@@ -35,7 +35,7 @@ def _same_pads(
     return before, after
 
 
-def _pads(
+def conv_pads(
     lengths: Sequence[int],
     kernel: Sequence[int],
     strides: Sequence[int],
@@ -52,7 +52,7 @@ def _pads(
     return list(pads[:n]), list(pads[n:])
 
 
-def _pad_sides(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
+def pad_sides(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
     """Pad, or crop where an amount is negative, the trailing axes."""
     return F.pad(x, [p for sides in zip(reversed(before), reversed(after), strict=True) for p in sides], value=value)
 
@@ -79,9 +79,9 @@ def conv(
 ) -> Tensor:
     n = w.dim() - 2
     stride, dilation = strides or (1,) * n, dilations or (1,) * n
-    before, after = _pads(x.shape[2:], w.shape[2:], stride, dilation, auto_pad, pads)
+    before, after = conv_pads(x.shape[2:], w.shape[2:], stride, dilation, auto_pad, pads)
     if before != after:
-        x, before = _pad_sides(x, before, after), [0] * n
+        x, before = pad_sides(x, before, after), [0] * n
     return _CONVOLUTIONS[n](_channels_last(x), w, b, stride, before, dilation, group)
 
 
@@ -111,14 +111,14 @@ def conv_transpose(
         halves = [s // 2 if auto_pad == "SAME_UPPER" else s - s // 2 for s in surplus]
         before, after = halves, [s - h for s, h in zip(surplus, halves, strict=True)]
     else:
-        before, after = _pads(
+        before, after = conv_pads(
             x.shape[2:], w.shape[2:], stride, dilation, "NOTSET" if auto_pad == "NOTSET" else "VALID", pads
         )
     even = before == after and min(before, default=0) >= 0
     if even and all(e < max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
         return _TRANSPOSED[n](_channels_last(x), w, b, stride, before, extra, group, dilation)
     whole = _TRANSPOSED[n](_channels_last(x), w, None, stride, 0, 0, group, dilation)
-    result = _pad_sides(whole, [-p for p in before], [e - p for e, p in zip(extra, after, strict=True)])
+    result = pad_sides(whole, [-p for p in before], [e - p for e, p in zip(extra, after, strict=True)])
     return result if b is None else result + b.reshape(-1, *(1,) * n)
 
 
@@ -167,13 +167,13 @@ def max_pool(
         return pooled.to(x.dtype) if isinstance(pooled, Tensor) else (pooled[0].to(x.dtype), pooled[1])
     n = len(kernel_shape)
     stride, dilation = strides or (1,) * n, dilations or (1,) * n
-    before, after = _pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
+    before, after = conv_pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
     lengths = x.shape[2:]
     within = all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True))
     offset = [0] * n
     if before != after or not within:
         after = _windows(x, kernel_shape, stride, dilation, before, after, ceil_mode)
-        x, before, offset, ceil_mode = _pad_sides(x, before, after, -math.inf), [0] * n, before, 0
+        x, before, offset, ceil_mode = pad_sides(x, before, after, -math.inf), [0] * n, before, 0
     if outputs == 1:
         return _MAX_POOLS[n](x, kernel_shape, stride, before, dilation, bool(ceil_mode))
     values, indices = _INDEXED_MAX_POOLS[n](x, kernel_shape, stride, before, dilation, bool(ceil_mode))
@@ -209,18 +209,18 @@ def average_pool(
 ) -> Tensor:
     n = len(kernel_shape)
     stride, dilation = strides or (1,) * n, dilations or (1,) * n
-    before, after = _pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
+    before, after = conv_pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
     within = all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True))
     if before == after and within and set(dilation) == {1}:
         return _AVERAGE_POOLS[n](x, kernel_shape, stride, before, bool(ceil_mode), bool(count_include_pad))
     fitted = _windows(x, kernel_shape, stride, dilation, before, after, ceil_mode)
     counted = torch.ones_like(x[:1, :1])
     if count_include_pad:
-        counted = _pad_sides(counted, before, after, 1.0)
-        counted = _pad_sides(counted, [0] * n, [f - a for f, a in zip(fitted, after, strict=True)])
+        counted = pad_sides(counted, before, after, 1.0)
+        counted = pad_sides(counted, [0] * n, [f - a for f, a in zip(fitted, after, strict=True)])
     else:
-        counted = _pad_sides(counted, before, fitted)
-    sums = _window_sums(_pad_sides(x, before, fitted), kernel_shape, stride, dilation)
+        counted = pad_sides(counted, before, fitted)
+    sums = _window_sums(pad_sides(x, before, fitted), kernel_shape, stride, dilation)
     return sums / _window_sums(counted, kernel_shape, stride, dilation)
 
 
@@ -243,9 +243,9 @@ def lp_pool(
 ) -> Tensor:
     n = len(kernel_shape)
     stride, dilation = strides or (1,) * n, dilations or (1,) * n
-    before, after = _pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
+    before, after = conv_pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
     after = _windows(x, kernel_shape, stride, dilation, before, after, ceil_mode)
-    return _window_sums(_pad_sides(x.abs() ** p, before, after), kernel_shape, stride, dilation) ** (1 / p)
+    return _window_sums(pad_sides(x.abs() ** p, before, after), kernel_shape, stride, dilation) ** (1 / p)
 
 
 def global_average_pool(x: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ def max_unpool(
     wanted = tight if output_shape is None else list(ints(output_shape))
     # Indices count over the tensor that was pooled, whose size is the tight one; a larger output holds it at its start.
     result = x.new_zeros(math.prod(tight)).scatter(0, indices.flatten(), x.flatten()).reshape(tight)
-    return _pad_sides(result, [0] * n, [w - t for w, t in zip(wanted[2:], lengths, strict=True)])
+    return pad_sides(result, [0] * n, [w - t for w, t in zip(wanted[2:], lengths, strict=True)])
 
 
 def col2im(
@@ -304,7 +304,7 @@ def col2im(
     kernel = torch.eye(area, dtype=x.dtype, device=x.device).reshape(area, 1, *block)
     whole = _TRANSPOSED[n](columns, kernel, None, stride, 0, 0, 1, dilation)
     after = [i + amounts[a] - whole.shape[2 + a] for a, i in enumerate(image)]
-    result = _pad_sides(whole, [-p for p in amounts[:n]], after)
+    result = pad_sides(whole, [-p for p in amounts[:n]], after)
     return result.reshape(x.shape[0], -1, *image)
 
 

@@ -1,0 +1,256 @@
+"""Shared values as fine as a size allows: one step for each weight, from one price of a bit.
+
+An entropy-coded weight that is rounded to multiples of a step s costs log2(1/s) bits and a constant, whatever its
+distribution, and adds s²/12 to the squared error of each weight. So at the least error for a size s² times what one
+weight's error does to the outputs is alike in all layers: s = √(price / sensitivity). Uniform steps and an entropy
+coder stay within 0.25 bit of any quantizer (Gish and Pierce 1968), where k-means minimises error for the number of
+values, not for the bits that they cost.
+
+What a weight's error does to the outputs is its gradient, squared (as in Choi et al. 2017, arXiv 1612.01543); feedback
+(`solve.gptq`) takes away a share of it that differs from layer to layer, and steps follow.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lowbit.errors import InputError
+from lowbit.flows.train import Samples
+from lowbit.simulate.compressed import CompressedNetwork
+from lowbit.simulate.moments import Inputs, moments_in_turn, weight_of_rows, weight_rows, widths
+from lowbit.solve.gptq import Feedback, gptq
+from lowbit.solve.share import Shared
+
+GRADIENT_SAMPLES = 64
+MOST_SAMPLES = 1024  # that go through the network together
+MEMORY = 1 << 28  # float32 numbers in what they all are at one place of it: 1 GiB, twice, for exact and rough
+PASS_SAMPLES = 16
+MULTIPLES = 252  # of a step, from least to greatest: feedback adds one on each side, a mask one, and a byte holds 256
+NEAR = 0.005  # how far below the wanted size the bytes may be
+TRIES = 12
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight tensor and what rounding it costs.
+
+    value        as it is now, pruned weights zero
+    mask         False where pruned, or None
+    axis         of its outputs
+    sensitivity  squared error of the outputs for each unit of squared step
+    """
+
+    value: Tensor
+    mask: Tensor | None
+    axis: int
+    sensitivity: float
+
+    def step(self, price: float) -> float:
+        """At least what a byte can count, at most one at which all weights round to 0."""
+        widest = float(self.value.max() - self.value.min())
+        largest = float(self.value.abs().max())
+        return min(max(math.sqrt(price / self.sensitivity), widest / MULTIPLES), max(4 * largest, 1e-30))
+
+    def fitted(self, step: float, feedback: Sequence[Feedback] = ()) -> "Fitted":
+        """Multiples of the step; with feedback, each weight makes up for errors before it. Pruned weights stay zero."""
+        fed = self.value.double()
+        lowest, highest = float(torch.round(fed.min() / step)) - 1, float(torch.round(fed.max() / step)) + 1
+        if feedback:
+
+            def nearest(column: Tensor) -> Tensor:
+                return torch.round(column / step).clamp(lowest, highest) * step
+
+            rows = weight_rows(len(feedback), self.value, self.axis)
+            parts = [gptq(r, f, nearest) for r, f in zip(rows, feedback, strict=True)]
+            fed = weight_of_rows(torch.stack(parts), self.value.shape, self.axis).clamp(lowest * step, highest * step)
+        multiples = torch.round(fed / step)
+        first = int(multiples.min())
+        table = (torch.arange(first, int(multiples.max()) + 1) * step).float()
+        codes = (multiples - first).to(torch.uint8)
+        if self.mask is None:
+            return Fitted(fed.float(), Shared(codes, table.reshape(1, -1), False))
+        table = torch.cat([torch.zeros(1), table])
+        return Fitted(fed.float(), Shared((codes + 1) * self.mask, table.reshape(1, -1), True))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A weight with the errors that it makes up for, and the codes and values that it rounds to."""
+
+    weight: Tensor
+    shared: Shared
+
+
+def fit_size(
+    network: CompressedNetwork,
+    axes: Mapping[str, int],
+    samples: Samples,
+    size_bytes: float,
+    measure: Callable[[Mapping[str, Shared]], int],
+    progress: Callable[[int, int], None],
+) -> dict[str, Fitted]:
+    """Key of each weight → its codes and values, so that `measure` says `size_bytes`, or up to NEAR less.
+
+    axes     of the outputs, for every weight that gets codes
+    measure  bytes of the packed file with these codes and values in it
+    InputError where no try was that small.
+    """
+    with torch.no_grad():
+        values = network.weights()
+    batches = _parts(samples, _together(network, values, samples), PASS_SAMPLES)
+    weights = _prepare(network, axes, values, samples, batches)
+    count = sum(weight.value.numel() for weight in weights.values())
+    price = _first_price(weights, 8 * size_bytes / count)
+    found = Search(size_bytes, count, measure)
+    found.run(price, lambda price: {key: weight.fitted(weight.step(price)) for key, weight in weights.items()})
+    # Feedback changes the size by a percent or two, and takes a pass over the samples.
+    fed = Search(size_bytes, count, measure, lambda: progress(len(fed.tried), TRIES))
+    fed.run(found.price, lambda price: _fit(network, weights, values, price, batches))
+    progress(TRIES, TRIES)
+    return fed.best
+
+
+@dataclass
+class Search:
+    """The price at which a file comes out as large as wanted.
+
+    size_bytes   wanted
+    count        weights
+    measure      bytes of the file with these codes and values
+    tried        (log2 of the price, bytes) so far
+    best         what came nearest from below
+    """
+
+    size_bytes: float
+    count: int
+    measure: Callable[[Mapping[str, Shared]], int]
+    told: Callable[[], None] = lambda: None  # after each try
+    tried: list[tuple[float, int]] = field(default_factory=list)
+    best: dict[str, Fitted] = field(default_factory=dict)
+    price: float = 0.0
+
+    def run(self, price: float, fit: Callable[[float], dict[str, Fitted]]) -> None:
+        """InputError where no try is small enough."""
+        for _ in range(TRIES):
+            found = fit(price)
+            size = self.measure({key: fitted.shared for key, fitted in found.items()})
+            if size <= self.size_bytes and size >= max((s for _, s in self.tried if s <= self.size_bytes), default=0):
+                self.best, self.price = found, price
+            self.tried.append((math.log2(price), size))
+            self.told()
+            if (1 - NEAR) * self.size_bytes <= size <= self.size_bytes:
+                break
+            price = 2 ** _next(self.tried, (1 - NEAR / 2) * self.size_bytes, self.count)
+        if not self.best:
+            raise InputError(
+                f"the file cannot be made as small as {self.size_bytes:,.0f} bytes; the smallest that was found takes "
+                f"{min(size for _, size in self.tried):,}. Ask for a lower ratio."
+            )
+
+
+def _fit(
+    network: CompressedNetwork,
+    weights: Mapping[str, Weight],
+    values: Mapping[str, Tensor],
+    price: float,
+    batches: Inputs,
+) -> dict[str, Fitted]:
+    """Every weight at the step of this price, one layer after the other, each knowing what those before left it."""
+    found = {key: weight.fitted(weight.step(price)) for key, weight in weights.items()}
+    rough = dict(values) | {key: fitted.shared.dense() for key, fitted in found.items()}
+    for key, moments in moments_in_turn(network.module, values, rough, weights, batches):
+        feedback = [Feedback.of(r, c, moments.rows) for r, c in zip(moments.rough, moments.cross, strict=True)]
+        found[key] = weights[key].fitted(weights[key].step(price), feedback)
+        rough[key] = found[key].shared.dense()
+    return found
+
+
+def _next(tried: list[tuple[float, int]], aim: float, count: int) -> float:
+    """log2 of the price to try next: by the secant through what was tried closest below and above, or by theory.
+
+    Doubling the price takes half a bit from each weight, less where most are zero already.
+    """
+    larger = max(((price, size) for price, size in tried if size > aim), default=None)
+    smaller = min(((price, size) for price, size in tried if size <= aim), default=None)
+    if larger and smaller and larger[0] < smaller[0]:
+        part = (larger[1] - aim) / (larger[1] - smaller[1])
+        return larger[0] + min(0.9, max(0.1, part)) * (smaller[0] - larger[0])
+    price, size = tried[-1]
+    least = 0.25 if len(tried) < 3 else 2.0
+    ahead = 16 * (size - aim) / count
+    return price + (max(ahead, least) if size > aim else min(ahead, -least))
+
+
+def entropy_bits(codes: Tensor) -> float:
+    """Bits of all codes at their zero-order entropy. codes: whole numbers."""
+    counts = torch.bincount((codes - codes.min()).long().reshape(-1)).double()
+    counts = counts[counts > 0]
+    return float(-(counts * (counts / codes.numel()).log2()).sum())
+
+
+def _first_price(weights: Mapping[str, Weight], budget: float) -> float:
+    """The price at which weights rounded to nearest cost the budget of bits a weight, by bisection."""
+    count = sum(weight.value.numel() for weight in weights.values())
+    low, high = -80.0, 80.0  # log2
+    for _ in range(40):
+        middle = (low + high) / 2
+        bits = sum(entropy_bits(torch.round(w.value / w.step(2**middle))) for w in weights.values()) / count
+        low, high = (middle, high) if bits > budget else (low, middle)
+    return float(2**high)
+
+
+def _prepare(
+    network: CompressedNetwork,
+    axes: Mapping[str, int],
+    values: Mapping[str, Tensor],
+    samples: Samples,
+    batches: Inputs,
+) -> dict[str, Weight]:
+    """Every weight with its sensitivity: its squared gradient, times what feedback leaves of its error."""
+    gains = dict.fromkeys(axes, 1.0)
+    for key, moments in moments_in_turn(network.module, values, values, axes, batches[:8]):
+        gains[key] = sum(Feedback.of(moment).gain for moment in moments.rough) / len(moments.rough)
+    squared = _squared_gradients(network, values, list(axes), samples)
+    # Where no gradient came through, a weight counts as much as the most sensitive.
+    highest = max((g for g in squared.values() if g > 0), default=1.0)
+    return {
+        key: Weight(values[key], network.masks.get(key), axis, gains[key] * (squared[key] or highest))
+        for key, axis in axes.items()
+    }
+
+
+def _squared_gradients(
+    network: CompressedNetwork, values: Mapping[str, Tensor], keys: list[str], samples: Samples
+) -> dict[str, float]:
+    """Mean square of the outputs' derivatives by one weight, summed over outputs, relative to their power.
+
+    Random signs on all outputs of all samples: the square of the sum's gradient is the sum of squares on average
+    (Hutchinson 1990).
+    """
+    generator = torch.Generator().manual_seed(0)
+    total = dict.fromkeys(keys, 0.0)
+    weights = {key: value.detach().clone().requires_grad_(key in total) for key, value in values.items()}
+    for inputs in _parts(samples, min(GRADIENT_SAMPLES, len(samples)), size=8):
+        outputs = [y for y in network(*inputs, weights=weights).values() if y.requires_grad]
+        if not outputs:
+            continue
+        signs = [torch.randint(0, 2, y.shape, generator=generator).to(y).mul_(2).sub_(1) for y in outputs]
+        scales = [s / y.detach().square().mean().sqrt().clamp_min(1e-12) for s, y in zip(signs, outputs, strict=True)]
+        gradients = torch.autograd.grad(outputs, [weights[key] for key in keys], scales, allow_unused=True)
+        for key, gradient in zip(keys, gradients, strict=True):
+            total[key] += 0.0 if gradient is None else float(gradient.square().mean())
+    return total
+
+
+def _parts(samples: Samples, count: int, size: int) -> list[tuple[Tensor, ...]]:
+    return [samples.take(torch.arange(i, min(i + size, count))).inputs for i in range(0, count, size)]
+
+
+def _together(network: CompressedNetwork, values: Mapping[str, Tensor], samples: Samples) -> int:
+    """How many samples fit into MEMORY at the widest place of the network."""
+    few = samples.take(torch.arange(min(2, len(samples))))
+    widest = max(widths(network.module, values, few.inputs))
+    return max(1, min(MOST_SAMPLES, len(samples), MEMORY * len(few) // widest))
