@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lowbit.numerics import Format, Int, KMeans, encode_rows, error, parse_format, quantize
-from lowbit.numerics.encode import round_rows
+from lowbit.numerics.encode import fresh, round_rows
 from lowbit.numerics.grids import E4M3, Float
 from lowbit.ranges import MSE, Histogram, RawRows
 
@@ -36,15 +36,25 @@ def seconds(*functions: Callable[[], object], rounds: int = 5) -> list[float]:
     return best
 
 
-def mx_in_torch(x: Tensor, mantissa_bits: int, largest_exponent: int, largest: float) -> Tensor:
+def mx_in_torch(x: Tensor, mantissa_bits: int, largest_exponent: int, largest: float, smallest: int = 0) -> Tensor:
     """MX by plain torch operations on the whole tensor, as reference implementations do it."""
     blocks = x.reshape(-1, 32)
     shared = torch.floor(torch.log2(blocks.abs().amax(1, keepdim=True))) - largest_exponent
     scaled = blocks / torch.exp2(shared)
-    exponent = torch.floor(torch.log2(scaled.abs() + (scaled == 0) * 2.0**-126)).clamp(min=0)
+    exponent = torch.floor(torch.log2(scaled.abs() + (scaled == 0) * 2.0**-126)).clamp(min=smallest)
     step = torch.exp2(exponent - mantissa_bits)
     rounded = (torch.round(scaled / step) * step).clamp(-largest, largest)
     return (rounded * torch.exp2(shared)).reshape(x.shape)
+
+
+def micro_exponents_in_torch(x: Tensor, bits: int) -> Tensor:
+    """Shared micro-exponents (MX9, MX6, MX4) likewise: 16 share a power of two, each pair may halve it."""
+    pairs = x.reshape(-1, 8, 2)
+    exponent = torch.floor(torch.log2(pairs.abs().amax(2, keepdim=True)))
+    shared = exponent.amax(1, keepdim=True)
+    step = torch.exp2(shared - (exponent < shared).to(x.dtype) - (bits - 2))
+    largest = 2.0 ** (bits - 1) - 1
+    return (torch.round(pairs / step).clamp(-largest, largest) * step).reshape(x.shape)
 
 
 def count(x: Tensor) -> None:
@@ -62,7 +72,7 @@ def speed() -> Table:
         table.add_column(name, justify="left" if name in ("what", "peer") else "right")
 
     def row(what: str, ours: Callable[[], object], peer: str = "", theirs: Callable[[], object] | None = None) -> None:
-        times = seconds(ours, lambda: x.clone(), *([theirs] if theirs else []))
+        times = seconds(ours, lambda: fresh(x.shape).copy_(x), *([theirs] if theirs else []))
         ns = [t / ELEMENTS * 1e9 for t in times]
         last = (peer, f"{ns[2]:.2f}", f"{ns[2] / ns[0]:.1f}") if theirs else ("", "", "")
         table.add_row(what, f"{ns[0]:.2f}", f"{ns[0] / ns[1]:.2f}", *last)
@@ -71,6 +81,7 @@ def speed() -> Table:
         return torch.fake_quantize_per_tensor_affine(x, 0.03, 0, -128, 127)
 
     row("copy into memory at hand", lambda: out.copy_(x))
+    row("copy as torch makes it", x.clone)
     row("int8, scale known: round", lambda: round_rows(rows, one, none, Int(8)), "torch fake_quantize", fake)
     row("int8, scale known: codes", lambda: encode_rows(rows, one, none, Int(8)), "torch fake_quantize", fake)
 
@@ -82,15 +93,18 @@ def speed() -> Table:
     peers: dict[str, tuple[str, Callable[[], object]]] = {
         "mxfp4": ("MX in torch", lambda: mx_in_torch(x, 1, 2, 6.0)),
         "mxfp6_e2m3": ("MX in torch", lambda: mx_in_torch(x, 3, 2, 7.5)),
-        "mxfp8_e4m3": ("MX in torch", lambda: mx_in_torch(x, 3, 8, 448.0)),
+        "mxfp8_e4m3": ("MX in torch", lambda: mx_in_torch(x, 3, 8, 448.0, -6)),
         "mxint8": ("MX in torch", lambda: mx_in_torch(x, 6, 0, 127 / 64)),
+        "mx9": ("MX in torch", lambda: micro_exponents_in_torch(x, 8)),
+        "mx6": ("MX in torch", lambda: micro_exponents_in_torch(x, 5)),
+        "mx4": ("MX in torch", lambda: micro_exponents_in_torch(x, 3)),
         "int8": ("torch fake_quantize, range given", fake),
         "bf16": ("torch to(bfloat16)", lambda: x.to(torch.bfloat16)),
         "fp16": ("torch to(float16)", lambda: x.to(torch.float16)),
     }
     for words in (
         *("int8", "int8 channel:0", "uint8", "int4 group:64", "int16", "fixed8", "e4m3", "e5m2", "fp16", "bf16"),
-        *("nf4", "log4", "apot5", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp4", "mxint8", "mx9", "mx6", "nvfp4", "vsq4"),
+        *("nf4", "log4", "apot5", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp4", "mxint8", "mx9", "mx6", "mx4", "nvfp4", "vsq4"),
     ):
         kind = parse_format(words)
         row(f"{words}: range, scales, codes", partial(quantize, x, kind), *peers.get(words, ()))

@@ -18,6 +18,7 @@ VALUES = {
     *("Model", "Data", "Preprocessing", "Comparison", "Compression", "Pruning", "LowbitError"),
     *("Recipe", "Rule", "TensorSpec", "FLOAT", "Target", "Format", "Int", "QuantTensor"),
     *("Float", "Codebook", "KMeans", "Bases", "Piecewise", "Pow2", "SignedPow2", "AdditivePow2", "parse_format"),
+    *("E2M1", "E2M3", "E3M2", "E4M3", "E5M2", "E8M0"),
     *("TENSOR", "ELEMENT", "channel", "group", "tile", "FORMATS", "RANGES", "RECIPES", "TARGETS"),
 }
 

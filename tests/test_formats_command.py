@@ -44,7 +44,7 @@ def test_every_format_has_its_row_and_its_source():
     assert all(row.source for row in rows.values())
     assert set(SOURCES) == {name for name, kind in FORMATS.items() if not isinstance(kind.grid, Int) or name in SOURCES}
     assert (rows["mxfp4"].bits, rows["mxfp4"].largest, rows["mxfp4"].step, rows["mxfp4"].codes) == (4.25, 6, 0.5, 15)
-    assert rows["vsq4"].shares == "group(16), scale 4 bits per channel(0)"
+    assert rows["vsq4"].shares == "group:16, scale 4 bits per channel:0"
 
 
 def test_the_catalogue_is_printed(capsys):

@@ -19,6 +19,7 @@ _HOMES = {
     "lowbit.numerics": (
         *("ELEMENT", "FORMATS", "TENSOR", "Format", "QuantTensor"),
         *("AdditivePow2", "Bases", "Codebook", "Float", "Int", "KMeans", "Piecewise", "Pow2", "SignedPow2"),
+        *("E2M1", "E2M3", "E3M2", "E4M3", "E5M2", "E8M0"),
         *("channel", "error", "group", "parse_format", "quantize_tensor", "tile"),
     ),
     "lowbit.ranges": ("RANGES",),
@@ -46,6 +47,12 @@ if TYPE_CHECKING:
     from lowbit.flows.shrink import shrink as shrink
     from lowbit.model import Model as Model
     from lowbit.model import load as load
+    from lowbit.numerics import E2M1 as E2M1
+    from lowbit.numerics import E2M3 as E2M3
+    from lowbit.numerics import E3M2 as E3M2
+    from lowbit.numerics import E4M3 as E4M3
+    from lowbit.numerics import E5M2 as E5M2
+    from lowbit.numerics import E8M0 as E8M0
     from lowbit.numerics import ELEMENT as ELEMENT
     from lowbit.numerics import FORMATS as FORMATS
     from lowbit.numerics import TENSOR as TENSOR

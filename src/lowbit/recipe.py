@@ -5,7 +5,7 @@ A recipe is a value: `==`, `repr` that can be pasted back, TOML that round-trips
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -19,33 +19,55 @@ from lowbit.numerics import Format, parse_format, spell_format
 from lowbit.ranges import MSE, Auto, MinMax, Range, parse_range, range_words
 from lowbit.targets import find_target
 
+_MSE = MSE()
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, init=False)
 class TensorSpec:
     """What a tensor is stored in, where it is clipped, and how its codes are found. `format=None`: it stays float.
 
-    dynamic   an activation's range is measured per input at run time instead of at calibration
+    format, range   values, or their words: TensorSpec("int4 group:64", "percentile:99.99"); "float" is None
+    dynamic         an activation's range is measured per input at run time instead of at calibration
     """
 
     format: Format | None
-    range: Range = field(default_factory=MSE)
-    solve: str = "direct"
-    dynamic: bool = False
+    range: Range
+    solve: str
+    dynamic: bool
+
+    def __init__(
+        self, format: "Format | str | None", range: "Range | str" = _MSE, solve: str = "direct", dynamic: bool = False
+    ) -> None:
+        kind = None if format is None or format == "float" else parse_format(format)
+        for name, value in (("format", kind), ("range", parse_range(range)), ("solve", solve), ("dynamic", dynamic)):
+            object.__setattr__(self, name, value)
 
 
 FLOAT = TensorSpec(None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Rule:
     """What happens to the layers whose name matches; None leaves what earlier rules said.
 
-    layers   a glob over a layer's names: its ONNX node, its weight tensor (with or without '.weight'), or 'op:Conv'
+    layers                a glob over a layer's names: its ONNX node, its weight tensor (with or without '.weight'), or
+                          'op:Conv'
+    weights, activations  specs, or the words of a format: Rule("head.*", "codebook:4")
     """
 
-    layers: str = "*"
-    weights: TensorSpec | None = None
-    activations: TensorSpec | None = None
+    layers: str
+    weights: TensorSpec | None
+    activations: TensorSpec | None
+
+    def __init__(
+        self,
+        layers: str = "*",
+        weights: "TensorSpec | Format | str | None" = None,
+        activations: "TensorSpec | Format | str | None" = None,
+    ) -> None:
+        object.__setattr__(self, "layers", layers)
+        for name, spec in (("weights", weights), ("activations", activations)):
+            object.__setattr__(self, name, TensorSpec(spec) if isinstance(spec, (Format, str)) else spec)
 
 
 @dataclass(frozen=True)
@@ -132,12 +154,13 @@ def _spell(spec: TensorSpec) -> str | dict[str, Any]:
 
 def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
     if isinstance(row, str):
-        row = {"format": row}
+        return TensorSpec(row)
     _known_keys(row, {"format", "range", "solve", "dynamic"}, f"spec {dict(row)}")
-    if row["format"] == "float":
+    if row.get("format") == "float":
         return FLOAT
-    spec = TensorSpec(parse_format(row["format"]), solve=row.get("solve", "direct"), dynamic=row.get("dynamic", False))
-    return replace(spec, range=parse_range(row["range"])) if "range" in row else spec
+    if "format" not in row:
+        raise InputError(f"spec {dict(row)} says no format. Give one in words, as 'int4 group:64', or 'float'.")
+    return TensorSpec(row["format"], row.get("range", _MSE), row.get("solve", "direct"), row.get("dynamic", False))
 
 
 PREPARE = (
@@ -180,13 +203,15 @@ RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
 )
 
 
-def find_recipe(recipe: "str | Path | Recipe", target: str | None = None) -> Recipe:
-    """A preset by name, a TOML file by path, the words of a format for all weights, or a Recipe as it is.
+def find_recipe(recipe: "str | Path | Format | Recipe", target: str | None = None) -> Recipe:
+    """A preset by name, a TOML file by path, a format or its words for all weights, or a Recipe as it is.
 
     `target` overrides the recipe's own.
     """
     if isinstance(recipe, Recipe):
         return recipe if target is None else replace(recipe, target=find_target(target).name)
+    if isinstance(recipe, Format):
+        return only_weights(recipe, target or "onnxruntime")
     if str(recipe) in RECIPES:
         return RECIPES[str(recipe)](target or "onnxruntime")
     path = Path(recipe)

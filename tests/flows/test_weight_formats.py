@@ -12,6 +12,7 @@ from lowbit.metadata import from_text
 from lowbit.numerics import FORMATS, error, parse_format, spell_format
 from lowbit.numerics.grids import Int
 from lowbit.numerics.qtensor import as_torch
+from lowbit.ranges import MinMax
 from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec, find_recipe
 from lowbit.simulate.place import orient
 
@@ -121,6 +122,25 @@ def test_presets_store_weights_and_round_trip(model, x, name):
     assert max(bits) < 10
 
 
+def test_words_and_formats_of_ones_own_are_recipes(model, x):
+    assert Rule("fc", "codebook:4") == Rule("fc", TensorSpec(parse_format("codebook:4")))
+    assert TensorSpec("int4 group:64", "minmax").range == MinMax()
+    assert Rule("*", "float", "float") == Rule("*", FLOAT, FLOAT)
+    assert find_recipe(lb.Format(lb.E2M1, lb.group(16))) == find_recipe("e2m1 group:16")
+    FORMATS["mine"] = lb.Format(lb.Codebook((-1.0, 0.0, 0.5, 2.0)), lb.group(24))
+    try:
+        rows = {row["tensor"]: row for row in ledger(lb.quantize(model, [x], "mine"))}
+    finally:
+        del FORMATS["mine"]
+    assert rows["fc.weight"]["format"] == "mine axis:1"
+    assert rows["fc.weight"]["bits"] == pytest.approx(2 + 6 * 32 / 128)  # six groups in a row of 128
+
+
+def test_a_spec_needs_a_format():
+    with pytest.raises(InputError, match="says no format"):
+        Recipe.from_toml('[[rules]]\nweights = { range = "mse" }')
+
+
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
@@ -141,7 +161,7 @@ def test_words_that_are_no_format_are_answered_with_what_is(model, x):
         lb.quantize(model, [x], "mxfp5")
 
 
-@pytest.mark.parametrize("words", ["mxfp4", "codebook4", "int3 channel:0", "nvfp4", "mx6", "bases2"])
+@pytest.mark.parametrize("words", [*FORMATS, "int3 channel:0", "int4 group:64", "uint5 group:32", "apot7", "e4m1"])
 def test_a_million_weights_take_the_bits_of_their_format_on_disk(x, words, tmp_path):
     weight = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
     graph = helper.make_graph(

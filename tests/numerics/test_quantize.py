@@ -29,7 +29,7 @@ from lowbit.numerics import (
 )
 from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import FIXED8, INT4, INT8, NVFP4, UINT8, VSQ4
-from lowbit.numerics.grids import E2M1, E4M3
+from lowbit.numerics.grids import E2M1, E4M3, Pow2
 
 every_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 # float32 numbers of every size that a network holds, zeros included
@@ -268,6 +268,33 @@ def test_nan_stays_nan_in_simulation():
 def test_integers_are_no_input():
     with pytest.raises(InputError, match="int64"):
         quantize(torch.arange(4), INT8)
+
+
+@pytest.mark.parametrize(("bits", "lowest"), [(1, -1), (5, -149), (7, -149), (7, -60), (8, -128)])
+def test_powers_of_two_come_back_down_to_the_least_float32(bits, lowest):
+    grid = Pow2(bits, lowest)
+    x = torch.from_numpy(grid.values()).float()
+    assert quantize(x, Format(grid, None)).codes.tolist() == list(range(1 << bits))
+
+
+@pytest.mark.parametrize("x", ["3.5", [1 + 2j], np.array(["a"])], ids=str)
+def test_what_is_no_number_is_no_input(x):
+    with pytest.raises(InputError, match="convert them to a floating type first"):
+        quantize(x, INT8)
+
+
+def test_a_list_is_an_array_of_its_numbers():
+    assert quantize([1.0, 2.0, 127.0], INT8).dequantize().tolist() == [1, 2, 127]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 8, 12, 16, 24])
+@pytest.mark.parametrize("name", ["int4", "uint4", "nf4", "e2m1", "binary", "log4"])
+def test_short_blocks_give_the_codes_that_each_gives_alone(name, width):  # blocks of 2, 4, 8 and 16 share a loop
+    words = f"{name} group:{width}"
+    x = normal(700, width) * normal(700, 1, seed=1).exp()
+    together, alone = quantize(x, words), [quantize(row, words) for row in x]
+    assert torch.equal(together.codes, torch.stack([q.codes for q in alone]))
+    assert torch.equal(together.dequantize(), torch.stack([q.dequantize() for q in alone]))
 
 
 def test_bounds_must_fit_the_blocks():

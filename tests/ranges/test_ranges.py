@@ -145,6 +145,14 @@ def test_octav_finds_the_bound_of_least_noise():
     assert s == pytest.approx(min(scan, key=scan.get), rel=0.06)
 
 
+def test_a_bound_around_zero_puts_the_zero_of_an_affine_format_on_a_code():
+    x = torch.cat([laplace(10_000), torch.tensor([30.0, 29.0, 28.0])])  # a little more to keep above zero
+    lo, hi = OCTAV().bounds(RawRows.of(x), UINT4)
+    assert hi / (hi - lo) * 15 == pytest.approx(8)  # rather than 7.5
+    lo, hi = OCTAV().bounds(RawRows.of(-x), UINT4)
+    assert hi / (hi - lo) * 15 == pytest.approx(7)
+
+
 def test_octav_spends_all_codes_on_one_side():
     x = normal(100_000).relu()
     signed, unsigned = (float(OCTAV().bounds(RawRows.of(x), kind)[1]) for kind in (INT4, UINT4_SYMMETRIC))

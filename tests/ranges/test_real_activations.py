@@ -54,22 +54,23 @@ def test_a_histogram_answers_as_the_raw_activations_would(observed, choose, kind
             histogram.add(batch)
         raw, counted = choose.bounds(RawRows.of(x), kind), choose.bounds(histogram, kind)
         ours, theirs = error(x, kind, counted).mse, error(x, kind, raw).mse
-        # A rounded zero point can fall on either side for bounds that agree to four digits: 1.3 % seen.
-        assert ours <= theirs * 1.015 + 1e-12, (name, raw, counted)
+        assert ours <= theirs * 1.01 + 1e-12, (name, raw, counted)
         if not isinstance(choose, MSE):  # flat around its best: bounds may differ where errors do not
             width = float(raw[1] - raw[0])
             assert all(abs(float(a - b)) <= 0.01 * width for a, b in zip(raw, counted, strict=True)), name
 
 
-def test_entropy_moves_less_from_raw_to_histogram_than_from_one_half_of_the_data_to_the_other(observed):
-    """The divergence is flat and jagged: its least lies up to 30 % elsewhere for other images of the same kind."""
-    by_counting, by_sampling = [], []
+def test_entropy_moves_less_from_raw_to_histogram_than_with_other_bins_or_another_half_of_the_data(observed):
+    """The divergence is flat and jagged: its least lies elsewhere for 1,900 bins, or other images of the same kind."""
+    by_counting, by_binning, by_sampling = [], [], []
     for x in observed.values():
         histogram = Histogram()
         histogram.add(x)
         whole, counted = (float(Entropy().bounds(seen, INT8)[1]) for seen in (RawRows.of(x), histogram))
         one, other = (float(Entropy().bounds(RawRows.of(half), INT8)[1]) for half in (x[::2], x[1::2]))
         by_counting.append(abs(counted / whole - 1))
+        by_binning.append(abs(float(Entropy(1900).bounds(RawRows.of(x), INT8)[1]) / whole - 1))
         by_sampling.append(abs(one / other - 1))
+    assert max(by_counting) < max(by_binning)  # measured 0.16, 0.40
     assert max(by_counting) < max(by_sampling)
     assert np.median(by_counting) < 0.02

@@ -23,6 +23,7 @@ from lowbit.flows.verify import verify
 from lowbit.graph import PASSES
 from lowbit.metadata import to_text
 from lowbit.model import Model
+from lowbit.numerics import Format
 from lowbit.recipe import Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
 from lowbit.simulate.place import Placement, place
@@ -33,12 +34,12 @@ KEPT_SAMPLES = 64  # held after these, for the steps that look more than once
 
 
 def quantize(
-    model: Model, calibration: Any, recipe: "str | Path | Recipe" = "int8", *, target: str | None = None
+    model: Model, calibration: Any, recipe: "str | Path | Format | Recipe" = "int8", *, target: str | None = None
 ) -> Model:
     """A model in integers that a standard engine runs.
 
     calibration   some hundred typical inputs, unlabelled: arrays, tensors, dicts, a DataLoader, any iterable of batches
-    recipe        a preset ("int8"), a TOML file or a Recipe
+    recipe        a preset ("int8"), a format for all weights ("mxfp4"), a TOML file or a Recipe
     target        engine profile, see lowbit.TARGETS; None: the recipe's own
 
     The deployed program is run against the simulation before it is returned; MismatchError if they differ by more than
@@ -60,7 +61,7 @@ def quantize(
 
 
 def simulation(
-    model: Model, calibration: Any, recipe: "str | Path | Recipe" = "int8", *, target: str | None = None
+    model: Model, calibration: Any, recipe: "str | Path | Format | Recipe" = "int8", *, target: str | None = None
 ) -> Simulation:
     """The quantized network as a torch module, also in formats that no engine computes; arguments as in `quantize`.
 

@@ -4,6 +4,12 @@ from lowbit.numerics.encode import decode_rows, encode_rows
 from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, INT8, UINT8, Format
 from lowbit.numerics.grids import (
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    E8M0,
     AdditivePow2,
     Codebook,
     Float,
@@ -28,6 +34,12 @@ from lowbit.numerics.rows import ELEMENT, TENSOR, WHOLE, Block, channel, from_ro
 from lowbit.numerics.spell import describe_format, spell_format
 
 __all__ = [
+    "E2M1",
+    "E2M3",
+    "E3M2",
+    "E4M3",
+    "E5M2",
+    "E8M0",
     "ELEMENT",
     "FORMATS",
     "INT8",

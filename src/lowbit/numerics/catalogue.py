@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit.numerics.fitted import Fitted
+from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, Format
-from lowbit.numerics.grids import Int
+from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2
+from lowbit.numerics.spell import spell_block
 
 _UNIFORM = "Jacob et al. 2018, arXiv 1712.05877"
 _OCP_MX = "OCP Microscaling Formats (MX) 1.0"
@@ -37,6 +38,15 @@ SOURCES = {
     "nvfp4": "NVIDIA Blackwell: E2M1, E4M3 per 16, float32 per tensor",
     **dict.fromkeys(("vsq4", "vsq8"), _VSQ),
 }
+_OF_GRID: dict[type, str] = {
+    Int: _UNIFORM,
+    SignedPow2: _LOG,
+    AdditivePow2: _APOT,
+    KMeans: _KMEANS,
+    Bases: _LQ,
+    Piecewise: SOURCES["pwlq4"],
+    Float: "sign, exponent and mantissa by the rules of OCP",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,7 @@ class Entry:
     """One row. largest and step are values of the grid, in units of the scale; None where the grid is fitted to data.
 
     bits     per element in a large tensor, scales included
+    shares   what shares a scale, in the words of a recipe
     codes    how many values a code can mean
     largest  largest value
     step     smallest distance between neighbours
@@ -60,8 +71,8 @@ class Entry:
 
 def entry(name: str, format: Format) -> Entry:
     """The row of a format."""
-    source = SOURCES.get(name, _UNIFORM if isinstance(format.grid, Int) else "")
-    shares = "no scale" if format.block is None else repr(format.block)
+    source = SOURCES.get(name.split()[0]) or _OF_GRID.get(type(format.grid), "")
+    shares = "no scale" if format.block is None else spell_block(format.block)
     if format.scale is not None:
         shares += f", scale {_scale_words(format.scale)}"
     elif format.zero_point:
@@ -75,10 +86,12 @@ def entry(name: str, format: Format) -> Entry:
 
 
 def _scale_words(scale: Format) -> str:
-    words = f"{scale.grid.bits} bits"
+    words = f"{scale.grid.bits} bit{'s' * (scale.grid.bits != 1)}"
     if scale.block is None:
         return words
-    return f"{words} per {scale.block!r}" + ("" if scale.scale is None else f", scale {_scale_words(scale.scale)}")
+    return f"{words} per {spell_block(scale.block)}" + (
+        "" if scale.scale is None else f", scale {_scale_words(scale.scale)}"
+    )
 
 
 def catalogue() -> list[Entry]:

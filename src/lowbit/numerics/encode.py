@@ -18,6 +18,7 @@ from lowbit.numerics.grids import Float, Grid, Int, Pow2, grid_table
 from lowbit.numerics.roundings import ROUNDINGS, Rounding, nearest
 
 Rows = npt.NDArray[np.float32]
+FEW = 6  # bits: up to so many, comparing with every threshold beats finding the exponent
 
 
 def encode_rows(
@@ -40,14 +41,14 @@ def encode_rows(
         return _encode_by_fraction(rows, scale, zero, grid, rounding, table).to(dtype)
     if rows.device.type != "cpu" or (isinstance(grid, Int) and rounding is not nearest):
         return _encode_in_torch(rows, scale, zero, grid, rounding, table).to(dtype)
-    out = torch.empty(rows.shape, dtype=dtype)
+    out = fresh(rows.shape, dtype)
     x, s, z = _arrays(rows, scale, zero)
     if isinstance(grid, Int):
         kernels.encode_int(x, s, z, np.float32(grid.minimum), np.float32(grid.maximum), out.numpy())
     elif table is None and isinstance(grid, Float) and rounding is nearest and not z.any():
         encode = kernels.encode_float if _fits_float32(grid) else kernels.encode_wide_float
         encode(x, s, *_float_constants(grid), np.int32(grid_table(grid).zero_position), out.numpy())
-    elif table is None and isinstance(grid, Pow2) and not z.any():
+    elif table is None and isinstance(grid, Pow2) and grid.bits > FEW and grid.lowest >= -127 and not z.any():
         kernels.encode_pow2(x, s, np.int32(grid.lowest), grid_thresholds(grid, rounding), out.numpy())
     else:
         limits = (
@@ -63,7 +64,7 @@ def decode_rows(codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid | Fitted,
     """(value - zero) * scale of codes (n_blocks, n), float32."""
     if codes.device.type != "cpu":
         return (decode(codes, grid, table) - zero) * scale
-    out = torch.empty(codes.shape, dtype=torch.float32)
+    out = fresh(codes.shape)
     held = codes.contiguous().numpy()
     s, z = _arrays(scale, zero)
     if isinstance(grid, Int):
@@ -84,7 +85,7 @@ def round_rows(
 ) -> Tensor:
     """`decode_rows(encode_rows(…))` in one pass where there is a kernel for it. NaN stays NaN."""
     if rounding is nearest and rows.device.type == "cpu" and table is None:
-        out = torch.empty(rows.shape, dtype=torch.float32)
+        out = fresh(rows.shape)
         x, s, z = _arrays(rows, scale, zero)
         if isinstance(grid, Int):
             kernels.round_int(x, s, z, np.float32(grid.minimum), np.float32(grid.maximum), out.numpy())
@@ -102,7 +103,7 @@ def row_extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         lo, hi = torch.aminmax(rows, dim=1, keepdim=True)
         return lo.to(torch.float32), hi.to(torch.float32)
-    lo, hi = torch.empty(len(rows), 1), torch.empty(len(rows), 1)
+    lo, hi = fresh((len(rows), 1)), fresh((len(rows), 1))
     bits = _arrays(rows)[0].view(np.int32)
     kernels.row_extremes(bits, lo.numpy().view(np.int32), hi.numpy().view(np.int32))
     return lo, hi
@@ -213,6 +214,13 @@ def _float_constants(grid: Float) -> tuple[int, int, float]:
 
 def _arrays(*tensors: Tensor) -> tuple[Rows, ...]:
     return tuple(t.detach().to(torch.float32).contiguous().numpy() for t in tensors)
+
+
+def fresh(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for results, from numpy: it asks for huge pages, torch does not. Handing out small ones takes 0.3 ns a
+    byte, more than the work itself.
+    """
+    return torch.from_numpy(np.empty(tuple(shape), torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def code_dtype(grid: Grid | Fitted) -> torch.dtype:

@@ -7,8 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit.numerics.encode import round_rows
 from lowbit.numerics.grids import Grid, Int, grid_table
+from lowbit.numerics.kernels import kernel
 from lowbit.numerics.sorted_points import SortedPoints
+
+_FEW = 4  # points for each of the grid's values
 
 
 class SquaredError:
@@ -17,7 +21,8 @@ class SquaredError:
     values   (n_blocks or 1, n), in any order
     weights  (n_blocks, n), or None for ones
 
-    `Int` goes over the points; a grid with a table goes over its cells, by running sums over the sorted points.
+    `Int` goes over the points; a grid with a table goes over its cells, by running sums over the sorted points, unless
+    a block has so few points that rounding them takes less time than its cells.
     """
 
     def __init__(self, values: Tensor, weights: Tensor | None, grid: Grid) -> None:
@@ -26,7 +31,8 @@ class SquaredError:
         ones = np.ones((1, 1), np.float32)
         self.weights = ones if weights is None else np.ascontiguousarray(weights.cpu().numpy(), np.float32)
         self.device = values.device
-        if isinstance(grid, Int):
+        self.few = weights is None and self.values.shape[1] <= _FEW * len(grid_table(grid).values)
+        if isinstance(grid, Int) or self.few:
             return
         if weights is None:
             self.points = SortedPoints(np.sort(self.values, axis=1))
@@ -40,6 +46,12 @@ class SquaredError:
     def __call__(self, scale: Tensor, zero: Tensor) -> Tensor:
         """scale, zero (n_blocks, 1) → (n_blocks, 1) float64."""
         s, z = (np.ascontiguousarray(t.detach().cpu().numpy(), np.float32) for t in (scale, zero))
+        if self.few and not isinstance(self.grid, Int):
+            out = np.empty((len(s), 1))
+            x, scales, zeros = (torch.from_numpy(a) for a in (self.values, s, z))
+            rounded = round_rows(x, scales, zeros, self.grid)
+            _squared_difference(self.values, rounded.numpy(), out)
+            return torch.from_numpy(out).to(self.device)
         if not isinstance(self.grid, Int):
             table = (grid_table(self.grid).values[None] - z.astype(np.float64)) * s
             return torch.from_numpy(self.points.squared_error(table)).to(self.device)
@@ -73,4 +85,14 @@ def _int_error(values: Any, weights: Any, scale: Any, zero: Any, lowest: Any, hi
                     difference = part[i] - code * s
                     noise += share[i] * difference * difference
             total += float(noise)
+        out[block, 0] = total
+
+
+@kernel
+def _squared_difference(values: Any, rounded: Any, out: Any) -> None:
+    for block in range(out.shape[0]):
+        total = 0.0
+        for i in range(values.shape[1]):
+            difference = np.float64(values[block, i]) - rounded[block, i]
+            total += difference * difference
         out[block, 0] = total

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowbit.errors import DataError, InputError, ShapeError
 from lowbit.numerics import kernels
-from lowbit.numerics.encode import decode, encode_rows, round_rows, row_extremes
+from lowbit.numerics.encode import decode, encode_rows, fresh, round_rows, row_extremes
 from lowbit.numerics.fitted import Fitted, fit_table
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import Grid, grid_table
@@ -69,9 +69,9 @@ def _raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
     empty = 0.0 if format.shares_scale else 1.0 if table.has_zero else SMALLEST_SCALE
     least = 0.0 if format.shares_scale else SMALLEST_SCALE
     if not format.zero_point and lo.device.type == "cpu":
-        out = torch.empty(lo.shape)
-        constants = (np.float32(reach), signed, np.float32(empty), np.float32(least))
-        kernels.symmetric_scale(lo.contiguous().numpy(), hi.contiguous().numpy(), *constants, out.numpy())
+        out = fresh(tuple(lo.shape))
+        low, high, into = (t.reshape(-1).numpy() for t in (lo, hi, out))
+        kernels.symmetric_scale(low, high, np.float32(reach), signed, np.float32(empty), np.float32(least), into)
         return out
     if format.zero_point:
         # Divided before subtracting: hi - lo of a float32 tensor can overflow.
@@ -96,6 +96,7 @@ def quantize(
 
     Values outside the range are clipped. NaN raises DataError, and so do infinities unless bounds are given.
     """
+    x = x if isinstance(x, Tensor) else _floating(x)
     values, kind = as_torch(x), parse_format(format)
     if not values.is_floating_point():
         raise InputError(f"cannot quantize {values.dtype} numbers: convert them to a floating type first.")
@@ -103,6 +104,14 @@ def quantize(
     limits = None if bounds is None else (_bound(bounds[0], values), _bound(bounds[1], values))
     stored = _quantize_torch(values, kind, limits, choose)
     return stored if isinstance(x, Tensor) else _to_numpy(stored, x.dtype)
+
+
+def _floating(x: Any) -> np.ndarray[Any, Any]:
+    """An array of numbers, from lists too; what as_torch would have to guess at is refused."""
+    array = np.asarray(x)
+    if array.dtype.kind in "OSUMmc":
+        raise InputError(f"cannot quantize {array.dtype} values: convert them to a floating type first.")
+    return array
 
 
 def _quantize_torch(x: Tensor, format: Format, bounds: Bounds | None, rounding: Rounding | None) -> QuantTensor:
@@ -159,7 +168,8 @@ def describe_not_finite(x: Tensor) -> str:
     nan, first = int(torch.isnan(x).sum()), tuple(torch.nonzero(bad)[0].tolist()) if x.dim() else ()
     infinite = int(bad.sum()) - nan
     found = " and ".join(f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite value(s)")) if count)
-    return f"{found} among {x.numel()} values, the first at index {first}. Mend the data, or give finite bounds."
+    remedy = "Mend the data." if nan else "Mend the data, or give finite bounds."
+    return f"{found} among {x.numel()} values, the first at index {first}. {remedy}"
 
 
 def fake_quantize_rows(

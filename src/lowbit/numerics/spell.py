@@ -64,12 +64,12 @@ def _spell(format: Format, name: str) -> str | None:
     if format.block != base.block:
         if format.block is None:
             return None
-        words.append(_spell_block(format.block))
+        words.append(spell_block(format.block))
     if format.scale != base.scale:
         if format.scale is None:
             words.append("scale:float32")
         elif base.scale is not None and format.scale.block is not None and not format.scale.block.lengths[1:]:
-            words.append("scale_" + _spell_block(format.scale.block))
+            words.append("scale_" + spell_block(format.scale.block))
         else:
             words += [f"scale:{scale}" for scale in ("e8m0", *FORMATS) if _is_scale(format, scale)][:1]
     if format.reach != base.reach and format.reach is not None:
@@ -83,7 +83,8 @@ def _spell(format: Format, name: str) -> str | None:
         return None
 
 
-def _spell_block(block: Block) -> str:
+def spell_block(block: Block) -> str:
+    """The option that makes this block: "tensor", "channel:0", "group:32"."""
     lengths = block.lengths
     if block in (TENSOR, ELEMENT):
         return "tensor" if block == TENSOR else "element"

@@ -1,7 +1,7 @@
 """Where to clip: statistics folded from data, and the ranges that read them."""
 
 from lowbit.ranges.analytic import ACIQ
-from lowbit.ranges.auto import Auto
+from lowbit.ranges.auto import LOSSES, Auto
 from lowbit.ranges.extremes import MeanStd, MinMax, MovingAverage, Percentile, Range
 from lowbit.ranges.parse import RANGES, parse_range, range_words
 from lowbit.ranges.search import MSE, OCTAV, Entropy
@@ -9,6 +9,7 @@ from lowbit.ranges.statistics import Histogram, RawRows, Statistics
 
 __all__ = [
     "ACIQ",
+    "LOSSES",
     "MSE",
     "OCTAV",
     "RANGES",

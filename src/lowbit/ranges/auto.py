@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lowbit.errors import InputError
 from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import Format
 from lowbit.numerics.noise import SquaredError
@@ -12,6 +13,8 @@ from lowbit.ranges.extremes import Bounds, MinMax, MovingAverage, Percentile, Ra
 from lowbit.ranges.search import MSE, Entropy
 from lowbit.ranges.statistics import Statistics, unsorted_points
 
+LOSSES = ("squares", "cross_entropy")
+
 
 @dataclass(frozen=True)
 class Auto:
@@ -19,9 +22,16 @@ class Auto:
 
     Asked by itself it judges by the squared error of the tensor, each block for itself. A flow that has the network at
     hand judges by the error that reaches the outputs instead (`flows.ranges`) and puts the winner in its place.
+
+    loss   of the outputs: "squares", relative to their power; "cross_entropy" of the float network's answers
     """
 
+    loss: str = "squares"
     candidates: tuple[Range, ...] = (MinMax(), MovingAverage(), Percentile(99.99), Percentile(99.999), Entropy(), MSE())
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise InputError(f"range 'auto:{self.loss}': losses are {', '.join(LOSSES)}.")
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
         if isinstance(format.grid, Fitted):

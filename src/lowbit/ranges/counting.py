@@ -103,36 +103,18 @@ def _count_on_cpu(rows: Tensor) -> Buckets:
 def _count(line: Any, table: Any, out: Any) -> None:
     """Add one row to the table by sign and key, and note its extremes in `out`; see _COLUMNS.
 
-    Part by part, so that the second look finds the numbers in cache. Four places are read in turn, each with its own
-    table: equal numbers in a row (zeros, after a ReLU) would otherwise wait for each other's store.
+    Part by part, so that the second look finds the numbers in cache: counting is slow enough for memory to keep up,
+    looking is not. Four places are read in turn, each with its own table: equal numbers in a row (zeros, after a ReLU)
+    would otherwise wait for each other's store.
+    The least and greatest bits, read as signed and as unsigned integers, tell the extremes on either side of zero.
     """
-    biggest, least = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
-    mask, first = np.int32(_MASK_BITS), np.int32(_ZERO_BITS)
-    lo, hi, small, large = biggest, least, biggest, np.int32(0)
-    zeros, masked = np.int64(0), np.int64(0)
+    biggest, first = np.uint32(0x7FFFFFFF), np.uint32(_ZERO_BITS)
+    least, most = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+    lowest, highest, beyond = np.uint32(0xFFFFFFFF), np.uint32(0), np.uint32(0xFFFFFFFF)
     t0, t1, t2, t3 = table[0], table[1], table[2], table[3]
     shift = np.uint32(SHIFT)
     for start in range(0, line.shape[0], 16384):
         part = line[start : start + 16384]
-        z, m = np.int32(0), np.int32(0)
-        for i in range(part.shape[0]):
-            b = part[i]
-            magnitude = np.int32(b & biggest)
-            ordered = np.int32(b ^ np.int32(np.int32(b >> np.int32(31)) & biggest))
-            kept, zero = magnitude < mask, magnitude < first
-            lo = min(lo, ordered if kept else biggest)
-            hi = max(hi, ordered if kept else least)
-            small = min(small, biggest if zero else magnitude)
-            large = max(large, magnitude if kept else np.int32(0))
-            z = np.int32(z + np.int32(zero))
-            m = np.int32(m + np.int32(not kept))
-        zeros += z
-        if m:
-            masked += m
-            for i in range(part.shape[0]):
-                magnitude = np.int32(part[i] & biggest)
-                out[6] += magnitude >= np.int32(_INFINITY_BITS)
-                out[7] += magnitude > np.int32(_INFINITY_BITS)
         quarter = part.shape[0] // 4
         p0, p1 = part[:quarter], part[quarter : 2 * quarter]
         p2, p3 = part[2 * quarter : 3 * quarter], part[3 * quarter : 4 * quarter]
@@ -143,7 +125,41 @@ def _count(line: Any, table: Any, out: Any) -> None:
             t3[np.uint32(p3[i]) >> shift] += np.uint32(1)
         for i in range(4 * quarter, part.shape[0]):
             t0[np.uint32(part[i]) >> shift] += np.uint32(1)
-    out[0], out[1], out[2], out[3], out[4], out[5] = lo, hi, small, large, zeros, masked
+        unsigned = part.view(np.uint32)
+        for i in range(part.shape[0]):
+            b, u = part[i], unsigned[i]
+            least, most = min(least, b), max(most, b)
+            lowest, highest = min(lowest, u), max(highest, u)
+            beyond = min(beyond, np.uint32(np.uint32(u & biggest) - first))  # of zeros: wraps to the top
+    large = max(np.int32(highest & biggest) if highest > biggest else np.int32(0), max(most, np.int32(0)))
+    if large >= np.int32(_MASK_BITS):
+        _look_past_masks(line, out)
+    else:
+        out[0] = np.int32(highest) ^ np.int32(biggest) if highest > biggest else np.int32(lowest)
+        out[1] = most if most >= 0 else least ^ np.int32(biggest)
+        out[2] = np.int32(biggest) if beyond > biggest else np.int32(beyond + first)
+        out[3] = large
+    for bank in range(_TABLES):
+        out[4] += table[bank, 0] + table[bank, _KEYS]
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _look_past_masks(line: Any, out: Any) -> None:
+    """Extremes of the numbers that are no masks, and how many are masks, not finite, NaN."""
+    biggest, least = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+    lo, hi, small, large = biggest, least, biggest, np.int32(0)
+    for i in range(line.shape[0]):
+        b = line[i]
+        magnitude = np.int32(b & biggest)
+        if magnitude < np.int32(_MASK_BITS):
+            ordered = np.int32(b ^ np.int32(np.int32(b >> np.int32(31)) & biggest))
+            lo, hi, large = min(lo, ordered), max(hi, ordered), max(large, magnitude)
+        if magnitude >= np.int32(_ZERO_BITS):
+            small = min(small, magnitude)
+        out[5] += magnitude >= np.int32(_MASK_BITS)
+        out[6] += magnitude >= np.int32(_INFINITY_BITS)
+        out[7] += magnitude > np.int32(_INFINITY_BITS)
+    out[0], out[1], out[2], out[3] = lo, hi, small, large
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

@@ -116,7 +116,7 @@ class OCTAV:
             s = (size * above).sum(1, keepdim=True) / (
                 rounding * (nonzero.sum(1, keepdim=True) - clipped) + clipped
             ).clamp(min=1e-30)
-        return clip_to(statistics, -s.float(), s.float())
+        return around_zero(statistics, s.float(), format)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,27 @@ class Entropy:
             counts = np.zeros(bins)
             _spread(size, weights[row].double().cpu().numpy(), statistics.resolution, top, counts)
             threshold[row] = top * _least_divergence(counts, levels, max(1, (bins - levels) // 1920)) / bins
-        return clip_to(statistics, -threshold, threshold)
+        return around_zero(statistics, threshold, format)
+
+
+def around_zero(statistics: Statistics, bound: Tensor, format: Format) -> Bounds:
+    """[-bound, bound] within the data's extremes.
+
+    The zero point of an affine format would lie halfway between two codes, and the last bit of the bound would say
+    which. So the range moves by half a step: down, as that of signed integers reaches, or up where that has less error.
+    """
+    lo, hi = clip_to(statistics, -bound, bound)
+    if not format.zero_point or isinstance(format.grid, Fitted):
+        return lo, hi
+    table = grid_table(format.grid)
+    half = bound / (table.maximum - table.minimum)
+    up, down = (clip_to(statistics, way * half - bound, way * half + bound) for way in (1, -1))
+    noise = SquaredError(*unsorted_points(statistics), format.grid)
+    # By more than the errors of raw data and of its histogram differ, so that symmetric data do not waver.
+    less = noise(*scale_and_zero(*up, format)) < 0.995 * noise(*scale_and_zero(*down, format))
+    two_sided = (lo == -bound) & (hi == bound)
+    moved = torch.where(less, up[0], down[0]), torch.where(less, up[1], down[1])
+    return torch.where(two_sided, moved[0], lo), torch.where(two_sided, moved[1], hi)
 
 
 @kernel
