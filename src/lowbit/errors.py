@@ -3,7 +3,8 @@
 LowbitError
 ├── InputError          a file, array or argument from outside is not usable as it is (also a ValueError)
 │   ├── ShapeError      its shape does not fit
-│   └── DataError       calibration or evaluation data: empty, NaN, wrong names, wrong types
+│   ├── DataError       calibration or evaluation data: empty, NaN, wrong names, wrong types
+│   └── TooSmallError   no file is as small as was asked for
 ├── ModelError          an ONNX file or a torch module cannot be read, exported or run
 ├── UnsupportedError    asked for something that this operator, format or engine cannot do
 ├── UnusedRuleError     a rule of a recipe matched nothing
@@ -25,6 +26,10 @@ class ShapeError(InputError):
 
 class DataError(InputError):
     """Calibration or evaluation data cannot be used."""
+
+
+class TooSmallError(InputError):
+    """No file is as small as was asked for."""
 
 
 class ModelError(LowbitError):

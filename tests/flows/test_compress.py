@@ -112,7 +112,7 @@ def wide_and_narrow(seed: int = 0) -> Model:
 @pytest.mark.parametrize("ratio", [5, 8, 20])
 def test_a_file_is_as_small_as_the_ratio_says_and_no_smaller(ratio: float, tmp_path: Path) -> None:
     model = wide_and_narrow()
-    small = compress(model, named(model, data(64), labels=False), ratio=ratio, settle_epochs=0, share_epochs=0)
+    small = compress(model, named(model, data(64), labels=False), ratio=ratio)
     floats = 4 * sum(v.const_value.size for v in model.program.graph.initializers.values())
     size = pack(small, tmp_path / "net.lowbit")
     assert 0.99 * floats / ratio < size <= floats / ratio

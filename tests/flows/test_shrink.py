@@ -10,50 +10,47 @@ from test_compress import data, named, trained  # noqa: F401
 
 import lowbit as lb
 from lowbit.cli.app import main
-from lowbit.errors import DataError, InputError
+from lowbit.errors import DataError, InputError, TooSmallError
 from lowbit.flows.compress import Compression, Layer, compress
-from lowbit.flows.shrink import BITS, SPARSITIES, layer_costs, shrink
-from lowbit.flows.train import Samples
+from lowbit.flows.shrink import shrink
 from lowbit.model import Model
-
-QUICK = Compression(prune_epochs=1, share_epochs=0.5)
 
 
 def test_a_budget_is_kept_and_a_looser_one_gives_no_larger_file(trained: Model) -> None:  # noqa: F811
-    tight, loose = (shrink(trained, named(trained, data(600)), drop, QUICK) for drop in (0.5, 15))
+    tight, loose = (shrink(trained, named(trained, data(600)), drop) for drop in (0.5, 15))
     for found in (tight, loose):
         assert found.metric == "top1"
-        assert found.reached == (100 * (found.before - found.after) <= found.max_drop)
         assert found.reached
+        assert 100 * (found.before - found.after) <= found.max_drop
         assert "reached: top1" in str(found.verdict()["budget"])
-    assert min(t.size_bytes for t in loose.trials if t.within) <= min(t.size_bytes for t in tight.trials if t.within)
+    smallest = [max(trial.ratio for trial in found.trials if trial.within) for found in (tight, loose)]
+    assert 8 < smallest[0] <= smallest[1]  # measured 25 both, where names and graph are most of the file
 
 
 def test_a_budget_that_cannot_be_kept_is_said_plainly(trained: Model) -> None:  # noqa: F811
-    found = shrink(trained, named(trained, data(100)), -5.0, Compression(prune_epochs=0.1, share_epochs=0.1))
+    found = shrink(trained, named(trained, data(100)), -5.0)
     assert not found.reached
+    assert len(found.trials) == 1
     assert str(found.verdict()["budget"]).startswith("not reached")
-    assert found.after == max(trial.metric for trial in found.trials)
 
 
 def test_without_labels_the_float_network_s_classes_are_right(trained: Model) -> None:  # noqa: F811
-    found = shrink(trained, named(trained, data(300), labels=False), 20, QUICK)
+    found = shrink(trained, named(trained, data(300), labels=False), 20)
     assert found.metric == "agreement with float"
     assert found.before == 1.0
 
 
-def test_costs_rise_with_what_is_taken(trained: Model) -> None:  # noqa: F811
-    samples = data(100)
-    (options,) = layer_costs(trained, Samples((torch.from_numpy(samples["x"]),), None))
-    assert len(options) == len(SPARSITIES) * len(BITS)
-    by_layer = {(cost.layer.sparsity, cost.layer.codebook): cost for cost in options}
-    assert by_layer[0.98, 4].loss > by_layer[0.5, 4].loss > by_layer[0.0, 6].loss
-    assert by_layer[0.98, 4].size_bytes < by_layer[0.5, 4].size_bytes < by_layer[0.0, 6].size_bytes
+def test_a_network_that_is_mostly_graph_is_refused() -> None:
+    model = lb.load(torch.nn.Sequential(torch.nn.Linear(16, 20), torch.nn.ReLU()).eval(), torch.randn(2, 16))
+    with pytest.raises(TooSmallError, match="Ask for a lower ratio"):
+        shrink(model, {model.inputs[0].name: np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)}, 1)
 
 
 def test_too_few_samples_and_unknown_layers_are_named(trained: Model) -> None:  # noqa: F811
     with pytest.raises(DataError, match="10 samples are too few"):
         shrink(trained, named(trained, data(10)), 1)
+    with pytest.raises(InputError, match="leave out codebook and layers"):
+        shrink(trained, named(trained, data(64)), 1, Compression(codebook=4))
     with pytest.raises(InputError, match="'nothing' is not a weight that can be compressed"):
         compress(trained, named(trained, data(64)), layers=(Layer("nothing", 0.5, 4),))
 

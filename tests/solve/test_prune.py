@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_named() -> None:
         Pruning(1.5)
     with pytest.raises(InputError, match="no pattern 'diagonal'"):
         Pruning(0.5, pattern="diagonal")
-    with pytest.raises(InputError, match="by layer or global, not by 'net'"):
+    with pytest.raises(InputError, match="by layer, global, sensitivity, not by 'net'"):
         Pruning(0.5, "net")
     with pytest.raises(InputError, match="keeps everything"):
         Pruning(0.5, pattern="4:4").masks(weights())
@@ -89,3 +89,14 @@ def test_the_cubic_schedule_is_zhu_and_gupta_s() -> None:
         [0, 0.8 * (1 - 0.75**3), 0.8 * (1 - 0.5**3), 0.8 * (1 - 0.25**3), 0.8]
     )
     assert cubic_sparsity(9, 4, 0.8) == 0.8
+
+
+def test_a_sensitive_layer_keeps_more_of_its_weights() -> None:
+    layers = {"calm": torch.randn(40, 30), "sensitive": torch.randn(40, 30)}
+    masks = Pruning(0.7, scope="sensitivity").masks(layers, sensitivity={"calm": 1.0, "sensitive": 9.0})
+    kept = {name: float(mask.float().mean()) for name, mask in masks.items()}
+    assert kept["sensitive"] > 2 * kept["calm"]
+    assert sum(kept.values()) / 2 == pytest.approx(0.3, abs=1e-3)
+    # Weights of either layer are compared by w² · sensitivity: the least kept of one is the least kept of the other.
+    least = {name: float(layers[name][masks[name]].abs().min()) for name in layers}
+    assert least["calm"] / least["sensitive"] == pytest.approx(3.0, rel=0.02)

@@ -49,7 +49,11 @@ def compress(
         str, typer.Option(help="What is pruned together: any, channels, N:M such as 2:4, block:RxC such as block:4x1.")
     ] = "any",
     scope: Annotated[
-        str, typer.Option(help="'global' lets layers differ in sparsity, 'layer' gives each the same.")
+        str,
+        typer.Option(
+            help="'global' lets layers differ in sparsity, 'sensitivity' by what it does to the outputs, 'layer' gives "
+            "each the same."
+        ),
     ] = "global",
     codebook: Annotated[
         int | None,
@@ -59,15 +63,25 @@ def compress(
         float | None,
         typer.Option(
             min=0,
-            help="Choose sparsity and bits of every layer itself: as small as can be with a metric at most this much "
-            "worse, in points (percent for top1), on the last fifth of the data.",
+            help="Choose the ratio, and with it the values of every layer: as small as can be with a metric at most "
+            "this much worse, in points (percent for top1), on the last fifth of the data.",
         ),
     ] = None,
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the data while pruning.")] = 8,
     settle_epochs: Annotated[
-        float, typer.Option(min=0, help="Passes over the data in which weights may still change their value.")
-    ] = 2,
-    share_epochs: Annotated[float, typer.Option(min=0, help="Passes over the data that train the shared values.")] = 3,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Passes over the data in which weights may still change their value.",
+            show_default="2, or 0 with --ratio",
+        ),
+    ] = None,
+    share_epochs: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Passes over the data that train the shared values.", show_default="3, or 0 with --ratio"
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples of a training step.")] = 64,
     learning_rate: Annotated[
         float | None,
@@ -90,7 +104,7 @@ def compress(
     An interrupted run, started again, goes on where it was and ends with the same file.
 
     Example: lowbit compress net.onnx --data train.npz --prune 0.9 --codebook 4 -o net.lowbit
-             lowbit compress net.onnx --data photos/ --ratio 8 --settle-epochs 0 --share-epochs 0
+             lowbit compress net.onnx --data photos/ --ratio 8 -o net.lowbit
     """
     if ratio is not None and max_drop is not None:
         raise InputError("--ratio and --max-drop both decide the size: give one of them.")
@@ -113,8 +127,9 @@ def compress(
     start = time.perf_counter()
     network = load(model)
     samples = open_data(data, network.inputs, preprocess, names, skip, limit)
+    by_size = ratio or (4.0 if max_drop is not None else 0.0)  # a budget searches for the ratio
     settings = Compression(
-        ratio=ratio or 0.0, prune=Pruning((0.0 if ratio else 0.9) if prune is None else prune, scope, pattern),
+        ratio=by_size, prune=Pruning((0.0 if by_size else 0.9) if prune is None else prune, scope, pattern),
         codebook=codebook, prune_epochs=epochs, settle_epochs=settle_epochs, share_epochs=share_epochs,
         batch=batch, learning_rate=learning_rate, seed=seed,
     )  # fmt: skip

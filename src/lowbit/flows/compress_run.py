@@ -14,6 +14,7 @@ from lowbit.errors import InputError
 from lowbit.flows.compression import Compression
 from lowbit.flows.distill import Task
 from lowbit.flows.fit_size import fit_size
+from lowbit.flows.sensitivity import squared_gradients
 from lowbit.flows.train import Adam, Checkpoints, Samples, order
 from lowbit.model import Model
 from lowbit.simulate.build import build
@@ -51,12 +52,16 @@ class Run:
         if unknown := [layer.name for layer in settings.layers if self.keys.get(layer.name) not in self.axes]:
             raise InputError(f"'{unknown[0]}' is not a weight that can be compressed; these are: {', '.join(weights)}.")
         self.prunes = settings.pruning.sparsity > 0 or any(layer.sparsity for layer in settings.layers)
+        self.sensitivity = (
+            squared_gradients(self.network, self.network.parameters, list(self.axes), samples)
+            if self.prunes and settings.pruning.scope == "sensitivity"
+            else {}
+        )
         self.task = Task.of(self.network, samples, settings.distill, settings.temperature)
         per_epoch = max(1, len(samples) // settings.batch)
+        happens = {"prune": self.prunes, "settle": settings.shares, "share": settings.shares}
         self.steps = {
-            "prune": math.ceil(settings.prune_epochs * per_epoch) if self.prunes else 0,
-            "settle": math.ceil(settings.settle_epochs * per_epoch) if settings.shares else 0,
-            "share": math.ceil(settings.share_epochs * per_epoch) if settings.shares else 0,
+            phase: math.ceil(epochs * per_epoch) if happens[phase] else 0 for phase, epochs in settings.epochs.items()
         }
         identity = {
             "settings": asdict(settings),
@@ -131,7 +136,7 @@ class Run:
         reached = 1.0 if step == total else cubic_sparsity(step, max(1, total // 2), 1.0)
         dense = {key: self.network.parameters[key].movedim(axis, 0) for key, axis in self.axes.items()}
         alone = {key: dense.pop(key) for key in self.layers}
-        masks = pruning.masks(dense, pruning.sparsity * reached) if dense and pruning.sparsity else {}
+        masks = pruning.masks(dense, pruning.sparsity * reached, self.sensitivity) if dense and pruning.sparsity else {}
         for key, weight in alone.items():
             masks |= replace(pruning, scope="layer").masks({key: weight}, self.layers[key].sparsity * reached)
         for key, mask in masks.items():

@@ -26,8 +26,9 @@ class Compression:
     tables           tables of shared values for each weight: parts of its first axis that have their own
     start, rate      of weight sharing, see lowbit.solve.share
     prune_epochs     while sparsity rises and settles
-    settle_epochs    while weights train on, rounded to shared values, and may still change their codes
-    share_epochs     while codes stay and shared values train
+    settle_epochs    while weights train on, rounded to shared values, and may still change their codes. None: 2, or 0
+                     where there is a ratio: without training it is near its best, and few samples without labels harm
+    share_epochs     while codes stay and shared values train. None: 3, or 0 where there is a ratio
     learning_rate    a step, relative to a tensor's root mean square. None: 0.02, or 0.004 where there is a ratio:
                      weights rounded with feedback are already near their best
     distill          share of the loss that is agreement with the float network, where there are labels; without: 1
@@ -42,8 +43,8 @@ class Compression:
     start: str = "linear"
     rate: float = 0.0
     prune_epochs: float = 8
-    settle_epochs: float = 2
-    share_epochs: float = 3
+    settle_epochs: float | None = None
+    share_epochs: float | None = None
     batch: int = 64
     learning_rate: float | None = None
     distill: float = 0.5
@@ -60,7 +61,7 @@ class Compression:
         if self.ratio and not self.ratio > 1:
             raise InputError(f"a ratio is how many times smaller the file should be, above 1; not {self.ratio:g}.")
         if (
-            min(self.prune_epochs, self.settle_epochs, self.share_epochs) < 0
+            min(self.prune_epochs, self.settle_epochs or 0, self.share_epochs or 0) < 0
             or self.batch < 1
             or self.rate_of_learning <= 0
         ):
@@ -79,6 +80,16 @@ class Compression:
     def bits(self) -> int:
         """Of a shared weight's code; 0 where weights are not shared, or a ratio decides."""
         return (0 if self.ratio else 4) if self.codebook is None else self.codebook
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """Phase → passes over the data, with the defaults filled in; `prune` where anything is pruned."""
+        settle, share = (0, 0) if self.ratio else (2, 3)
+        return {
+            "prune": self.prune_epochs,
+            "settle": settle if self.settle_epochs is None else self.settle_epochs,
+            "share": share if self.share_epochs is None else self.share_epochs,
+        }
 
     @property
     def rate_of_learning(self) -> float:

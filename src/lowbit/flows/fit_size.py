@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lowbit.errors import InputError
+from lowbit.errors import TooSmallError
+from lowbit.flows.sensitivity import squared_gradients
 from lowbit.flows.train import Samples
 from lowbit.simulate.compressed import CompressedNetwork
 from lowbit.simulate.moments import Inputs, moments_in_turn, weight_of_rows, weight_rows, widths
 from lowbit.solve.gptq import Feedback, gptq
 from lowbit.solve.share import Shared
 
-GRADIENT_SAMPLES = 64
 MOST_SAMPLES = 1024  # that go through the network together
 MEMORY = 1 << 28  # float32 numbers in what they all are at one place of it: 1 GiB, twice, for exact and rough
 PASS_SAMPLES = 16
@@ -48,11 +48,16 @@ class Weight:
     axis: int
     sensitivity: float
 
+    @property
+    def steps(self) -> tuple[float, float]:
+        """The finest, of which a byte can count the multiples, and the coarsest, at which all weights round to 0."""
+        widest, largest = float(self.value.max() - self.value.min()), float(self.value.abs().max())
+        return max(widest / MULTIPLES, 1e-30), max(4 * largest, 1e-30)
+
     def step(self, price: float) -> float:
-        """At least what a byte can count, at most one at which all weights round to 0."""
-        widest = float(self.value.max() - self.value.min())
-        largest = float(self.value.abs().max())
-        return min(max(math.sqrt(price / self.sensitivity), widest / MULTIPLES), max(4 * largest, 1e-30))
+        """What this weight pays for a bit less."""
+        finest, coarsest = self.steps
+        return min(max(math.sqrt(price / self.sensitivity), finest), coarsest)
 
     def fitted(self, step: float, feedback: Sequence[Feedback] = ()) -> "Fitted":
         """Multiples of the step; with feedback, each weight makes up for errors before it. Pruned weights stay zero."""
@@ -96,7 +101,7 @@ def fit_size(
 
     axes     of the outputs, for every weight that gets codes
     measure  bytes of the packed file with these codes and values in it
-    InputError where no try was that small.
+    TooSmallError where no try was that small.
     """
     with torch.no_grad():
         values = network.weights()
@@ -133,7 +138,7 @@ class Search:
     price: float = 0.0
 
     def run(self, price: float, fit: Callable[[float], dict[str, Fitted]]) -> None:
-        """InputError where no try is small enough."""
+        """TooSmallError where no try is small enough."""
         for _ in range(TRIES):
             found = fit(price)
             size = self.measure({key: fitted.shared for key, fitted in found.items()})
@@ -145,7 +150,7 @@ class Search:
                 break
             price = 2 ** _next(self.tried, (1 - NEAR / 2) * self.size_bytes, self.count)
         if not self.best:
-            raise InputError(
+            raise TooSmallError(
                 f"the file cannot be made as small as {self.size_bytes:,.0f} bytes; the smallest that was found takes "
                 f"{min(size for _, size in self.tried):,}. Ask for a lower ratio."
             )
@@ -194,8 +199,9 @@ def entropy_bits(codes: Tensor) -> float:
 def _first_price(weights: Mapping[str, Weight], budget: float) -> float:
     """The price at which weights rounded to nearest cost the budget of bits a weight, by bisection."""
     count = sum(weight.value.numel() for weight in weights.values())
-    low, high = -80.0, 80.0  # log2
-    for _ in range(40):
+    prices = [w.sensitivity * step**2 for w in weights.values() for step in w.steps]
+    low, high = math.log2(min(prices)), math.log2(max(prices))
+    for _ in range(30):
         middle = (low + high) / 2
         bits = sum(entropy_bits(torch.round(w.value / w.step(2**middle))) for w in weights.values()) / count
         low, high = (middle, high) if bits > budget else (low, middle)
@@ -213,36 +219,13 @@ def _prepare(
     gains = dict.fromkeys(axes, 1.0)
     for key, moments in moments_in_turn(network.module, values, values, axes, batches[:8]):
         gains[key] = sum(Feedback.of(moment).gain for moment in moments.rough) / len(moments.rough)
-    squared = _squared_gradients(network, values, list(axes), samples)
+    squared = squared_gradients(network, values, list(axes), samples)
     # Where no gradient came through, a weight counts as much as the most sensitive.
     highest = max((g for g in squared.values() if g > 0), default=1.0)
     return {
         key: Weight(values[key], network.masks.get(key), axis, gains[key] * (squared[key] or highest))
         for key, axis in axes.items()
     }
-
-
-def _squared_gradients(
-    network: CompressedNetwork, values: Mapping[str, Tensor], keys: list[str], samples: Samples
-) -> dict[str, float]:
-    """Mean square of the outputs' derivatives by one weight, summed over outputs, relative to their power.
-
-    Random signs on all outputs of all samples: the square of the sum's gradient is the sum of squares on average
-    (Hutchinson 1990).
-    """
-    generator = torch.Generator().manual_seed(0)
-    total = dict.fromkeys(keys, 0.0)
-    weights = {key: value.detach().clone().requires_grad_(key in total) for key, value in values.items()}
-    for inputs in _parts(samples, min(GRADIENT_SAMPLES, len(samples)), size=8):
-        outputs = [y for y in network(*inputs, weights=weights).values() if y.requires_grad]
-        if not outputs:
-            continue
-        signs = [torch.randint(0, 2, y.shape, generator=generator).to(y).mul_(2).sub_(1) for y in outputs]
-        scales = [s / y.detach().square().mean().sqrt().clamp_min(1e-12) for s, y in zip(signs, outputs, strict=True)]
-        gradients = torch.autograd.grad(outputs, [weights[key] for key in keys], scales, allow_unused=True)
-        for key, gradient in zip(keys, gradients, strict=True):
-            total[key] += 0.0 if gradient is None else float(gradient.square().mean())
-    return total
 
 
 def _parts(samples: Samples, count: int, size: int) -> list[tuple[Tensor, ...]]:

@@ -1,55 +1,33 @@
-"""The smallest network within a budget of accuracy: sparsity and bits of every layer chosen by what they cost.
+"""The smallest file within a budget of accuracy: the ratio is searched, everything else follows from it.
 
-What pruning or sharing one layer alone does to the outputs is measured once, without training. One price for a bit
-then decides every layer, and the price is searched: each trial trains, and is measured on samples kept apart.
+For each ratio all layers share one price of a bit (`fit_size`), which decides how fine the values of each are and how
+many become zero; so one number is searched for, by halving, and each trial is measured on samples kept apart.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lowbit.data import Data
-from lowbit.errors import DataError
-from lowbit.flows.compress import PREPARE, Compression, Layer, Progress, compress, compressible
-from lowbit.flows.distill import Task
+from lowbit.errors import DataError, InputError, TooSmallError
+from lowbit.flows.compress import Compression, Progress, compress
 from lowbit.flows.train import Samples
-from lowbit.graph import PASSES
 from lowbit.model import Model
-from lowbit.simulate.build import build
-from lowbit.simulate.compressed import CompressedNetwork
-from lowbit.solve.prune import Pruning
-from lowbit.solve.share import share
 
-SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
-BITS = (2, 3, 4, 5, 6)
-PROBES = 128
-"""Samples on which single layers are tried."""
-TRIALS = 5
-PRICES = np.geomspace(1e-8, 1e-3, 33)
-"""Prices of a byte, in units of the loss; a trial picks one, so five trials find one of 32."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One way to store one layer: its estimated bytes, and the loss that it alone causes, without training."""
-
-    layer: Layer
-    size_bytes: float
-    loss: float
+SMALLEST_RATIO, LARGEST_RATIO = 4.0, 128.0
+TRIALS = 7
+"""They find the ratio to 2^(5/2^7): to 3 %."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A price that was tried: what it led to, in estimated bytes and measured metric."""
+    """A ratio that was tried, and the metric it led to; None where no file is that small."""
 
-    price: float
-    size_bytes: float
-    metric: float
+    ratio: float
+    metric: float | None
     within: bool
 
 
@@ -87,10 +65,14 @@ def shrink(
 ) -> Found:
     """The smallest compression whose metric is at most `max_drop` points (of a hundred) below the float network's.
 
+    settings   what else is asked for: pruning, epochs of training in each trial; its ratio is what is searched
+
     The metric is the share of right classes, or without labels of classes that the float network chooses too, on the
     last fifth of the data, which is not trained on.
     """
-    base = settings or Compression()
+    base = settings or Compression(ratio=SMALLEST_RATIO)
+    if base.codebook is not None or base.layers:
+        raise InputError("a budget decides how many values each weight has: leave out codebook and layers.")
     every = Samples.of(Data.of(data, model.inputs).batches(256))
     if len(every) < 20:
         raise DataError(f"{len(every)} samples are too few to train on some and judge on others; give 20 or more.")
@@ -99,81 +81,37 @@ def shrink(
     training, judged = every.take(rows[:-kept]), every.take(rows[-kept:])
     wanted, metric = _answers(model, judged)
     before = _share_right(model, judged, wanted)
-    costs = layer_costs(model, training)
-    low, high = 0, len(PRICES) - 1
-    best: tuple[Model, Trial] | None = None
+    low, high = np.log2(SMALLEST_RATIO), np.log2(LARGEST_RATIO)
+    best: tuple[Model, float, bool] | None = None
     trials: list[Trial] = []
     for number in range(TRIALS):
-        if low > high:
-            break
-        middle = (low + high) // 2
-        chosen = [min(options, key=lambda cost: cost.loss + PRICES[middle] * cost.size_bytes) for options in costs]
-        layers = tuple(cost.layer for cost in chosen)
+        ratio = float(2 ** (low if number == 0 else (low + high) / 2))  # the first: whether there is any
         state = None if checkpoint is None else Path(f"{checkpoint}.{number}")
-        small = compress(
-            model, _arrays(model, training), replace(base, layers=layers), checkpoint=state,
-            progress=None if progress is None else _numbered(progress, number),
-        )  # fmt: skip
+        told = None if progress is None else _numbered(progress, number)
+        try:
+            small = compress(
+                model, _arrays(model, training), replace(base, ratio=ratio), checkpoint=state, progress=told
+            )
+        except TooSmallError:
+            if number == 0:
+                raise
+            trials.append(Trial(ratio, None, False))
+            high = np.log2(ratio)
+            continue
         after = _share_right(small, judged, wanted)
         within = 100 * (before - after) <= max_drop + 1e-9
-        trial = Trial(float(PRICES[middle]), sum(cost.size_bytes for cost in chosen), after, within)
-        trials.append(trial)
-        if best is None or _better(trial, best[1]):
-            best = small, trial
-        low, high = (middle + 1, high) if within else (low, middle - 1)
+        trials.append(Trial(ratio, after, within))
+        if best is None or within:  # ratios within the budget only grow
+            best = small, after, within
+        if number == 0 and not within:
+            break
+        low, high = (np.log2(ratio), high) if within else (low, np.log2(ratio))
     assert best is not None
-    return Found(best[0], metric, before, best[1].metric, max_drop, best[1].within, tuple(trials))
-
-
-def _better(trial: Trial, best: Trial) -> bool:
-    if trial.within != best.within:
-        return trial.within
-    return trial.size_bytes < best.size_bytes if trial.within else trial.metric > best.metric
+    return Found(best[0], metric, before, best[1], max_drop, best[2], tuple(trials))
 
 
 def _numbered(progress: Progress, number: int) -> Progress:
     return lambda phase, done, total: progress(f"trial {number + 1}, {phase}", done, total)
-
-
-def layer_costs(model: Model, samples: Samples) -> list[list[Cost]]:
-    """For each compressible layer the ways to store it and what they cost; losses of pruning and sharing add up."""
-    prepared = model.copy()
-    for name in PREPARE:
-        PASSES[name](prepared.program)
-    module = build(prepared.program).eval()
-    keys: Mapping[str, str] = module.meta["keys"]
-    network = CompressedNetwork(module)
-    probes = samples.take(torch.arange(min(PROBES, len(samples))))
-    task = Task.of(network, probes, 1.0, 1.0)
-    rows = torch.arange(len(probes))
-
-    def loss(key: str, weight: Tensor) -> float:
-        with torch.no_grad():
-            outputs = network(*probes.inputs, weights=network.parameters | {key: weight})
-            return float(task.loss(outputs, probes, rows))
-
-    found = []
-    for name, axis in compressible(prepared.program).items():
-        key = keys[name]
-        weight = network.parameters[key]
-        masks = {
-            s: Pruning(s, "layer").masks({name: weight.movedim(axis, 0)})[name].movedim(0, axis) for s in SPARSITIES
-        }
-        pruned = {s: loss(key, weight * masks[s]) for s in SPARSITIES}
-        shared = {b: loss(key, share(weight, None, b).dense()) for b in BITS}
-        options = []
-        for sparsity in SPARSITIES:
-            for bits in BITS:
-                codes = share(weight, masks[sparsity], bits).codes
-                size = weight.numel() * _entropy(codes) / 8 + 4 * 2**bits
-                options.append(Cost(Layer(name, sparsity, bits), size, pruned[sparsity] + shared[bits]))
-        found.append(options)
-    return found
-
-
-def _entropy(codes: Tensor) -> float:
-    shares = np.bincount(codes.numpy().reshape(-1)) / codes.numel()
-    return float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum())
 
 
 def _arrays(model: Model, samples: Samples) -> dict[str, np.ndarray]:

@@ -1,12 +1,15 @@
 """Pruning: which weights stay. A mask is a bool tensor of the weight's shape, True where the weight stays.
 
 A pattern says what is kept or dropped together, a score what matters, a schedule when. Scores compare weights of one
-layer (magnitude) or of all layers (LAMP: Lee et al. 2021, arXiv 2010.07611).
+layer (magnitude) or of all layers: by their share of what is left of their layer (LAMP: Lee et al. 2021, arXiv
+2010.07611), or by what their loss does to the outputs (as optimal brain damage: LeCun et al. 1990, with one second
+derivative for a layer).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from lowbit.errors import InputError, ShapeError
 
-SCOPES = ("layer", "global")
+SCOPES = ("layer", "global", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Pruning:
     """How much is pruned, and in which pattern.
 
     sparsity   share of the weights that become zero, 0 … 1
-    scope      "layer": every layer gets this sparsity; "global": all layers together do, by their LAMP scores
+    scope      "layer": every layer gets this sparsity; "global": all layers together do, by their LAMP scores;
+               "sensitivity": all together, by the square of a weight times the sensitivity of its layer
     pattern    "any": single weights; "2:4": the n largest of every m along the summed axis stay, whatever the
                sparsity; "block:4x1": tiles of rows × columns; "channels": whole output channels
     """
@@ -36,7 +40,7 @@ class Pruning:
         if not 0 <= self.sparsity < 1:
             raise InputError(f"a sparsity is a share from 0 to below 1, not {self.sparsity}.")
         if self.scope not in SCOPES:
-            raise InputError(f"pruning goes by {' or '.join(SCOPES)}, not by '{self.scope}'.")
+            raise InputError(f"pruning goes by {', '.join(SCOPES)}, not by '{self.scope}'.")
         if not re.fullmatch(r"any|channels|[1-9]\d*:[1-9]\d*|block:[1-9]\d*x[1-9]\d*", self.pattern):
             raise InputError(f"no pattern '{self.pattern}'; there are any, channels, N:M (2:4), block:RxC (block:4x1).")
 
@@ -50,8 +54,15 @@ class Pruning:
             raise InputError(f"the pattern '{self.pattern}' keeps everything: n must be below m.")
         return n, m
 
-    def masks(self, weights: Mapping[str, Tensor], sparsity: float | None = None) -> dict[str, Tensor]:
+    def masks(
+        self,
+        weights: Mapping[str, Tensor],
+        sparsity: float | None = None,
+        sensitivity: Mapping[str, float] | None = None,
+    ) -> dict[str, Tensor]:
         """Name → mask, at this sparsity (by default the final one). Weights are (rows, columns…), rows their outputs.
+
+        sensitivity   of each weight, which the scope of that name needs; see lowbit.flows.sensitivity
 
         ShapeError where an n:m pattern or a block does not fit a weight.
         """
@@ -63,7 +74,9 @@ class Pruning:
             kept = {name: keep_largest(e, e.numel() - round(share * e.numel())) for name, e in units.items()}
         else:
             sizes = {name: weight.numel() // units[name].numel() for name, weight in weights.items()}
-            kept = keep_globally(units, sizes, share)
+            if self.scope == "sensitivity":
+                units = {name: e * (sensitivity or {}).get(name, 1.0) for name, e in units.items()}
+            kept = keep_globally(units, sizes, share, lamp_scores if self.scope == "global" else np.asarray)
         return {name: self._spread(kept[name], weight) for name, weight in weights.items()}
 
     def _units(self, name: str, weight: Tensor) -> Tensor:
@@ -107,11 +120,14 @@ def lamp_scores(energies: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(energies / np.maximum(np.cumsum(energies, dtype=np.float64), 1e-300))
 
 
-def keep_globally(units: Mapping[str, Tensor], sizes: Mapping[str, int], sparsity: float) -> dict[str, Tensor]:
-    """Masks over all layers by LAMP scores; `sizes` are the weights of one unit of each layer."""
-    scores = {
-        name: lamp_scores(np.sort(energy.detach().cpu().numpy().reshape(-1))[::-1]) for name, energy in units.items()
-    }
+def keep_globally(
+    units: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    sparsity: float,
+    score: Callable[[NDArray[np.float32]], NDArray[Any]] = lamp_scores,
+) -> dict[str, Tensor]:
+    """Masks over all layers by the scores of energies in falling order; `sizes` are the weights of one unit."""
+    scores = {name: score(np.sort(energy.detach().cpu().numpy().reshape(-1))[::-1]) for name, energy in units.items()}
     every = np.concatenate(list(scores.values()))
     weight = np.concatenate([np.full(len(scores[name]), sizes[name]) for name in scores])
     falling = np.argsort(-every)

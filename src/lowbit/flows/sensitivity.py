@@ -1,0 +1,37 @@
+"""What a weight's error does to the outputs: its gradient, squared, from a few backward passes and no labels."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lowbit.flows.train import Samples
+from lowbit.simulate.compressed import CompressedNetwork
+
+SAMPLES = 64
+PASS_SAMPLES = 8
+
+
+def squared_gradients(
+    network: CompressedNetwork, values: Mapping[str, Tensor], keys: list[str], samples: Samples
+) -> dict[str, float]:
+    """Mean square of the outputs' derivatives by one weight, summed over outputs, relative to their power.
+
+    Random signs on all outputs of all samples: the square of the sum's gradient is the sum of squares on average
+    (Hutchinson 1990).
+    """
+    generator = torch.Generator().manual_seed(0)
+    total = dict.fromkeys(keys, 0.0)
+    weights = {key: value.detach().clone().requires_grad_(key in total) for key, value in values.items()}
+    count = min(SAMPLES, len(samples))
+    for start in range(0, count, PASS_SAMPLES):
+        inputs = samples.take(torch.arange(start, min(start + PASS_SAMPLES, count))).inputs
+        outputs = [y for y in network(*inputs, weights=weights).values() if y.requires_grad]
+        if not outputs:
+            continue
+        signs = [torch.randint(0, 2, y.shape, generator=generator).to(y).mul_(2).sub_(1) for y in outputs]
+        scales = [s / y.detach().square().mean().sqrt().clamp_min(1e-12) for s, y in zip(signs, outputs, strict=True)]
+        gradients = torch.autograd.grad(outputs, [weights[key] for key in keys], scales, allow_unused=True)
+        for key, gradient in zip(keys, gradients, strict=True):
+            total[key] += 0.0 if gradient is None else float(gradient.square().mean())
+    return total
