@@ -24,6 +24,7 @@ from lowbit.deploy.codebook import fewer_mantissa_bits, write_codebook
 from lowbit.errors import InputError, MismatchError, UnsupportedError
 from lowbit.flows.compress_run import Progress, Run
 from lowbit.flows.compression import Compression, Layer
+from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
 from lowbit.flows.train import Samples
 from lowbit.graph import PASSES
 from lowbit.model import Model, load
@@ -53,7 +54,7 @@ def compress(
     """A model whose weights are codes into small tables, most of them zero; `pack` makes it one small file.
 
     model        a Model, whatever `load` takes, or a torch module, whose example input is the first batch of the data
-    data         samples, with class labels where there are any; all of them are kept in memory
+    data         samples, with class labels where there are any; to train, all of them are kept in memory
     settings     a Compression; `changes` are its fields: `prune=0.95, codebook=3`, or `ratio=8` for a size
     checkpoint   a file to keep the state in: an interrupted run resumes to the same result, bit for bit
     progress     called with (phase, steps done, steps of the phase)
@@ -67,15 +68,62 @@ def compress(
     for name in PREPARE:
         PASSES[name](prepared.program)
     weights = compressible(prepared.program)
-    _check_axes(model)
-    samples = Samples.of(Data.of(data, model.inputs).batches(max(chosen.batch, 64)))
+    given = Data.of(data, model.inputs)
     measure = partial(_packed_bytes, prepared, chosen)
-    run = Run(prepared, weights, samples, chosen, checkpoint, progress or (lambda *_: None), augment, measure)
-    network = run.train()
-    program = write(prepared.program, network, chosen, run.keys)
-    _verify(Model(program, model.source), run.network, samples, prepared)
+    told = progress or (lambda *_: None)
+    if chosen.ratio and not chosen.trains and not chosen.pruning.sparsity:
+        network, keys, example = _fit(prepared, weights, given, chosen.ratio, measure, told)
+        return _written(prepared, network, chosen, keys, example)
+    _check_axes(model)
+    samples = Samples.of(given.batches(max(chosen.batch, 64)))
+    run = Run(prepared, weights, samples, chosen, checkpoint, told, augment, measure)
+    found = _written(prepared, run.train(), chosen, run.keys, samples.take(torch.arange(min(16, len(samples)))).inputs)
     run.checkpoints.remove()
-    return Model(program, model.source)
+    return found
+
+
+def _fit(
+    prepared: Model,
+    weights: Mapping[str, int],
+    data: Data,
+    ratio: float,
+    measure: Callable[[Mapping[str, Shared]], int],
+    progress: Progress,
+) -> tuple[CompressedNetwork, Mapping[str, str], tuple[Tensor, ...]]:
+    """The network at a ratio, without training; the keys of its parameters; a batch to try it on."""
+    batches = [
+        tuple(torch.tensor(array) for array in inputs.values()) for inputs, _ in data.take(MOST_SAMPLES).batches(BATCH)
+    ]
+    module = build(prepared.program).eval()
+    keys: Mapping[str, str] = module.meta["keys"]
+    network = CompressedNetwork(module)
+    axes = {keys[name]: axis for name, axis in weights.items() if name in keys}
+    wanted = 4 * sum(parameter.numel() for parameter in network.parameters.values()) / ratio
+    for key, fitted in fit_size(network, axes, batches, wanted, measure, partial(progress, "fit")).items():
+        network.share(key, fitted.shared)
+    return network, keys, batches[0]
+
+
+def _written(
+    prepared: Model,
+    network: CompressedNetwork,
+    settings: Compression,
+    keys: Mapping[str, str],
+    example: tuple[Tensor, ...],
+) -> Model:
+    """The deployed model; MismatchError if it computes anything else than the network."""
+    model = Model(write(prepared.program, network, settings, keys), prepared.source)
+    names = [port.name for port in prepared.inputs]
+    outputs = model.run({name: x.numpy() for name, x in zip(names, example, strict=True)})
+    with torch.no_grad():
+        expected = network(*example)
+    for name, array in outputs.items():
+        wanted = expected[name].numpy()
+        scale = float(np.abs(wanted).max()) or 1.0
+        error = float(np.abs(np.asarray(array, np.float64) - wanted).max())
+        if not error <= 1e-3 * scale:
+            raise MismatchError(f"output '{name}' of the written program differs by {error:.3g} of {scale:.3g}.")
+    return model
 
 
 def compressible(program: ir.Model) -> dict[str, int]:
@@ -214,18 +262,3 @@ def _tables(network: CompressedNetwork, key: str) -> Tensor:
 
 def _zeros(codes: Tensor) -> float:
     return round(float((codes == 0).float().mean()), 4)
-
-
-def _verify(written: Model, network: CompressedNetwork, samples: Samples, prepared: Model) -> None:
-    """The deployed program computes what was trained, to float rounding."""
-    names = [port.name for port in prepared.inputs]
-    part = samples.take(torch.arange(min(16, len(samples))))
-    outputs = written.run({name: x.numpy() for name, x in zip(names, part.inputs, strict=True)})
-    with torch.no_grad():
-        expected = network(*part.inputs)
-    for name, array in outputs.items():
-        wanted = expected[name].numpy()
-        scale = float(np.abs(wanted).max()) or 1.0
-        error = float(np.abs(np.asarray(array, np.float64) - wanted).max())
-        if not error <= 1e-3 * scale:
-            raise MismatchError(f"output '{name}' of the written program differs by {error:.3g} of {scale:.3g}.")

@@ -13,7 +13,7 @@ from torch import Tensor
 from lowbit.errors import InputError
 from lowbit.flows.compression import Compression
 from lowbit.flows.distill import Task
-from lowbit.flows.fit_size import fit_size
+from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
 from lowbit.flows.sensitivity import squared_gradients
 from lowbit.flows.train import Adam, Checkpoints, Samples, order
 from lowbit.model import Model
@@ -53,7 +53,9 @@ class Run:
             raise InputError(f"'{unknown[0]}' is not a weight that can be compressed; these are: {', '.join(weights)}.")
         self.prunes = settings.pruning.sparsity > 0 or any(layer.sparsity for layer in settings.layers)
         self.sensitivity = (
-            squared_gradients(self.network, self.network.parameters, list(self.axes), samples)
+            squared_gradients(
+                self.network, self.network.parameters, list(self.axes), samples.parts(BATCH, MOST_SAMPLES)
+            )
             if self.prunes and settings.pruning.scope == "sensitivity"
             else {}
         )
@@ -152,7 +154,8 @@ class Run:
         if self.settings.ratio:
             wanted = 4 * sum(p.numel() for p in self.network.parameters.values()) / self.settings.ratio
             report = partial(self.progress, "fit")
-            fitted = fit_size(self.network, self.axes, self.samples, wanted, self.measure, report)
+            batches = self.samples.parts(BATCH, MOST_SAMPLES)
+            fitted = fit_size(self.network, self.axes, batches, wanted, self.measure, report)
             for key, found in fitted.items():
                 self.network.settling[key], self.network.parameters[key] = found.shared, found.weight
             return

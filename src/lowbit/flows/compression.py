@@ -92,6 +92,13 @@ class Compression:
         }
 
     @property
+    def trains(self) -> bool:
+        """Whether any phase passes over the data."""
+        epochs = self.epochs
+        prunes = self.pruning.sparsity > 0 and epochs["prune"] > 0
+        return prunes or (self.shares and epochs["settle"] + epochs["share"] > 0)
+
+    @property
     def rate_of_learning(self) -> float:
         """The learning rate, with the default filled in."""
         return (0.004 if self.ratio else 0.02) if self.learning_rate is None else self.learning_rate

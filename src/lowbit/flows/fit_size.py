@@ -19,15 +19,14 @@ from torch import Tensor
 
 from lowbit.errors import TooSmallError
 from lowbit.flows.sensitivity import squared_gradients
-from lowbit.flows.train import Samples
 from lowbit.simulate.compressed import CompressedNetwork
 from lowbit.simulate.moments import Inputs, moments_in_turn, weight_of_rows, weight_rows, widths
 from lowbit.solve.gptq import Feedback, gptq
 from lowbit.solve.share import Shared
 
-MOST_SAMPLES = 1024  # that go through the network together
-MEMORY = 1 << 28  # float32 numbers in what they all are at one place of it: 1 GiB, twice, for exact and rough
-PASS_SAMPLES = 16
+BATCH = 8
+MOST_SAMPLES = 1024
+MEMORY = 1 << 28  # numbers that all samples are at the widest place of the network: 1 GiB, twice, for exact and rough
 MULTIPLES = 252  # of a step, from least to greatest: feedback adds one on each side, a mask one, and a byte holds 256
 NEAR = 0.005  # how far below the wanted size the bytes may be
 TRIES = 12
@@ -92,7 +91,7 @@ class Fitted:
 def fit_size(
     network: CompressedNetwork,
     axes: Mapping[str, int],
-    samples: Samples,
+    batches: Inputs,
     size_bytes: float,
     measure: Callable[[Mapping[str, Shared]], int],
     progress: Callable[[int, int], None],
@@ -100,13 +99,14 @@ def fit_size(
     """Key of each weight → its codes and values, so that `measure` says `size_bytes`, or up to NEAR less.
 
     axes     of the outputs, for every weight that gets codes
+    batches  inputs of the network, BATCH samples or fewer each; as many are used as fit into MEMORY
     measure  bytes of the packed file with these codes and values in it
     TooSmallError where no try was that small.
     """
     with torch.no_grad():
         values = network.weights()
-    batches = _parts(samples, _together(network, values, samples), PASS_SAMPLES)
-    weights = _prepare(network, axes, values, samples, batches)
+    batches = batches[: max(1, MEMORY // max(widths(network.module, values, batches[0])))]
+    weights = _prepare(network, axes, values, batches)
     count = sum(weight.value.numel() for weight in weights.values())
     price = _first_price(weights, 8 * size_bytes / count)
     found = Search(size_bytes, count, measure)
@@ -212,28 +212,16 @@ def _prepare(
     network: CompressedNetwork,
     axes: Mapping[str, int],
     values: Mapping[str, Tensor],
-    samples: Samples,
     batches: Inputs,
 ) -> dict[str, Weight]:
     """Every weight with its sensitivity: its squared gradient, times what feedback leaves of its error."""
     gains = dict.fromkeys(axes, 1.0)
-    for key, moments in moments_in_turn(network.module, values, values, axes, batches[:8]):
+    for key, moments in moments_in_turn(network.module, values, values, axes, batches[:16]):
         gains[key] = sum(Feedback.of(moment).gain for moment in moments.rough) / len(moments.rough)
-    squared = squared_gradients(network, values, list(axes), samples)
+    squared = squared_gradients(network, values, list(axes), batches)
     # Where no gradient came through, a weight counts as much as the most sensitive.
     highest = max((g for g in squared.values() if g > 0), default=1.0)
     return {
         key: Weight(values[key], network.masks.get(key), axis, gains[key] * (squared[key] or highest))
         for key, axis in axes.items()
     }
-
-
-def _parts(samples: Samples, count: int, size: int) -> list[tuple[Tensor, ...]]:
-    return [samples.take(torch.arange(i, min(i + size, count))).inputs for i in range(0, count, size)]
-
-
-def _together(network: CompressedNetwork, values: Mapping[str, Tensor], samples: Samples) -> int:
-    """How many samples fit into MEMORY at the widest place of the network."""
-    few = samples.take(torch.arange(min(2, len(samples))))
-    widest = max(widths(network.module, values, few.inputs))
-    return max(1, min(MOST_SAMPLES, len(samples), MEMORY * len(few) // widest))

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lowbit.flows.train import Samples
 from lowbit.simulate.compressed import CompressedNetwork
+from lowbit.simulate.moments import Inputs
 
 SAMPLES = 64
-PASS_SAMPLES = 8
 
 
 def squared_gradients(
-    network: CompressedNetwork, values: Mapping[str, Tensor], keys: list[str], samples: Samples
+    network: CompressedNetwork, values: Mapping[str, Tensor], keys: list[str], batches: Inputs
 ) -> dict[str, float]:
     """Mean square of the outputs' derivatives by one weight, summed over outputs, relative to their power.
 
@@ -23,9 +22,7 @@ def squared_gradients(
     generator = torch.Generator().manual_seed(0)
     total = dict.fromkeys(keys, 0.0)
     weights = {key: value.detach().clone().requires_grad_(key in total) for key, value in values.items()}
-    count = min(SAMPLES, len(samples))
-    for start in range(0, count, PASS_SAMPLES):
-        inputs = samples.take(torch.arange(start, min(start + PASS_SAMPLES, count))).inputs
+    for inputs in batches[: -(-SAMPLES // len(batches[0][0]))]:
         outputs = [y for y in network(*inputs, weights=weights).values() if y.requires_grad]
         if not outputs:
             continue

@@ -48,6 +48,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
+    def parts(self, size: int, most: int) -> list[tuple[Tensor, ...]]:
+        """Inputs of the first `most` samples, `size` at a time."""
+        count = min(most, len(self))
+        return [self.take(torch.arange(i, min(i + size, count))).inputs for i in range(0, count, size)]
+
     def take(self, rows: Tensor) -> "Samples":
         """Some of the samples."""
         return Samples(tuple(x[rows] for x in self.inputs), None if self.labels is None else self.labels[rows])
