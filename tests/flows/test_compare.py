@@ -14,6 +14,7 @@ from lowbit.flows.evaluate import evaluate, predict
 from lowbit.flows.latency import side_by_side
 from lowbit.flows.metrics import METRICS, metric_of
 from lowbit.model import Model, load
+from lowbit.storage.container import pack
 
 
 def linear(weight: np.ndarray, output: str = "logits") -> onnx.ModelProto:
@@ -118,6 +119,15 @@ def test_external_data_counts_as_bytes_on_disk(tmp_path, samples):
     onnx.save(linear(weight), tmp_path / "a.onnx", save_as_external_data=True, location="a.bin", size_threshold=0)
     found = compare(tmp_path / "a.onnx", load(linear(weight)), samples, latency=False, layers=False)
     assert found.reference.bytes_on_disk == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+def test_a_container_is_compared_as_what_it_holds_and_counts_its_own_bytes(tmp_path, weight, samples):
+    Path(tmp_path / "a.onnx").write_bytes(linear(weight).SerializeToString())
+    size = pack(tmp_path / "a.onnx", tmp_path / "a.lowbit")
+    found = compare(tmp_path / "a.onnx", tmp_path / "a.lowbit", samples)
+    assert found.candidate.bytes_on_disk == size
+    assert found.kept == "keeps"
+    assert found.candidate.latency is not None
 
 
 def test_the_page_and_the_json_say_the_same(weight, samples):

@@ -275,11 +275,18 @@ class _Subject:
         return cls(str(given), load(given, allow_nonfinite=True), Path(given))
 
     def compiled(self, engine: str, threads: int | None = None) -> Run:
-        return engine_of(engine).compile(self.file or self.model.program, threads=threads)
+        program = self.model.program if self.file is None or self.packed else self.file
+        return engine_of(engine).compile(program, threads=threads)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the file is a container, which engines know nothing of."""
+        return self.file is not None and self.file.suffix == ".lowbit"
 
     def bytes_on_disk(self) -> int:
         if self.file is not None:
-            return sum(path.stat().st_size for path in (self.file, *_external_files(self.file)))
+            beside = set() if self.packed else _external_files(self.file)
+            return sum(path.stat().st_size for path in (self.file, *beside))
         with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
             return self.model.save(Path(folder) / "model.onnx")
 
