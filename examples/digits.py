@@ -1,7 +1,7 @@
 """From a torch module to a verified int8 file, and to one ten times smaller: what `make demo` runs, in a minute.
 
-Needs scikit-learn for its digits: 1,797 images of 8×8 pixels, 1,000 to train, 200 of these to calibrate (no labels), the
-other 797 to compare.
+Needs scikit-learn for its digits: 1,797 images of 8×8 pixels, 1,000 to train, 200 of these to calibrate (no labels),
+the other 797 to compare.
 """
 
 from pathlib import Path
