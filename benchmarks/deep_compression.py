@@ -152,7 +152,7 @@ def photos(first: int, count: int) -> Callable[[Model], Any]:
 
 # The float LeNets never saw a shifted digit: what they say of one is worth less than its label.
 DIGITS = Compression(batch=128, distill=0.0, prune_epochs=16, settle_epochs=3, share_epochs=1)
-TRAINED = Compression(batch=100, settle_epochs=1, share_epochs=1)
+TRAINED = Compression(batch=100, settle_epochs=4, learning_rate=0.002)
 
 CASES = {
     "lenet-300-100": Case(

@@ -85,7 +85,7 @@ def compress(
     batch: Annotated[int, typer.Option(min=1, help="Samples of a training step.")] = 64,
     learning_rate: Annotated[
         float | None,
-        typer.Option(min=1e-6, help="A step, relative to a tensor's size.", show_default="0.02, or 0.004 with --ratio"),
+        typer.Option(min=1e-6, help="A step, relative to a tensor's size.", show_default="0.02, or 0.002 with --ratio"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the samples.")] = 0,
     checkpoint: Annotated[

@@ -29,7 +29,7 @@ class Compression:
     settle_epochs    while weights train on, rounded to shared values, and may still change their codes. None: 2, or 0
                      where there is a ratio: without training it is near its best, and few samples without labels harm
     share_epochs     while codes stay and shared values train. None: 3, or 0 where there is a ratio
-    learning_rate    a step, relative to a tensor's root mean square. None: 0.02, or 0.004 where there is a ratio:
+    learning_rate    a step, relative to a tensor's root mean square. None: 0.02, or 0.002 where there is a ratio:
                      weights rounded with feedback are already near their best
     distill          share of the loss that is agreement with the float network, where there are labels; without: 1
     mantissa_bits    of the biases and tables that stay float32
@@ -101,7 +101,7 @@ class Compression:
     @property
     def rate_of_learning(self) -> float:
         """The learning rate, with the default filled in."""
-        return (0.004 if self.ratio else 0.02) if self.learning_rate is None else self.learning_rate
+        return (0.002 if self.ratio else 0.02) if self.learning_rate is None else self.learning_rate
 
     @property
     def shares(self) -> bool:
