@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lowbit.flows.fit_size import entropy_bits
 from lowbit.numerics import Format, Int, KMeans, encode_rows, error, parse_format, quantize
 from lowbit.numerics.encode import fresh, round_rows
 from lowbit.numerics.grids import E4M3, Float
@@ -171,8 +172,18 @@ def theory() -> Table:
                 bounds = MSE().bounds(rows, kind) if search and rows else None
                 cells.append(f"{error(x, kind, bounds).sqnr_db:.2f}")
             table.add_row(source, name, *cells)
+        table.add_row(source, "uniform, entropy-coded", *(f"{entropy_coded(x, bits):.2f}" for bits in range(2, 9)))
         table.add_row(source, "rate-distortion bound", *(f"{shannon(source, bits):.2f}" for bits in range(2, 9)))
     return table
+
+
+def entropy_coded(x: Tensor, bits: int) -> float:
+    """SQNR of rounding to multiples of a step, as fine as an average of `bits` bits after entropy coding allows."""
+    fine, coarse = 2.0**-12, 4.0
+    for _ in range(40):
+        step = (fine * coarse) ** 0.5
+        fine, coarse = (step, coarse) if entropy_bits(torch.round(x / step)) > bits * len(x) else (fine, step)
+    return float(10 * torch.log10(x.square().mean() / (torch.round(x / coarse) * coarse - x).square().mean()))
 
 
 def shannon(source: str, bits: int) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import lowbit as lb
-from lowbit.errors import DataError, InputError
+from lowbit.errors import DataError, InputError, UnsupportedError
 from lowbit.flows.compress import Compression, compress, compressible
 from lowbit.flows.train import Checkpoints
 from lowbit.model import Model
@@ -143,6 +143,50 @@ def test_a_ratio_that_cannot_be_reached_is_an_error(trained: Model) -> None:
         Compression(ratio=0.5)
     with pytest.raises(InputError, match="a ratio needs a network and samples"):
         lb.compress_tensors({"weight": torch.randn(64, 64)}, ratio=8)
+
+
+def test_weights_that_are_all_zero_or_constant_are_codes_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 200))
+    nn.init.zeros_(net[2].weight)
+    nn.init.constant_(net[4].weight, 0.5)
+    model = lb.load(net.eval(), torch.randn(2, 64))
+    small = compress(model, np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32), ratio=10)
+    x = {model.inputs[0].name: np.ones((3, 64), np.float32)}
+    (exact,), (rough,) = model.run(x).values(), small.run(x).values()
+    np.testing.assert_allclose(rough, exact, rtol=0.02)
+
+
+def test_sentences_of_several_lengths_and_weights_outside_products_are_compressed() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.lstm, self.head = (
+                nn.Embedding(200, 32),
+                nn.LSTM(32, 64, batch_first=True),
+                nn.Linear(64, 40),
+            )
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.lstm(self.table(ids))[0])
+
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    net, example = Tagger().eval(), torch.from_numpy(rng.integers(0, 200, (2, 9)))
+    length = torch.export.Dim("length", min=2, max=64)
+    model = lb.load(net, example, dynamic_shapes=({0: torch.export.Dim("batch"), 1: length},))
+    sentences = [rng.integers(0, 200, (4, n)) for n in (5, 9, 12)]
+    small = compress(model, sentences, ratio=6)
+    assert sum(name.endswith("_codes") for name in small.program.graph.initializers) >= 4
+    x = {model.inputs[0].name: sentences[1]}
+    (exact,), (rough,) = model.run(x).values(), small.run(x).values()
+    assert 10 * np.log10(np.square(exact).sum() / np.square(exact - rough).sum()) > 20
+
+
+def test_a_network_without_large_weights_has_nothing_to_fit() -> None:
+    model = lb.load(nn.Sequential(nn.Linear(4, 5), nn.ReLU()).eval(), torch.randn(2, 4))
+    with pytest.raises(UnsupportedError, match="no weight of 256 elements or more"):
+        compress(model, np.zeros((8, 4), np.float32), ratio=6)
 
 
 def test_several_tables_deploy(trained: Model) -> None:

@@ -98,6 +98,11 @@ def _fit(
     keys: Mapping[str, str] = module.meta["keys"]
     network = CompressedNetwork(module)
     axes = {keys[name]: axis for name, axis in weights.items() if name in keys}
+    if not axes:
+        raise UnsupportedError(
+            f"'{prepared.source}' has no weight of {SMALLEST} elements or more in a layer that can be compressed. "
+            "`lowbit pack` codes the file as it is."
+        )
     wanted = 4 * sum(parameter.numel() for parameter in network.parameters.values()) / ratio
     for key, fitted in fit_size(network, axes, batches, wanted, measure, partial(progress, "fit")).items():
         network.share(key, fitted.shared)

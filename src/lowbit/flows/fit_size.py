@@ -51,7 +51,7 @@ class Weight:
     def steps(self) -> tuple[float, float]:
         """The finest, of which a byte can count the multiples, and the coarsest, at which all weights round to 0."""
         widest, largest = float(self.value.max() - self.value.min()), float(self.value.abs().max())
-        return max(widest / MULTIPLES, 1e-30), max(4 * largest, 1e-30)
+        return max(widest / MULTIPLES, largest / 2**16, 1e-30), max(4 * largest, 1e-30)
 
     def step(self, price: float) -> float:
         """What this weight pays for a bit less."""

@@ -22,7 +22,8 @@ def squared_gradients(
     generator = torch.Generator().manual_seed(0)
     total = dict.fromkeys(keys, 0.0)
     weights = {key: value.detach().clone().requires_grad_(key in total) for key, value in values.items()}
-    for inputs in batches[: -(-SAMPLES // len(batches[0][0]))]:
+    together = max((len(x) for x in batches[0] if x.dim()), default=1)
+    for inputs in batches[: -(-SAMPLES // together)]:
         outputs = [y for y in network(*inputs, weights=weights).values() if y.requires_grad]
         if not outputs:
             continue
