@@ -17,7 +17,7 @@ from benchmarks.accuracy import BATCH
 from benchmarks.networks import CASES, Case
 from benchmarks.tables import Row, arguments, show
 from lowbit.deploy.engines import ENGINES
-from lowbit.flows.formats import COMPARED, formats_on, weights_of
+from lowbit.flows.formats import COMPARED, formats_on, weights_on
 from lowbit.flows.metrics import metric_of
 from lowbit.ranges import MinMax
 from lowbit.report.ledger import Ledger
@@ -75,9 +75,9 @@ def by_bits(rows: Iterable[Row]) -> list[Row]:
 
 def left_in_float(model: lb.Model, quantized: lb.Model) -> list[str]:
     """Weights that recipes reach and that are float in the quantized file, and why."""
-    wanted = {name for name, *_ in weights_of(model)}
+    wanted = weights_on(model)
     reasons = {row["tensor"]: row["reason"] for row in Ledger.of(quantized).rows}
-    left = [name for name, *_ in weights_of(quantized) if name in wanted]
+    left = [name for name in weights_on(quantized) if name in wanted]
     return [f"{name} is float: {reasons.get(name, 'no reason given')}" for name in left]
 
 

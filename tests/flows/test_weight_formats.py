@@ -14,7 +14,7 @@ from lowbit.numerics.grids import Int
 from lowbit.numerics.qtensor import as_torch
 from lowbit.ranges import MinMax
 from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec, find_recipe
-from lowbit.simulate.place import orient
+from lowbit.simulate.weights import orient
 
 WORDS = [
     *(name for name, kind in FORMATS.items() if not isinstance(kind.grid, Int) or kind.scale is not None),

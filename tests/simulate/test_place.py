@@ -8,7 +8,8 @@ from lowbit.errors import UnusedRuleError
 from lowbit.model import Model
 from lowbit.numerics import INT8, UINT8, channel, parse_format
 from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec
-from lowbit.simulate.place import Placement, place
+from lowbit.simulate.place import place
+from lowbit.simulate.sites import Placement
 
 W = np.random.default_rng(0).normal(size=(4, 4, 3, 3))
 LARGE = np.random.default_rng(0).normal(size=(64, 64))

@@ -42,7 +42,7 @@ def formats(
             show_page(catalogue_table(entries))
         return
 
-    from lowbit.flows.formats import COMPARED, formats_on, weights_of
+    from lowbit.flows.formats import COMPARED, formats_on, weights_on
     from lowbit.model import load
     from lowbit.ranges import parse_range
 
@@ -55,4 +55,4 @@ def formats(
     if json:
         print_json({"model": str(on), "range": range, "formats": rows_json(rows)})
     else:
-        show_page(on_model_table(rows, on.name, sum(4 * weight.numel() for _, weight, _, _ in weights_of(model))))
+        show_page(on_model_table(rows, on.name, sum(w.array.nbytes for w in weights_on(model).values())))

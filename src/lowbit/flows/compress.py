@@ -30,7 +30,7 @@ from lowbit.graph import PASSES
 from lowbit.model import Model, load
 from lowbit.simulate.build import build
 from lowbit.simulate.compressed import CompressedNetwork
-from lowbit.simulate.place import WEIGHT_AXES
+from lowbit.simulate.weights import weights_of
 from lowbit.solve.share import Shared, share
 from lowbit.storage.container import pack
 
@@ -134,16 +134,10 @@ def _written(
 def compressible(program: ir.Model) -> dict[str, int]:
     """Initialisers that are weights of some layer and large enough → the axis of their output channels."""
     found: dict[str, int] = {}
-    for node in program.graph:
-        indices, output_axis, _ = WEIGHT_AXES.get(node.op_type, ((), 0, 0))
-        if node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int():
-            output_axis = 0
-        for index in indices:
-            value = node.inputs[index] if index < len(node.inputs) else None
-            if value is None or value.const_value is None or value.is_graph_output():
-                continue
-            if value.const_value.dtype is ir.DataType.FLOAT and value.const_value.size >= SMALLEST:
-                found[str(value.name)] = output_axis % len(value.const_value.shape)
+    for weight in (weight for node in program.graph for weight in weights_of(node)):
+        value = weight.value
+        if not value.is_graph_output() and weight.array.dtype == np.float32 and weight.array.size >= SMALLEST:
+            found[str(value.name)] = weight.output_axis
     return found
 
 

@@ -12,7 +12,7 @@ from lowbit.errors import UnsupportedError
 from lowbit.numerics import Int, QuantTensor, describe_format
 from lowbit.ranges import range_words
 from lowbit.simulate.fakequant import FakeBias, FakeQuant, Simulation
-from lowbit.simulate.place import Site
+from lowbit.simulate.sites import Site
 
 Row = dict[str, Any]
 

@@ -1,10 +1,9 @@
 """What each format would do to a model's own weights: noise and bytes, before anything is chosen."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 import torch
 
 from lowbit.errors import InputError
@@ -12,7 +11,7 @@ from lowbit.model import Model
 from lowbit.numerics import measure, parse_format
 from lowbit.ranges import MSE, Range
 from lowbit.recipe import TensorSpec
-from lowbit.simulate.place import SMALLEST_WEIGHT, WEIGHT_AXES, orient
+from lowbit.simulate.weights import SMALLEST_WEIGHT, Weight, orient, weights_of
 from lowbit.solve import SOLVERS
 
 # One of each kind, from the largest to the smallest; group lengths as their papers have them.
@@ -51,33 +50,19 @@ class OnModel:
     worst: str
 
 
-def weights_of(model: Model) -> Iterator[tuple[str, torch.Tensor, int, int]]:
-    """Name, values, output axis and summed axis of each weight that recipes reach, small tensors left out."""
-    seen = set()
-    for node in model.program.graph:
-        if node.op_type not in WEIGHT_AXES:
-            continue
-        inputs, output_axis, summed_axis = WEIGHT_AXES[node.op_type]
-        if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0:
-            output_axis, summed_axis = summed_axis, output_axis
-        for index in inputs:
-            value = node.inputs[index] if index < len(node.inputs) else None
-            if value is None or value.const_value is None or value.const_value.dtype is not ir.DataType.FLOAT:
-                continue
-            array = value.const_value.numpy()
-            if array.size >= SMALLEST_WEIGHT and array.ndim > 1 and value.name not in seen:
-                seen.add(value.name)
-                yield (
-                    str(value.name),
-                    torch.from_numpy(np.array(array)),
-                    output_axis % array.ndim,
-                    summed_axis % array.ndim,
-                )
+def weights_on(model: Model) -> dict[str, Weight]:
+    """The weights that recipes reach, by name; small tensors are left out."""
+    found = {str(weight.value.name): weight for node in model.program.graph for weight in weights_of(node)}
+    return {
+        name: weight
+        for name, weight in found.items()
+        if weight.array.dtype == np.float32 and weight.array.size >= SMALLEST_WEIGHT and weight.array.ndim > 1
+    }
 
 
 def formats_on(model: Model, formats: tuple[str, ...] = COMPARED, range: Range | None = None) -> list[OnModel]:
     """What each format does to the model's weights, most bits first. `range`: how bounds are chosen; default MSE."""
-    weights = list(weights_of(model))
+    weights = weights_on(model)
     if not weights:
         raise InputError(
             f"'{model.source}' has no float32 weight of {SMALLEST_WEIGHT} values or more to store in few bits."
@@ -86,14 +71,15 @@ def formats_on(model: Model, formats: tuple[str, ...] = COMPARED, range: Range |
     return sorted(rows, key=lambda row: -row.bits)
 
 
-def _on_weights(words: str, weights: list[tuple[str, torch.Tensor, int, int]], range: Range) -> OnModel:
+def _on_weights(words: str, weights: Mapping[str, Weight], range: Range) -> OnModel:
     bits, count = 0.0, 0
     noise: dict[str, float] = {}
-    for name, weight, output_axis, summed_axis in weights:
-        kind = orient(parse_format(words), output_axis, summed_axis, tuple(weight.shape))
-        stored = SOLVERS["direct"](weight, TensorSpec(kind, range))
-        bits, count = bits + stored.bits, count + weight.numel()
-        noise[name] = measure(weight, stored).sqnr_db
+    for name, weight in weights.items():
+        values = torch.from_numpy(np.array(weight.array))
+        kind = orient(parse_format(words), weight.output_axis, weight.summed_axis, weight.array.shape)
+        stored = SOLVERS["direct"](values, TensorSpec(kind, range))
+        bits, count = bits + stored.bits, count + values.numel()
+        noise[name] = measure(values, stored).sqnr_db
     worst = min(noise, key=lambda name: noise[name])
     mean = float(np.mean([min(db, 200.0) for db in noise.values()]))
     return OnModel(words, bits / count, round(bits / 8), mean, noise[worst], worst)

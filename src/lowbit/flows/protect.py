@@ -17,7 +17,8 @@ from lowbit.flows.improve import Outputs, output_error
 from lowbit.flows.ranges import quantizer_costs
 from lowbit.recipe import Recipe
 from lowbit.simulate.fakequant import FakeQuant, Simulation
-from lowbit.simulate.place import Placement, place
+from lowbit.simulate.place import place
+from lowbit.simulate.sites import Placement
 
 TOLERANCE = 0.02  # squared error of the outputs, relative to their power: 17 dB
 ROUNDS = 4

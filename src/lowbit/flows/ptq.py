@@ -26,7 +26,8 @@ from lowbit.model import Model
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
-from lowbit.simulate.place import Placement, place
+from lowbit.simulate.place import place
+from lowbit.simulate.sites import Placement
 
 BATCH = 16  # samples that go through the network at once, where it takes any number
 JUDGING_SAMPLES = 16  # held in memory from the start of the calibration data: to judge by, and for the proof

@@ -30,7 +30,7 @@ from lowbit.numerics import (
 from lowbit.ranges import Histogram, RawRows
 from lowbit.recipe import TensorSpec
 from lowbit.simulate.build import build
-from lowbit.simulate.place import Placement, Site
+from lowbit.simulate.sites import Placement, Site
 
 Mode = Literal["off", "observe", "probe", "quantize"]
 

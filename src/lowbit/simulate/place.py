@@ -8,80 +8,20 @@ then      one site for each value that either asks for, one for each weight and 
 A `Site` is a quantizer on one ONNX value. Sites that share a scale (through Concat, MaxPool, Reshape, …) share a group.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from math import prod
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.numerics import TENSOR, WHOLE, Block, Format, Int, channel, group, tile
-from lowbit.numerics.rows import tile_counts
+from lowbit.numerics import TENSOR, WHOLE, Format, Int
 from lowbit.recipe import FLOAT, Recipe, TensorSpec
 from lowbit.simulate.operators import OPERATORS
+from lowbit.simulate.sites import Placement, Site
+from lowbit.simulate.weights import SMALLEST_WEIGHT, WEIGHT_AXES, float_constant, layer_names, orient, weights_of
 from lowbit.targets import Role, Target, find_target
 
 SENTINEL = 1e8  # attention masks write −1e9 … −3.4e38 for "never": no such constant may stretch a range
-SMALLEST_WEIGHT = 1024  # below, the scales and nodes of a stored-only tensor weigh more than its bits save
-
-
-@dataclass(frozen=True)
-class Site:
-    """A quantizer on one value.
-
-    group     sites with the same group have the same scale
-    readers   (node, input index) that read the quantized value; None: all do, because the float value never exists
-    product   for a bias: the activation and the weight whose scales it multiplies
-    """
-
-    value: str
-    role: Literal["activation", "weight", "bias", "constant"]
-    spec: TensorSpec
-    layer: str
-    group: str
-    readers: frozenset[tuple[str, int]] | None = None
-    product: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Placement:
-    """sites: by value name, in graph order · float_reasons: value or node name → why it stays float"""
-
-    sites: Mapping[str, Site]
-    float_reasons: Mapping[str, str]
-
-    def groups(self) -> dict[str, list[Site]]:
-        """Activation sites by the scale that they share."""
-        found: dict[str, list[Site]] = defaultdict(list)
-        for site in self.sites.values():
-            if site.role == "activation":
-                found[site.group].append(site)
-        return dict(found)
-
-
-# operator → (weight inputs, axis of the output channels, axis that is summed over); a callable reads the node.
-WEIGHT_AXES: Mapping[str, tuple[tuple[int, ...], int, int]] = {
-    "Conv": ((1,), 0, 1),
-    "ConvTranspose": ((1,), 1, 0),
-    "MatMul": ((1,), -1, -2),
-    "Gemm": ((1,), 1, 0),  # transB swaps them
-    "Gather": ((0,), 0, 1),
-    "LSTM": ((1, 2), 1, 2),
-    "GRU": ((1, 2), 1, 2),
-    "RNN": ((1, 2), 1, 2),
-}
-
-
-def layer_names(node: ir.Node) -> tuple[str, ...]:
-    """What a rule may call this layer: node name, weight names with and without '.weight', 'op:Type'."""
-    names = [node.name or ""]
-    for index in WEIGHT_AXES.get(node.op_type, ((),))[0]:
-        weight = node.inputs[index] if index < len(node.inputs) else None
-        if weight is not None and weight.const_value is not None and weight.name:
-            names += [weight.name, weight.name.removesuffix(".weight")]
-    return (*names, f"op:{node.op_type}")
 
 
 def place(program: ir.Model, recipe: Recipe) -> Placement:
@@ -132,7 +72,7 @@ class _Placer:
             return None
         weights, activations = self.specs[str(node.name)]
         if role is Role.STORE or (
-            role is Role.MOVE and node.op_type == "Gather" and _constant(node.inputs[0]) is not None
+            role is Role.MOVE and node.op_type == "Gather" and float_constant(node.inputs[0]) is not None
         ):
             return Role.STORE
         if role in (Role.CONVOLVE, Role.MULTIPLY):
@@ -140,12 +80,12 @@ class _Placer:
         if role is Role.FOLLOW:
             if activations.format is None:
                 return self._keep(node, "by rule")
-            if any(_is_sentinel(_constant(v)) for v in node.inputs):
+            if any(_is_sentinel(float_constant(v)) for v in node.inputs):
                 return self._keep(node, "a constant of an attention mask must not stretch a range")
         return role
 
     def _multiplying_role(self, node: ir.Node, role: Role, weights: TensorSpec, activations: TensorSpec) -> Role | None:
-        constant = _constant(node.inputs[1])
+        constant = float_constant(node.inputs[1])
         if constant is None:
             if activations.format is None:
                 return self._keep(node, "by rule")
@@ -154,7 +94,7 @@ class _Placer:
             return role
         if weights.format is None:
             return self._keep(node, "by rule")
-        if _constant(node.inputs[0]) is not None:
+        if float_constant(node.inputs[0]) is not None:
             return self._keep(node, "both operands are constants")
         if node.op_type == "MatMul" and constant.ndim < 2:
             return self._keep(node, "a vector is not worth an integer kernel")
@@ -299,31 +239,22 @@ class _Placer:
         spec = self.specs[str(node.name)][0]
         if self.role[node.name] not in (Role.CONVOLVE, Role.MULTIPLY, Role.STORE):
             return
-        inputs, output_axis, summed_axis = WEIGHT_AXES[node.op_type]
-        if node.op_type == "Gemm" and node.attributes.get_int("transB"):
-            output_axis, summed_axis = summed_axis, output_axis
-        for index in inputs:
-            value = node.inputs[index] if index < len(node.inputs) else None
-            weight = _constant(value)
-            if value is None or weight is None:
-                continue
-            name = str(value.name)
+        for weight in weights_of(node):
+            name, array = str(weight.value.name), weight.array
             if spec.format is None:
                 self.reasons[name] = "by rule"
-            elif self.role[node.name] is Role.STORE and weight.size < SMALLEST_WEIGHT:
-                self.reasons[name] = f"{weight.size} values are too few to store in low bits"
+            elif self.role[node.name] is Role.STORE and array.size < SMALLEST_WEIGHT:
+                self.reasons[name] = f"{array.size} values are too few to store in low bits"
             else:
-                turned = replace(
-                    spec, format=orient(spec.format, output_axis % weight.ndim, summed_axis % weight.ndim, weight.shape)
-                )
-                yield Site(name, "weight", turned, str(node.name), name, frozenset({(str(node.name), index)}))
+                turned = replace(spec, format=orient(spec.format, weight.output_axis, weight.summed_axis, array.shape))
+                yield Site(name, "weight", turned, str(node.name), name, frozenset({(str(node.name), weight.index)}))
 
     def _constant_sites(self, node: ir.Node) -> Iterator[Site]:
         """The constant operand of an integer Add or Mul."""
         if self.role[node.name] is not Role.FOLLOW:
             return
         for index, value in enumerate(node.inputs):
-            if value is not None and _constant(value) is not None:
+            if value is not None and float_constant(value) is not None:
                 spec = self.specs[str(node.name)][1]
                 yield Site(
                     str(value.name),
@@ -338,7 +269,7 @@ class _Placer:
         if self.role[node.name] not in (Role.CONVOLVE, Role.MULTIPLY) or len(node.inputs) < 3:
             return
         value, data, weight = node.inputs[2], node.inputs[0], node.inputs[1]
-        if value is None or data is None or weight is None or _constant(value) is None:
+        if value is None or data is None or weight is None or float_constant(value) is None:
             return
         if data.name not in sites or weight.name not in sites:
             return
@@ -358,30 +289,7 @@ class _Placer:
         inputs = node.inputs if node.op_type in ("Concat", "Add", "Mul") else node.inputs[:1]
         if self.role.get(node.name) is Role.MULTIPLY:
             inputs = node.inputs[:2]
-        return [v for v in inputs if v is not None and _constant(v) is None]
-
-
-def orient(format: Format, output_axis: int, summed_axis: int, shape: tuple[int, ...] = ()) -> Format:
-    """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to these axes.
-
-    A convolution with fewer than n input channels sums over its kernel as well: the group is then as many whole kernels
-    as have n weights, at least one (a depthwise kernel would otherwise have a scale for each weight).
-    """
-    lengths = dict(format.block.lengths) if isinstance(format.block, Block) else {}
-    block, scale_shape = format.block, shape
-    if block == channel(0):
-        block = channel(output_axis)
-    elif set(lengths) == {-1} and block == group(lengths[-1]):
-        block = group(lengths[-1], summed_axis)
-        kernel = [axis for axis in range(2, len(shape)) if axis not in (output_axis, summed_axis)]
-        kernel_size = prod(shape[axis] for axis in kernel)
-        if kernel_size > 1 and shape[summed_axis] < lengths[-1]:
-            kernels = max(1, lengths[-1] // kernel_size)
-            block = tile({summed_axis - len(shape): kernels} | {axis - len(shape): WHOLE for axis in kernel})
-    if shape and block is not None:
-        scale_shape = tile_counts(shape, block.tile(shape))
-    scale = None if format.scale is None else orient(format.scale, output_axis, summed_axis, scale_shape)
-    return replace(format, block=block, scale=scale)
+        return [v for v in inputs if v is not None and float_constant(v) is None]
 
 
 def _mixes(weights: Format, activations: Format) -> bool:
@@ -395,13 +303,6 @@ def _have_a_product_scale(activations: Format | None, weights: Format | None) ->
         return False
     both_integers = isinstance(activations.grid, Int) and isinstance(weights.grid, Int)
     return both_integers and activations.block == TENSOR and weights.block.rest == WHOLE
-
-
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    """The value's array when it is a float constant."""
-    if value is None or value.const_value is None or value.producer() is not None:
-        return None
-    return value.const_value.numpy() if value.const_value.dtype.is_floating_point() else None
 
 
 def _is_float32(node: ir.Node) -> bool:

@@ -1,0 +1,42 @@
+"""Where quantizers are: a site is a quantizer on one ONNX value, a placement all sites of a program."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from lowbit.recipe import TensorSpec
+
+
+@dataclass(frozen=True)
+class Site:
+    """A quantizer on one value.
+
+    group     sites with the same group have the same scale
+    readers   (node, input index) that read the quantized value; None: all do, because the float value never exists
+    product   for a bias: the activation and the weight whose scales it multiplies
+    """
+
+    value: str
+    role: Literal["activation", "weight", "bias", "constant"]
+    spec: TensorSpec
+    layer: str
+    group: str
+    readers: frozenset[tuple[str, int]] | None = None
+    product: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """sites: by value name, in graph order · float_reasons: value or node name → why it stays float"""
+
+    sites: Mapping[str, Site]
+    float_reasons: Mapping[str, str]
+
+    def groups(self) -> dict[str, list[Site]]:
+        """Activation sites by the scale that they share."""
+        found: dict[str, list[Site]] = defaultdict(list)
+        for site in self.sites.values():
+            if site.role == "activation":
+                found[site.group].append(site)
+        return dict(found)
