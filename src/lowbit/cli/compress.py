@@ -35,6 +35,7 @@ def compress(
     ratio: Annotated[
         float | None,
         typer.Option(
+            min=1,
             help="How many times smaller than its float32 parameters the file should be; the values of every weight "
             "are then as fine as that allows.",
         ),
@@ -158,7 +159,7 @@ def compress(
     show_page(f"wrote {output} in {summary['seconds']} s: {bytes_text(size)}, was {bytes_text(before)} ({smaller})")
     for name, value in verdict.items():
         show_page(f"{name}: {value}")
-    show_page(f"next: lowbit show {output}\n      lowbit run {output} --data … --metric top1")
+    show_page(f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")
 
 
 @contextmanager
