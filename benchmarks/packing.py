@@ -29,6 +29,7 @@ IMAGENET = "scale=255 mean=.485,.456,.406 std=.229,.224,.225"
 NETWORKS = {
     "cifar10-resnet20": ("cifar10-train-0.npz", IMAGENET + " layout=NCHW"),
     "imagenet-squeezenet1_1": ("imagenet-sample-a.zip", IMAGENET),
+    "speech/kws-dscnn": ("speech/kws-features.npz", None),
 }
 CODES = ("int8", "uint8", "int4", "uint4")
 SMALLEST = 256
@@ -45,7 +46,7 @@ def quantized(folder: Path) -> Iterator[Path]:
         yield FOLDER / f"{name}.onnx"
         for recipe in ("int8", "int4-weights"):
             samples = lb.Data.of(FOLDER / source, model.inputs, preprocess=how, limit=32)
-            path = folder / f"{name}.{recipe}.onnx"
+            path = folder / f"{Path(name).name}.{recipe}.onnx"
             lb.quantize(model, samples, recipe).save(path)
             yield path
 
