@@ -230,8 +230,8 @@ def write(program: ir.Model, network: CompressedNetwork, settings: Compression, 
                 "sparsity": _zeros(shared.codes) if shared.zero else 0.0,
             }
         else:
-            array = network.weights()[key].detach()
-            kept = array if key in network.masks else torch.from_numpy(
+            array = network.parameters[key].detach()
+            kept = array * network.masks[key] if key in network.masks else torch.from_numpy(
                 fewer_mantissa_bits(array.numpy(), settings.mantissa_bits)
             )  # fmt: skip
             network.parameters[key].copy_(kept)

@@ -109,10 +109,11 @@ def fit_size(
     weights = _prepare(network, axes, values, batches)
     count = sum(weight.value.numel() for weight in weights.values())
     price = _first_price(weights, 8 * size_bytes / count)
-    found = Search(size_bytes, count, measure)
+    finest = min(weight.sensitivity * weight.steps[0] ** 2 for weight in weights.values())
+    found = Search(size_bytes, count, finest, measure)
     found.run(price, lambda price: {key: weight.fitted(weight.step(price)) for key, weight in weights.items()})
     # Feedback changes the size by a percent or two, and takes a pass over the samples.
-    fed = Search(size_bytes, count, measure, lambda: progress(len(fed.tried), TRIES))
+    fed = Search(size_bytes, count, finest, measure, lambda: progress(len(fed.tried), TRIES))
     fed.run(found.price, lambda price: _fit(network, weights, values, price, batches))
     progress(TRIES, TRIES)
     return fed.best
@@ -124,6 +125,7 @@ class Search:
 
     size_bytes   wanted
     count        weights
+    finest       price below which no step is finer, as no weight has more than MULTIPLES values
     measure      bytes of the file with these codes and values
     tried        (log2 of the price, bytes) so far
     best         what came nearest from below
@@ -131,6 +133,7 @@ class Search:
 
     size_bytes: float
     count: int
+    finest: float
     measure: Callable[[Mapping[str, Shared]], int]
     told: Callable[[], None] = lambda: None  # after each try
     tried: list[tuple[float, int]] = field(default_factory=list)
@@ -146,9 +149,9 @@ class Search:
                 self.best, self.price = found, price
             self.tried.append((math.log2(price), size))
             self.told()
-            if (1 - NEAR) * self.size_bytes <= size <= self.size_bytes:
+            if size <= self.size_bytes and (size >= (1 - NEAR) * self.size_bytes or price <= 1.001 * self.finest):
                 break
-            price = 2 ** _next(self.tried, (1 - NEAR / 2) * self.size_bytes, self.count)
+            price = max(self.finest, 2 ** _next(self.tried, (1 - NEAR / 2) * self.size_bytes, self.count))
         if not self.best:
             raise TooSmallError(
                 f"the file cannot be made as small as {self.size_bytes:,.0f} bytes; the smallest that was found takes "
