@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lowbit.errors import DataError, InputError, ModelError
 from lowbit.flows.compare import compare
 from lowbit.flows.evaluate import evaluate, predict
+from lowbit.flows.fidelity import Closeness
 from lowbit.flows.latency import side_by_side
 from lowbit.flows.metrics import METRICS, metric_of
 from lowbit.model import Model, load
@@ -84,6 +85,17 @@ def test_noise_inside_meets_the_dequantized_counterpart(weight, samples):
     found = compare(load(reference), load(candidate), samples, latency=False)
     assert found.layers[0].value == "hidden"
     assert found.layers[0].sqnr_db == pytest.approx(40, abs=0.1)  # 1 % of amplitude
+
+
+@pytest.mark.parametrize(
+    ("candidate", "db"),
+    [([-np.inf, 1.0], np.inf), ([-np.inf, 0.9], 20.0), ([-3.4e38, 1.0], -np.inf), ([0.0, np.inf], -np.inf)],
+    ids=["the same", "the same infinity", "another mask", "infinite"],
+)
+def test_infinities_of_masks_are_no_noise_where_both_have_them(candidate, db):
+    closeness = Closeness()
+    closeness.add_noise(np.float32([-np.inf, 1.0]), np.float32(candidate))
+    assert closeness.sqnr_db == pytest.approx(db, abs=1e-4)
 
 
 def test_without_labels_the_answers_are_the_evidence(weight, samples):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, log10, nan
+from math import inf, isfinite, log10, nan
 
 import numpy as np
 import onnx_ir as ir
@@ -68,15 +68,17 @@ class Closeness:
             self.answers += same.size
 
     def add_noise(self, reference: np.ndarray, candidate: np.ndarray) -> None:
-        """The part that signal-to-noise needs."""
-        self.signal += float(np.square(reference, dtype=np.float64).sum())
-        self.noise += float(np.square(reference - candidate, dtype=np.float64).sum())
+        """The part that signal-to-noise needs. Infinite numbers are left out where both are the same one."""
+        apart = (reference != candidate) | np.isfinite(reference)
+        a, b = (array[apart].astype(np.float64) for array in (reference, candidate))
+        self.signal += float(np.square(a).sum())
+        self.noise += float(np.square(a - b).sum())
 
     @property
     def sqnr_db(self) -> float:
         if self.noise == 0:
             return inf
-        return 10 * log10(self.signal / self.noise) if self.signal else -inf
+        return 10 * log10(self.signal / self.noise) if self.signal and isfinite(self.noise) else -inf
 
     def fidelity(self, name: str) -> Fidelity:
         """What the sums say."""
