@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import lowbit as lb
 from lowbit.simulate.build import build
-from lowbit.simulate.moments import moments_in_turn, multiplied, weight_of_rows, weight_rows
+from lowbit.simulate.moments import moments_in_turn, multiplied, weight_of_rows, weight_rows, widths
 
 LAYERS = {
     "a convolution": (nn.Conv2d(4, 6, 3), (4, 9, 8)),
@@ -92,3 +92,11 @@ def test_weights_that_are_not_multiplied_once_are_left_out() -> None:
     module = build(lb.load(Twice().eval(), ids).program)
     parameters = dict(module.named_parameters())
     assert list(moments_in_turn(module, parameters, parameters, parameters, [(ids,)])) == []
+
+
+def test_widths_count_activations_and_not_parameters() -> None:
+    module = build(
+        lb.load(nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 2)).eval(), torch.randn(3, 4)).program
+    )
+    found = list(widths(module, dict(module.named_parameters()), (torch.randn(3, 4),)))
+    assert max(found) == 3 * 50  # 352 parameters

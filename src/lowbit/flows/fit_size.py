@@ -219,8 +219,9 @@ def _prepare(
 ) -> dict[str, Weight]:
     """Every weight with its sensitivity: its squared gradient, times what feedback leaves of its error."""
     gains = dict.fromkeys(axes, 1.0)
-    for key, moments in moments_in_turn(network.module, values, values, axes, batches[:16]):
-        gains[key] = sum(Feedback.of(moment).gain for moment in moments.rough) / len(moments.rough)
+    for key, moments in moments_in_turn(network.module, values, values, axes, batches[:64]):
+        feedback = [Feedback.of(moment, rows=moments.rows) for moment in moments.rough]
+        gains[key] = sum(f.gain for f in feedback) / len(feedback)
     squared = squared_gradients(network, values, list(axes), batches)
     # Where no gradient came through, a weight counts as much as the most sensitive.
     highest = max((g for g in squared.values() if g > 0), default=1.0)

@@ -59,12 +59,13 @@ def moments_in_turn(
 
 
 def widths(module: fx.GraphModule, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Iterator[int]:
-    """How many numbers are alive after each node, while one batch goes through the network."""
+    """How many numbers, parameters aside, are alive after each node, while one batch goes through the network."""
     run = _Run(module, parameters, batch)
     with torch.no_grad():
         for node in module.graph.nodes:
             run.forward(node)
-            yield sum(x.numel() for x in run.env.values() if isinstance(x, Tensor))
+            alive = (x for source, x in run.env.items() if source.op != "get_attr" and isinstance(x, Tensor))
+            yield sum(x.numel() for x in alive)
 
 
 def weight_rows(groups: int, weight: Tensor, output_axis: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.02  # share of the mean power of the inputs that is added to each of them
+SCARCITY = 0.5  # more of it for every input there is to a row: what few rows have in common may be chance
 PART = 64  # inputs whose errors reach the rest together, as one product of matrices
 
 
@@ -45,6 +46,7 @@ class Feedback:
         """
         power = moments.diagonal().double().mean().clamp_min(1e-30)
         one = torch.eye(len(moments), dtype=torch.float64)
+        damping += SCARCITY * len(one) / rows
         damped = moments.double() / power + damping * one
         moved = one
         if cross is not None:
