@@ -24,9 +24,10 @@ def main() -> None:
         "rare": (rng.random(9000) < 0.003).astype(np.int8),
         "codes": np.clip(np.round(rng.laplace(0, 1.4, 60_000)) + 8, 0, 15).astype(np.uint8),  # four segments
     }
+    # onnx-raw-v1 and onnx-typed-v1 are of this script before `weights` had scales that are multiples of each other.
     originals = {
-        "onnx-raw-v1": model(small).SerializeToString(),
-        "onnx-typed-v1": model(small, raw=False).SerializeToString(),
+        "onnx-raw-multiples-v1": model(small).SerializeToString(),
+        "onnx-typed-multiples-v1": model(small, raw=False).SerializeToString(),
         "safetensors-v1": save(sparse, {"made": "for ever"}),
     }
     for name, contents in originals.items():

@@ -128,12 +128,16 @@ def test_a_stream_cut_short_or_grown_is_refused(coder: type[Ans] | type[Huffman]
 @pytest.mark.parametrize("coder", [Ans, Huffman])
 def test_random_configurations_are_refused_or_valid(coder: type[Ans] | type[Huffman]) -> None:
     rng = np.random.default_rng(5)
+    refused = 0
     for _ in range(500):
         try:
             fit = coder.read(Reader(rng.bytes(int(rng.integers(1, 80)))))
         except InputError:
+            refused += 1
             continue
-        fit.config()
+        again = coder.read(Reader(fit.config()))
+        assert again.config() == fit.config()
+    assert refused > 250
 
 
 @pytest.mark.parametrize("coder", [Ans, Huffman])
