@@ -9,7 +9,7 @@ from toy_networks import convolutions, images
 
 import lowbit as lb
 from lowbit.errors import InputError
-from lowbit.flows.ranges import cross_entropy, squares
+from lowbit.flows.projections import cross_entropy, squares
 from lowbit.metadata import from_text
 from lowbit.ranges import Auto, parse_range, range_words
 from lowbit.recipe import Recipe, int8

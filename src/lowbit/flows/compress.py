@@ -22,8 +22,8 @@ from lowbit.data import Data
 from lowbit.data.samples import Batching
 from lowbit.deploy.codebook import fewer_mantissa_bits, write_codebook
 from lowbit.errors import InputError, MismatchError, UnsupportedError
-from lowbit.flows.compress_run import Progress, Run
-from lowbit.flows.compression import Compression, Layer
+from lowbit.flows.compress_run import Run
+from lowbit.flows.compression import Compression, Layer, Progress
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
 from lowbit.flows.train import Samples
 from lowbit.graph import PASSES
@@ -103,8 +103,7 @@ def _fit(
             f"'{prepared.source}' has no weight of {SMALLEST} elements or more in a layer that can be compressed. "
             "`lowbit pack` codes the file as it is."
         )
-    wanted = 4 * sum(parameter.numel() for parameter in network.parameters.values()) / ratio
-    for key, fitted in fit_size(network, axes, batches, wanted, measure, partial(progress, "fit")).items():
+    for key, fitted in fit_size(network, axes, batches, ratio, measure, progress).items():
         network.share(key, fitted.shared)
     return network, keys, batches[0]
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.flows.compression import Compression
+from lowbit.flows.compression import Compression, Progress
 from lowbit.flows.distill import Task
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
 from lowbit.flows.sensitivity import squared_gradients
@@ -25,7 +24,6 @@ from lowbit.solve.share import Shared, refit, share
 RATES = {"prune": 1.0, "settle": 0.5, "share": 0.25}
 """Phases in order, and their learning rates relative to the first."""
 REFIT_STEPS = 32
-Progress = Callable[[str, int, int], None]
 
 
 class Run:
@@ -152,10 +150,8 @@ class Run:
     def _start_sharing(self) -> None:
         """Shared values for every weight: multiples of a step where the size is given, else found by k-means."""
         if self.settings.ratio:
-            wanted = 4 * sum(p.numel() for p in self.network.parameters.values()) / self.settings.ratio
-            report = partial(self.progress, "fit")
             batches = self.samples.parts(BATCH, MOST_SAMPLES)
-            fitted = fit_size(self.network, self.axes, batches, wanted, self.measure, report)
+            fitted = fit_size(self.network, self.axes, batches, self.settings.ratio, self.measure, self.progress)
             for key, found in fitted.items():
                 self.network.settling[key], self.network.parameters[key] = found.shared, found.weight
             return

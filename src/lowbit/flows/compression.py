@@ -1,9 +1,13 @@
 """What compression is asked for: a value that can be compared, printed and pasted back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lowbit.errors import InputError
 from lowbit.solve.prune import Pruning
+
+Progress = Callable[[str, int, int], None]
+"""Called with (phase, steps done, steps of the phase)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Compression:
                      weights rounded with feedback are already near their best
     distill          share of the loss that is agreement with the float network, where there are labels; without: 1
     mantissa_bits    of the biases and tables that stay float32
-    layers           choices for single weights, which override prune and codebook; see lowbit.flows.shrink
+    layers           choices for single weights, which override prune and codebook
     """
 
     ratio: float = 0.0

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import TooSmallError
+from lowbit.flows.compression import Progress
 from lowbit.flows.sensitivity import squared_gradients
 from lowbit.simulate.compressed import CompressedNetwork
 from lowbit.simulate.moments import Inputs, moments_in_turn, weight_of_rows, weight_rows, widths
@@ -33,7 +34,7 @@ TRIES = 12
 
 
 @dataclass(frozen=True)
-class Weight:
+class Priced:
     """One weight tensor and what rounding it costs.
 
     value        as it is now, pruned weights zero
@@ -92,17 +93,18 @@ def fit_size(
     network: CompressedNetwork,
     axes: Mapping[str, int],
     batches: Inputs,
-    size_bytes: float,
+    ratio: float,
     measure: Callable[[Mapping[str, Shared]], int],
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> dict[str, Fitted]:
-    """Key of each weight → its codes and values, so that `measure` says `size_bytes`, or up to NEAR less.
+    """Key of each weight → its codes and values, for a file `ratio` times smaller than the parameters, or NEAR more.
 
     axes     of the outputs, for every weight that gets codes
     batches  inputs of the network, BATCH samples or fewer each; as many are used as fit into MEMORY
     measure  bytes of the packed file with these codes and values in it
     TooSmallError where no try was that small.
     """
+    size_bytes = 4 * sum(parameter.numel() for parameter in network.parameters.values()) / ratio
     with torch.no_grad():
         values = network.weights()
     batches = batches[: max(1, MEMORY // max(widths(network.module, values, batches[0])))]
@@ -113,9 +115,9 @@ def fit_size(
     found = Search(size_bytes, count, finest, measure)
     found.run(price, lambda price: {key: weight.fitted(weight.step(price)) for key, weight in weights.items()})
     # Feedback changes the size by a percent or two, and takes a pass over the samples.
-    fed = Search(size_bytes, count, finest, measure, lambda: progress(len(fed.tried), TRIES))
+    fed = Search(size_bytes, count, finest, measure, lambda: progress("fit", len(fed.tried), TRIES))
     fed.run(found.price, lambda price: _fit(network, weights, values, price, batches))
-    progress(TRIES, TRIES)
+    progress("fit", TRIES, TRIES)
     return fed.best
 
 
@@ -161,7 +163,7 @@ class Search:
 
 def _fit(
     network: CompressedNetwork,
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, Priced],
     values: Mapping[str, Tensor],
     price: float,
     batches: Inputs,
@@ -199,7 +201,7 @@ def entropy_bits(codes: Tensor) -> float:
     return float(-(counts * (counts / codes.numel()).log2()).sum())
 
 
-def _first_price(weights: Mapping[str, Weight], budget: float) -> float:
+def _first_price(weights: Mapping[str, Priced], budget: float) -> float:
     """The price at which weights rounded to nearest cost the budget of bits a weight, by bisection."""
     count = sum(weight.value.numel() for weight in weights.values())
     prices = [w.sensitivity * step**2 for w in weights.values() for step in w.steps]
@@ -216,7 +218,7 @@ def _prepare(
     axes: Mapping[str, int],
     values: Mapping[str, Tensor],
     batches: Inputs,
-) -> dict[str, Weight]:
+) -> dict[str, Priced]:
     """Every weight with its sensitivity: its squared gradient, times what feedback leaves of its error."""
     gains = dict.fromkeys(axes, 1.0)
     for key, moments in moments_in_turn(network.module, values, values, axes, batches[:64]):
@@ -226,6 +228,6 @@ def _prepare(
     # Where no gradient came through, a weight counts as much as the most sensitive.
     highest = max((g for g in squared.values() if g > 0), default=1.0)
     return {
-        key: Weight(values[key], network.masks.get(key), axis, gains[key] * (squared[key] or highest))
+        key: Priced(values[key], network.masks.get(key), axis, gains[key] * (squared[key] or highest))
         for key, axis in axes.items()
     }

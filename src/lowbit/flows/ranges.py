@@ -5,7 +5,7 @@ E (vᵀ J δ)² = |J δ|², and vᵀ J is one backward pass. So a few backward p
 of every tensor at once, where quantizing one tensor at a time would take a forward pass for each.
 The estimator is Hutchinson's (1990); with 2 projections of 32 samples its spread is about √(2/64) = 18 %.
 
-Other losses need other v (WEIGHINGS). With the probabilities p of the outputs, cross-entropy against the float
+Other losses need other v (`flows.projections`). With the probabilities p of the outputs, cross-entropy against the float
 network's own answers grows by ½ (J δ)ᵀ (diag p − p pᵀ) (J δ), to second order; a v of that covariance prices it.
 
 First order holds for small errors only: where a candidate clips the one large channel that a LayerNorm divides by, the
@@ -13,9 +13,8 @@ gradient sees nothing. A candidate whose squared error in the tensor itself is o
 (MiniLM, its 200 calibration sentences: outputs at 16.5 dB without this bound.)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from lowbit.errors import DataError
 from lowbit.flows.calibrate import Batch
+from lowbit.flows.projections import projections
 from lowbit.numerics import scale_and_zero
 from lowbit.numerics.noise import SquaredError
 from lowbit.ranges import LOSSES, Auto, Range
@@ -55,34 +55,6 @@ def choose_ranges(simulation: Simulation, batches: Sequence[Batch]) -> None:
 
 
 Parameters = tuple[Tensor, Tensor]
-# Output and random signs of its shape → v, whose covariance is the loss's second derivative by the output.
-Weighing = Callable[[Tensor, Tensor], Tensor]
-
-
-def squares(y: Tensor, signs: Tensor) -> Tensor:
-    """Squared error relative to the power of the output."""
-    return signs / y.square().sum().sqrt().clamp(min=1e-12)
-
-
-def cross_entropy(y: Tensor, signs: Tensor) -> Tensor:
-    """Cross-entropy of answers drawn from the float network's own probabilities: no labels are needed.
-
-    y   logits, or probabilities: over the second axis of images (4 axes and more), else over the last; one logit is
-        that of a yes
-    """
-    axis = 1 if y.dim() > 3 else -1
-    if y.shape[axis] == 1:
-        p = y.sigmoid()
-        return (p * (1 - p)).sqrt() * signs
-    total = y.sum(axis)
-    if bool((y >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-3):
-        return signs / y.clamp(min=1e-4).sqrt()
-    p = y.softmax(axis)
-    rooted = p.sqrt() * signs
-    return rooted - p * rooted.sum(axis, keepdim=True)
-
-
-WEIGHINGS: Mapping[str, Weighing] = MappingProxyType({"squares": squares, "cross_entropy": cross_entropy})
 
 
 def _loss(quantizer: FakeQuant) -> str:
@@ -148,8 +120,7 @@ def output_errors(
             for name, found in probes.items()
         }
         for step in range(PROJECTIONS):
-            signs = [torch.randint(0, 2, y.shape, generator=generator).to(y).mul_(2).sub_(1) for y in outputs]
-            weights = [WEIGHINGS[loss](y.detach(), s) for s, y in zip(signs, outputs, strict=True)]
+            weights = projections(outputs, generator, loss)
             xs = [x for found in probes.values() for x in found]
             grads = iter(
                 torch.autograd.grad(outputs, xs, weights, retain_graph=step < PROJECTIONS - 1, allow_unused=True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lowbit.flows.projections import projections
 from lowbit.simulate.compressed import CompressedNetwork
 from lowbit.simulate.moments import Inputs
 
@@ -14,11 +15,7 @@ SAMPLES = 64
 def squared_gradients(
     network: CompressedNetwork, values: Mapping[str, Tensor], keys: list[str], batches: Inputs
 ) -> dict[str, float]:
-    """Mean square of the outputs' derivatives by one weight, summed over outputs, relative to their power.
-
-    Random signs on all outputs of all samples: the square of the sum's gradient is the sum of squares on average
-    (Hutchinson 1990).
-    """
+    """Mean square of the outputs' derivatives by one weight, summed over outputs, relative to their power."""
     generator = torch.Generator().manual_seed(0)
     total = dict.fromkeys(keys, 0.0)
     weights = {key: value.detach().clone().requires_grad_(key in total) for key, value in values.items()}
@@ -27,9 +24,8 @@ def squared_gradients(
         outputs = [y for y in network(*inputs, weights=weights).values() if y.requires_grad]
         if not outputs:
             continue
-        signs = [torch.randint(0, 2, y.shape, generator=generator).to(y).mul_(2).sub_(1) for y in outputs]
-        scales = [s / y.detach().square().mean().sqrt().clamp_min(1e-12) for s, y in zip(signs, outputs, strict=True)]
-        gradients = torch.autograd.grad(outputs, [weights[key] for key in keys], scales, allow_unused=True)
+        along = projections(outputs, generator)
+        gradients = torch.autograd.grad(outputs, [weights[key] for key in keys], along, allow_unused=True)
         for key, gradient in zip(keys, gradients, strict=True):
             total[key] += 0.0 if gradient is None else float(gradient.square().mean())
     return total
