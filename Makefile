@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+# Two processes, one thread each: tests/conftest.py says so to torch and numba.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: demo test slow lint bench clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/digits.py
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+slow: $(VENV)/test.stamp
+	$(PYTEST) -m slow --timeout 600
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

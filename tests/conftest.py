@@ -1,9 +1,16 @@
-"""Where tests find real models and real data: LOWBIT_DATA, by default ../shared/data beside the checkout."""
+"""Where tests find real models and real data: LOWBIT_DATA, by default ../shared/data beside the checkout.
+
+One thread each for torch and numba where tests run in several processes: two with two threads each took turns.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 DATA = Path(os.environ.get("LOWBIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
