@@ -1,173 +1,177 @@
-"""What calibration costs: time beside plain float passes and beside other quantizers, and memory as samples grow.
+"""What quantizing costs: whole runs from the float file to the quantized file, beside other quantizers.
 
-`python -m benchmarks.calibration [--no-peers]`. Seconds are processor time of one thread, memory is the peak of a
-process of its own. Five ranges mean minmax, moving average, percentile, entropy and MSE of every activation.
+`python -m benchmarks.calibration [NETWORK …] [--no-peers]`. Every run is a process of its own: seconds are wall time,
+GB the peak of its memory, as `/usr/bin/time -v` gives them. All read the same prepared samples. The random weights of
+ResNet-50 and MobileNet v2 are enough here: only shapes count.
 """
 
-import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
+from benchmarks import stored_samples
+from benchmarks.tables import Row, arguments, show
 
-import lowbit as lb
-from benchmarks import peers
-from benchmarks.networks import CASES, FOLDER, IMAGENET
-from benchmarks.tables import Row, show
-from lowbit.deploy.engines import ENGINES
-from lowbit.flows.calibrate import forward, observe
-from lowbit.flows.ptq import BATCH
-from lowbit.graph import PASSES
-from lowbit.ranges import MSE, Entropy, MinMax, MovingAverage, Percentile, Range
-from lowbit.recipe import find_recipe
-from lowbit.simulate.fakequant import Simulation
-from lowbit.simulate.place import place
-
-Batch = dict[str, np.ndarray]
-RANGES: tuple[Range, ...] = (MinMax(), MovingAverage(), Percentile(99.99), Entropy(), MSE())
-ROUNDS = 3
-SAMPLES = {"lowbit": (50, 5000), "onnxruntime Entropy": (50, 200), "onnxruntime MinMax": (50, 200)}
-MEMORY_NETWORK = "cifar10-resnet20.onnx"
+# A small process in between: what a large one forks is charged for the memory of its parent.
+MEASURE = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+sys.stderr.write(done.stderr)
+print(json.dumps({"s": seconds, "GB": peak / 2**20}))
+sys.exit(done.returncode)
+"""
+IMAGENET = "size=224 fit=crop short=256 scale=255 mean=.485,.456,.406 std=.229,.224,.225"
+GROWTH = (50, 5000)  # samples, for the table that shows that memory does not grow with them
 
 
-def simulation_of(model: lb.Model) -> Simulation:
-    """The simulated network of the default recipe, as `quantize` builds it."""
-    prepared, recipe = model.copy(), find_recipe("int8")
-    for name in recipe.passes:
-        if name in PASSES:
-            PASSES[name](prepared.program)
-    return Simulation(prepared.program, place(prepared.program, recipe))
+@dataclass(frozen=True)
+class Network:
+    """prepare(folder) writes float.onnx and samples.npz there; `bar` is what must be reached, in words."""
+
+    prepare: Callable[[Path], None]
+    bar: str
+    transformer: bool = False
 
 
-def answer_all(simulation: Simulation) -> int:
-    """Bounds of every activation in each of the five ranges; the number of answers."""
-    quantizers = list(simulation.activations().values())
-    for quantizer in quantizers:
-        for range_ in RANGES:
-            range_.bounds(quantizer.statistics, quantizer.format)
-    return len(quantizers) * len(RANGES)
+def _random_weights(shape: str, samples: int, folder: Path) -> None:
+    import torch
+
+    import lowbit as lb
+    from benchmarks.networks import PHOTOS
+    from benchmarks.shapes import SHAPES
+
+    torch.manual_seed(0)
+    model = lb.load(SHAPES[shape]().eval(), torch.zeros(1, 3, 224, 224))
+    model.save(folder / "float.onnx")
+    _write_samples(lb.Data.of(PHOTOS, model.inputs, preprocess=IMAGENET, limit=samples), folder)
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds of processor time."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
+def _trained(case: str, samples: int, folder: Path) -> None:
+    import lowbit as lb
+    from benchmarks.networks import CASES
+
+    model = lb.load(CASES[case].file())
+    model.save(folder / "float.onnx")  # at a current opset: onnxruntime's weights per channel need 13
+    calibration = CASES[case].calibration(model)
+    _write_samples(calibration.take(samples), folder)
 
 
-def ranges_beside_forward(name: str) -> list[Row]:
-    """One pass that answers five ranges, beside plain passes of the same network over the same samples."""
-    case = CASES[name]
-    model = lb.load(case.file())
-    batches = [inputs for inputs, _ in case.calibration(model).batches(BATCH)]
-    run = ENGINES["onnxruntime"].compile(model.program, threads=1)
-    seconds: dict[str, list[float]] = {"plain": [], "onnxruntime": [], "observe": [], "bounds": []}
-    answers = 0
-    for _ in range(ROUNDS):
-        simulation = simulation_of(model)
-        forward(simulation, batches[0])  # kernels are compiled and memory is allocated before the clock starts
-        seconds["plain"].append(timed(lambda s=simulation: [forward(s, batch) for batch in batches]))  # type: ignore[misc]
-        seconds["onnxruntime"].append(timed(lambda: [run(batch) for batch in batches]))
-        seconds["observe"].append(timed(lambda s=simulation: observe(s, batches)))  # type: ignore[misc]
-        start = time.process_time()
-        answers = answer_all(simulation)
-        seconds["bounds"].append(time.process_time() - start)
-    middle = {key: float(np.median(found)) for key, found in seconds.items()}
-    whole = middle["observe"] + middle["bounds"]
-    rows: list[Row] = [
-        {"network": name, "what": "float passes, torch", "CPU s": middle["plain"]},
-        {"network": name, "what": "float passes, onnxruntime", "CPU s": middle["onnxruntime"]},
-        {"network": name, "what": "the same pass, observed", "CPU s": middle["observe"]},
-        {"network": name, "what": f"five ranges of every activation ({answers} answers)", "CPU s": middle["bounds"]},
-        {"network": name, "what": "observed and answered", "CPU s": whole},
-    ]
-    return [{**row, "of torch's passes": row["CPU s"] / middle["plain"]} for row in rows]
+def _deeplab(folder: Path) -> None:
+    """All 39 images: what is evaluated elsewhere may calibrate here, where only time and memory are read."""
+    import lowbit as lb
+    from benchmarks.networks import CASES
+
+    model = lb.load(CASES["deeplab"].file())
+    model.save(folder / "float.onnx")
+    _write_samples(CASES["deeplab"].evaluation(model), folder)
 
 
-def whole_quantization(name: str, with_peers: bool) -> list[Row]:
-    """Float file in, quantized file out."""
-    case = CASES[name]
-    model = lb.load(case.file())
-    calibration = case.calibration(model)
-    batches = [inputs for inputs, _ in calibration.batches(1)]
+def _write_samples(data: "object", folder: Path) -> None:
+    stored_samples.write(folder / "samples.npz", [inputs for inputs, _ in data.batches(1)])  # type: ignore[attr-defined]
+
+
+NETWORKS: dict[str, Network] = {
+    "resnet50": Network(partial(_random_weights, "ResNet-50", 100), "2× NNCF, 2 GB"),
+    "mobilenetv2": Network(partial(_random_weights, "MobileNet v2", 100), "2× NNCF, 2 GB"),
+    "squeezenet": Network(partial(_trained, "squeezenet", 200), "2× NNCF, 2 GB"),
+    "minilm": Network(partial(_trained, "minilm", 200), "12 s, 1.2 GB", transformer=True),
+    "deeplab": Network(_deeplab, "2× onnxruntime, 2 GB"),
+    "yolox": Network(partial(_trained, "yolox", 64), "25 s, 1.2 GB"),
+}
+
+
+def commands(network: Network, folder: Path, with_peers: bool) -> dict[str, list[str]]:
+    """How each quantizer is started, by its name."""
+    source = folder / "float.onnx"
+    lowbit = [sys.executable, "-m", "lowbit", "quantize", str(source), "--json"]
+    lowbit += ["--data", f"{Path(stored_samples.__file__)}:samples"]
+    found = {
+        "lowbit": [*lowbit, "--output", str(folder / "int8.onnx")],
+        "fast": [*lowbit, "--output", str(folder / "fast.onnx"), "--recipe", "int8-fast"],
+    }
+    if with_peers:
+        child = [sys.executable, "-m", "benchmarks.calibration", "--child", str(folder)]
+        found["ort"] = [*child, "ort"]
+        found["NNCF"] = [*child, "NNCF-transformer" if network.transformer else "NNCF"]
+    return found
+
+
+def child(folder: Path, quantizer: str) -> None:
+    """A peer, in the process of its own."""
+    from benchmarks import peers
+
+    source, batches = folder / "float.onnx", stored_samples.Stored(folder / "samples.npz")
+    if quantizer == "ort":
+        peers.onnxruntime_static(source, batches, folder / "ort.onnx")
+    else:
+        peers.nncf_openvino(source, batches, folder / "nncf.xml", transformer=quantizer.endswith("transformer"))
+
+
+def measured(command: Sequence[str], **environment: str) -> dict[str, float]:
+    """{"s": wall seconds, "GB": peak of the memory}; empty where the command failed, with its last line on stderr."""
+    whole = [sys.executable, "-I", "-S", "-c", MEASURE, *command]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False, env=os.environ | environment)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["killed"]
+        print(f"{' '.join(command[1:5])}: {said[-1][:200]}", file=sys.stderr)
+        return {}
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def whole_runs(name: str, with_peers: bool) -> Row:
+    """A row: seconds and GB of each quantizer, and how lowbit's times compare."""
+    network = NETWORKS[name]
     with tempfile.TemporaryDirectory(prefix="lowbit-") as text:
         folder = Path(text)
-        calls: dict[str, Callable[[], object]] = {
-            "lowbit": lambda: lb.quantize(model, calibration).save(folder / "lowbit.onnx")
-        }
-        if with_peers:
-            for method in case.calibrators:
-                calls[f"onnxruntime {method}"] = lambda method=method: peers.onnxruntime_static(  # type: ignore[misc]
-                    case.file(), batches, folder / f"{method}.onnx", method=method
-                )
-            calls["NNCF"] = lambda: peers.nncf_openvino(case.file(), batches, folder / "nncf.xml")
-        return [{"network": name, "quantizer": key, "CPU s": timed(call)} for key, call in calls.items()]
+        network.prepare(folder)
+        runs = commands(network, folder, with_peers)
+        found = {key: measured(run, SAMPLES=str(folder / "samples.npz")) for key, run in runs.items()}
+    row: dict[str, object] = {"network": name}
+    for key, figures in found.items():
+        row |= {f"{key} {unit}": figures.get(unit) for unit in ("s", "GB")}
+    for key, peer in (("lowbit", "NNCF"), ("lowbit", "ort"), ("fast", "ort")):
+        if found.get(key) and found.get(peer):
+            row[f"{key}/{peer}"] = found[key]["s"] / found[peer]["s"]
+    return {**row, "bar": network.bar}
 
 
-def memory(quantizer: str, samples: int) -> Row:
-    """Peak memory of a process that quantizes with this many samples, and what it had before it started."""
-    command = [sys.executable, "-m", "benchmarks.calibration", "--child", quantizer, str(samples)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    row: Row = {"quantizer": quantizer, "samples": samples}
-    if done.returncode:
-        return {**row, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:120]}
-    return {**row, **json.loads(done.stdout.strip().splitlines()[-1])}
+def growth() -> list[Row]:
+    """Peak memory of ResNet-20 with few and with many samples."""
+    from benchmarks.networks import FOLDER
+
+    source, data = FOLDER / "cifar10-resnet20.onnx", FOLDER / "cifar10-train-0.npz"
+    words = IMAGENET[IMAGENET.index("scale") :] + " layout=NCHW"
+    command = [sys.executable, "-m", "lowbit", "quantize", str(source), "--data", str(data), "--preprocess", words]
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        command += ["--json", "--output", f"{folder}/int8.onnx", "--limit"]
+        return [{"samples": count, **measured([*command, str(count)])} for count in GROWTH]
 
 
-def child(quantizer: str, samples: int) -> Row:
-    """In the process of its own: quantize resnet20 with CIFAR-10 images."""
-    torch.set_num_threads(1)
-    source = FOLDER / MEMORY_NETWORK
-    model = lb.load(source)
-    words = IMAGENET + " layout=NCHW"
-    data = lb.Data.of(FOLDER / "cifar10-train-0.npz", model.inputs, preprocess=words, limit=samples)
-    next(iter(data.batches(1)))
-    if quantizer == "lowbit":
-        lb.quantize(model, data.take(2))  # libraries and compiled kernels are there in either case
-        before = peak_megabytes()
-        lb.quantize(model, data)
-    else:
-        before = peak_megabytes()
-        with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-            batches = [inputs for inputs, _ in data.batches(1)]
-            method = quantizer.split()[-1]
-            peers.onnxruntime_static(source, batches, Path(folder) / "own.onnx", method=method)
-    peak = peak_megabytes()
-    return {"peak MB": peak, "grown by MB": peak - before}
-
-
-def peak_megabytes() -> float:
-    """Largest resident memory of this process so far; ru_maxrss would count that of the parent, too, after a fork."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
-def main(arguments_given: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", choices=list(CASES), default="squeezenet", help="for the times")
+def main(arguments_given: list[str] | None = None) -> None:
+    parser = arguments(__doc__ or "", list(NETWORKS))
     parser.add_argument("--no-peers", action="store_true", help="lowbit alone")
-    parser.add_argument("--json", action="store_true", help="rows as JSON")
-    parser.add_argument("--child", nargs=2, metavar=("QUANTIZER", "SAMPLES"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("FOLDER", "PEER"), help="quantize as a peer does, nothing else")
     given = parser.parse_args(arguments_given)
     if given.child:
-        print(json.dumps(child(given.child[0], int(given.child[1]))))
+        child(Path(given.child[0]), given.child[1])
         return
-    torch.set_num_threads(1)
-    show("Five ranges in one pass, 200 samples", ranges_beside_forward(given.network), given.json)
-    show("Time to quantize, 200 samples", whole_quantization(given.network, not given.no_peers), given.json)
-    chosen = {name: counts for name, counts in SAMPLES.items() if name == "lowbit" or not given.no_peers}
-    rows = [memory(name, count) for name, counts in chosen.items() for count in counts]
-    show(f"Memory while calibrating, {MEMORY_NETWORK}", rows, given.json)
+    digits = {"lowbit/NNCF": 2, "lowbit/ort": 2, "fast/ort": 2}
+    rows = [whole_runs(name, not given.no_peers) for name in given.networks or NETWORKS]
+    columns = dict.fromkeys(c for row in rows for c in row)
+    digits |= {c: 2 if c.endswith(" GB") else 1 for c in columns if c.endswith((" s", " GB"))}
+    show("Whole runs, default recipe and int8-fast, beside onnxruntime MinMax and NNCF", rows, given.json, digits)
+    if not given.networks:
+        show("Memory while samples grow, ResNet-20", growth(), given.json)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,13 @@ def int8(target: str = "onnxruntime") -> Recipe:
     return Recipe((rule,), PREPARE + IMPROVE, target)
 
 
+def int8_fast(target: str = "onnxruntime") -> Recipe:
+    """As `int8`, by the extremes of the calibration data alone: nothing is tried out, nothing corrected."""
+    profile = find_target(target)
+    rule = Rule("*", TensorSpec(profile.weights, MinMax()), TensorSpec(profile.activations, MinMax()))
+    return Recipe((rule,), PREPARE, target)
+
+
 def int8_weights(target: str = "onnxruntime") -> Recipe:
     """8-bit weights per output channel; everything is computed in float."""
     return Recipe((Rule("*", TensorSpec(find_target(target).weights, MinMax()), FLOAT),), PREPARE, target)
@@ -194,6 +201,7 @@ def _weights_in(words: str) -> Callable[[str], Recipe]:
 RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
     {
         "int8": int8,
+        "int8-fast": int8_fast,
         "int8-weights": int8_weights,
         "int4-weights": _weights_in("int4 group:32"),
         "mxfp4-weights": _weights_in("mxfp4"),
