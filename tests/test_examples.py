@@ -11,6 +11,8 @@ from lowbit.data import Data
 from lowbit.flows.evaluate import evaluate
 from lowbit.model import load
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -47,7 +49,7 @@ def test_top1_from_the_raw_files_is_the_known_one(data, file, source, preprocess
 def test_the_detector_of_speech_runs_as_a_program(data, monkeypatch):
     monkeypatch.setenv("LOWBIT_DATA", str(data))
     command = [sys.executable, str(EXAMPLES / "voice_activity.py"), str(data / "speech" / "silero_vad_16k_op15.onnx")]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     assert told == "1875 frames, speech in 77.4 % and 77.4 %\nsame decision on 100.00 %\n"
 
 

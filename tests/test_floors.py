@@ -9,6 +9,8 @@ import pytest
 
 import lowbit as lb
 
+pytestmark = pytest.mark.slow
+
 IMAGENET = "scale=255 mean=.485,.456,.406 std=.229,.224,.225"
 CIFAR = f"{IMAGENET} layout=NCHW"
 

@@ -109,6 +109,7 @@ def wide_and_narrow(seed: int = 0) -> Model:
     return lb.load(net.eval(), torch.randn(2, 1, 8, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [5, 8, 20])
 def test_a_file_is_as_small_as_the_ratio_says_and_no_smaller(ratio: float, tmp_path: Path) -> None:
     model = wide_and_narrow()
@@ -157,6 +158,7 @@ def test_weights_that_are_all_zero_or_constant_are_codes_too(tmp_path: Path) -> 
     np.testing.assert_allclose(rough, exact, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_sentences_of_several_lengths_and_weights_outside_products_are_compressed() -> None:
     class Tagger(nn.Module):
         def __init__(self) -> None:
@@ -238,12 +240,13 @@ small.save(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(
     trained: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained.save(tmp_path / "float.onnx")
     process = run_apart([SCRIPT, "whole.onnx"], tmp_path)
-    assert process.wait() == 0
+    assert process.wait(timeout=300) == 0
     assert not (tmp_path / "run.state").exists()
     kills = 0
     for _ in range(6):
@@ -255,11 +258,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(
                 kills += 1
                 break
             time.sleep(0.01)
-        process.wait()
+        process.wait(timeout=60)
         if (tmp_path / "resumed.onnx").exists():
             break
     else:
-        assert run_apart([SCRIPT, "resumed.onnx"], tmp_path).wait() == 0
+        assert run_apart([SCRIPT, "resumed.onnx"], tmp_path).wait(timeout=300) == 0
     assert kills
     assert (tmp_path / "resumed.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 

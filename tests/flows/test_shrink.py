@@ -16,6 +16,7 @@ from lowbit.flows.shrink import shrink
 from lowbit.model import Model
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_a_looser_one_gives_no_larger_file(trained: Model) -> None:  # noqa: F811
     tight, loose = (shrink(trained, named(trained, data(600)), drop) for drop in (0.5, 15))
     for found in (tight, loose):
@@ -34,6 +35,7 @@ def test_a_budget_that_cannot_be_kept_is_said_plainly(trained: Model) -> None:  
     assert str(found.verdict()["budget"]).startswith("not reached")
 
 
+@pytest.mark.slow
 def test_without_labels_the_float_network_s_classes_are_right(trained: Model) -> None:  # noqa: F811
     found = shrink(trained, named(trained, data(300), labels=False), 20)
     assert found.metric == "agreement with float"
@@ -55,6 +57,7 @@ def test_too_few_samples_and_unknown_layers_are_named(trained: Model) -> None:  
         compress(trained, named(trained, data(64)), layers=(Layer("nothing", 0.5, 4),))
 
 
+@pytest.mark.slow
 def test_compress_on_the_command_line(
     trained: Model,  # noqa: F811
     tmp_path: Path,

@@ -1,9 +1,13 @@
 """The real models that loading and every exact pass must leave alone, and an input for each."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
+
+from lowbit.deploy.engines import Batch
+from lowbit.model import Model, load
 
 MODELS = [
     "cifar10-resnet20",
@@ -21,6 +25,19 @@ MODELS = [
     "text/charlstm-charlotte_bronte",
 ]
 SIZES = {"sequence": 576, "time": 12}
+
+
+@cache
+def loaded(path: Path) -> Model:
+    """The model, loaded once for all tests; `copy()` it before changing it."""
+    return load(path)
+
+
+@cache
+def known(path: Path) -> tuple[Batch, Batch]:
+    """An input, and what onnxruntime makes of it with the file as it is: computed once for all tests."""
+    batch = batch_for(path)
+    return batch, source_outputs(path, batch)
 
 
 def batch_for(path: Path) -> dict[str, np.ndarray]:

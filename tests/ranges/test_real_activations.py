@@ -10,6 +10,8 @@ from lowbit.numerics import error
 from lowbit.numerics.formats import INT8, UINT8
 from lowbit.ranges import ACIQ, MSE, OCTAV, Entropy, Histogram, MeanStd, MinMax, Percentile, RawRows
 
+pytestmark = pytest.mark.slow
+
 
 def activations(path, feed: dict[str, np.ndarray], count: int) -> dict[str, torch.Tensor]:
     """Float values inside a network, evenly taken from first to last, in onnxruntime."""

@@ -148,6 +148,7 @@ def transformer(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return transformers.LlamaForCausalLM(config), inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "bert", "gpt2", "llama"])
 def test_transformers_agree_with_onnxruntime(name: str) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"

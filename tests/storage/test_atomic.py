@@ -58,7 +58,7 @@ with replacing({str(path)!r}) as aside:
     aside.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == -9
     assert path.read_bytes() == b"old"
 
 

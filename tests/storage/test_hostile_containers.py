@@ -59,6 +59,7 @@ def test_any_damaged_byte_is_an_error_or_changes_nothing(packed: Path, tmp_path:
     assert {p.name for p in tmp_path.iterdir()} == {"net.onnx", "net.lowbit", "bad.lowbit", "out.onnx"}
 
 
+@pytest.mark.slow
 def test_a_damaged_index_behind_a_right_checksum_is_refused_or_readable(packed: Path, tmp_path: Path) -> None:
     with Container(packed) as container:
         index, program = container.index.write(), bytes(container.program)
