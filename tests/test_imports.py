@@ -11,10 +11,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "lowbit"
 # folder (or file) → what of lowbit it may import besides errors and itself; each only what stands above it
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "numerics": set(),
-    "ranges": {"numerics"},
+    "machine_code": set(),
+    "numerics": {"machine_code"},
+    "ranges": {"machine_code", "numerics"},
     "graph": set(),
-    "storage": set(),
+    "storage": {"machine_code"},
     "metadata": set(),
     "deploy": {"numerics"},
     "model": {"graph", "deploy", "storage"},

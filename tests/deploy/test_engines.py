@@ -1,8 +1,11 @@
 """Engines run what they are given, say what they cannot, and leave the program as it was."""
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -103,3 +106,39 @@ def test_a_missing_openvino_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'lowbit\[openvino\]'"):
         ENGINES["openvino"].compile(tiny())
+
+
+def test_threads_that_compile_one_program_get_the_outputs_that_each_asked_for(monkeypatch):
+    """An engine reads a copy: a program that was edited meanwhile had the outputs of one thread in another's file."""
+    program, seen = tiny(), []
+    whole = engines.serialize
+
+    def slowly(program: ir.Model) -> bytes:
+        time.sleep(0.02)
+        seen.append([value.name for value in program.graph.outputs])
+        return whole(program)
+
+    monkeypatch.setattr(engines, "serialize", slowly)
+    wanted = [["h"], ["y"], ["h", "y"], None] * 4
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda names: ENGINES["onnxruntime"].compile(program, threads=1, outputs=names), wanted))
+    assert [list(run({"x": X})) for run in runs] == [names or ["y"] for names in wanted]
+    assert sorted(seen) == sorted([["y", "h"], ["y"], ["y", "h"], ["y"]] * 4)
+    assert [value.name for value in program.graph.outputs] == ["y"]
+
+
+def test_a_program_with_external_weights_is_only_read(monkeypatch, tmp_path):
+    ir.save(tiny(), tmp_path / "net.onnx", external_data="weights", size_threshold_bytes=1)
+    program = ir.load(tmp_path / "net.onnx")
+    weight = program.graph.initializers["w"]
+    tensor, untouched, whole = weight.const_value, [], ir.to_proto
+
+    def watched(copy: ir.Model) -> onnx.ModelProto:
+        untouched.append(weight.const_value is tensor)
+        return whole(copy)
+
+    monkeypatch.setattr(ir, "to_proto", watched)
+    data = engines.serialize(program)
+    assert isinstance(tensor, ir.ExternalTensor)
+    assert untouched == [True]
+    assert load(data).run({"x": X})["y"].tolist() == [[1, 1, 0]]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from lowbit.errors import DataError
 from lowbit.numerics import TENSOR, channel
 from lowbit.numerics.formats import INT8, UINT8
-from lowbit.ranges import RANGES, Histogram, MinMax, MovingAverage, Percentile, RawRows
+from lowbit.ranges import RANGES, Histogram, MinMax, MovingAverage, Percentile, RawRows, counting
 from lowbit.ranges.counting import MASK_FROM, _count_on_device, bucket_counts
 
 numbers = st.floats(width=32, allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, -0.0, 1.0, -1e9, 1e-45])
@@ -28,6 +28,20 @@ def state(h: Histogram) -> tuple:
     values, weights = h.points()
     counts = (h.count, h.masked_count, h.nan_count, h.infinite_count)
     return (*counts, float(h.minimum), float(h.maximum), values.tolist(), weights.tolist())
+
+
+def test_an_interrupt_while_counting_leaves_no_counts_behind(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    x = np.arange(1, 9, dtype=np.float32)
+    with monkeypatch.context() as patched:
+        patched.setattr(counting, "_collect", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            histogram_of(x)
+    values, weights = histogram_of(x).points()
+    assert weights.tolist() == [[1] * 8]  # 2 each where the interrupted counts stayed
+    np.testing.assert_allclose(values, [x], rtol=2e-3)
 
 
 @settings(max_examples=100, deadline=None)

@@ -167,34 +167,30 @@ def _as_file_or_bytes(program: ir.Model | Path, outputs: Sequence[str] | None) -
             yield program
             return
         program = ir.load(program)
-    with _exposing(program, outputs):
-        if weight_bytes(program) <= LARGEST_MESSAGE_BYTES:
-            yield serialize(program)
-            return
-        with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-            path = Path(folder) / "model.onnx"
-            ir.save(program, path, external_data="model.onnx.data", size_threshold_bytes=1024)
-            yield path
+    if outputs is not None:
+        program = _with_outputs(program, outputs)
+    if weight_bytes(program) <= LARGEST_MESSAGE_BYTES:
+        yield serialize(program)
+        return
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        path = Path(folder) / "model.onnx"
+        # A copy: `save` points the tensors to the new file while it writes, and threads may share the program.
+        ir.save(program.clone(), path, external_data="model.onnx.data", size_threshold_bytes=1024)
+        yield path
 
 
-@contextlib.contextmanager
-def _exposing(program: ir.Model, outputs: Sequence[str] | None) -> Iterator[None]:
-    """The named values are outputs of the graph inside the block; the program is as it was afterwards."""
-    before = list(program.graph.outputs)
-    try:
-        if outputs is not None:
-            values = ir.convenience.create_value_mapping(program.graph)
-            present = {value.name for value in before}
-            for name in outputs:
-                if name not in values:
-                    raise ModelError(f"the model has no value '{name}' to return.")
-                if name not in present:
-                    program.graph.outputs.append(values[name])
-                    present.add(name)
-        yield
-    finally:
-        if len(program.graph.outputs) != len(before):
-            program.graph.outputs[:] = before
+def _with_outputs(program: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of the program, its tensors shared, that also returns the named values."""
+    program = program.clone()
+    values = ir.convenience.create_value_mapping(program.graph)
+    present = {value.name for value in program.graph.outputs}
+    for name in names:
+        if name not in values:
+            raise ModelError(f"the model has no value '{name}' to return.")
+        if name not in present:
+            program.graph.outputs.append(values[name])
+            present.add(name)
+    return program
 
 
 def weight_bytes(program: ir.Model) -> int:
@@ -210,26 +206,16 @@ def weight_bytes(program: ir.Model) -> int:
 
 
 def serialize(program: ir.Model) -> bytes:
-    """The program as one ONNX message, external data taken into it."""
-    with _in_memory(program):
-        return bytes(ir.to_proto(program).SerializeToString())
-
-
-@contextlib.contextmanager
-def _in_memory(program: ir.Model) -> Iterator[None]:
-    """External tensors replaced by mapped arrays while the block runs: the message then carries their bytes."""
-    held: list[tuple[ir.Value, ir.TensorProtocol]] = []
-    try:
+    """The program as one ONNX message, external data taken into it. It is only read: threads may share it."""
+    values = [value for graph in program.graphs() for value in graph.initializers.values()]
+    if any(isinstance(value.const_value, ir.ExternalTensor) for value in values):
+        program = program.clone()
         for graph in program.graphs():
             for name, value in graph.initializers.items():
                 tensor = value.const_value
-                if isinstance(tensor, ir.ExternalTensor):
-                    held.append((value, tensor))
+                if isinstance(tensor, ir.ExternalTensor):  # mapped arrays: the message then carries their bytes
                     value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
-        yield
-    finally:
-        for value, tensor in held:
-            value.const_value = tensor
+    return bytes(ir.to_proto(program).SerializeToString())
 
 
 # What OpenVINO says before it says what is wrong.

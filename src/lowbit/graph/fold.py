@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import threading
 
 import numpy as np
 import onnx_ir as ir
@@ -82,14 +83,27 @@ def name_uniquely(program: ir.Model) -> None:
 
 
 class quiet:  # noqa: N801  used like a function
-    """The logging of onnx_ir and onnxscript held back: what matters is raised as an error by us."""
+    """The logging of onnx_ir and onnxscript held back: what matters is raised as an error by us.
+
+    Logging is one for the whole process: of several threads inside, the first turns it off and the last one on again.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _before = 0
 
     def __enter__(self) -> None:
-        self._before = logging.root.manager.disable
-        logging.disable(logging.ERROR)
+        with quiet._lock:
+            if quiet._inside == 0:
+                quiet._before = logging.root.manager.disable
+                logging.disable(max(logging.ERROR, quiet._before))
+            quiet._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        logging.disable(self._before)
+        with quiet._lock:
+            quiet._inside -= 1
+            if quiet._inside == 0:
+                logging.disable(quiet._before)
 
 
 def _fingerprint(program: ir.Model) -> tuple[int, int, tuple[str | None, ...]]:

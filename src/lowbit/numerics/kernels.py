@@ -5,21 +5,16 @@ All take C-contiguous arrays: rows (n_blocks, n), scale and zero (n_blocks, 1) o
 Division, not multiplication by the inverse: that is what ONNX QuantizeLinear does, and the two differ near ties.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+from lowbit.machine_code import machine_code
+
+kernel = machine_code(error_model="numpy")
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _PART = 256
 _TOGETHER = 1024  # elements of short rows that are worked on at once: one by one a row costs 3 ns
-
-
-def kernel(function: _Function) -> _Function:
-    """Compile with numba, keep the machine code, let go of the interpreter's lock."""
-    return cast(_Function, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
 @kernel

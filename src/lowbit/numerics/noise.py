@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit.machine_code import machine_code
 from lowbit.numerics.encode import round_rows
 from lowbit.numerics.grids import Grid, Int, grid_table
 from lowbit.numerics.kernels import kernel
@@ -61,7 +61,7 @@ class SquaredError:
         return torch.from_numpy(out).to(self.device)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+@machine_code(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def _int_error(values: Any, weights: Any, scale: Any, zero: Any, lowest: Any, highest: Any, out: Any) -> None:
     for block in range(out.shape[0]):
         x = values[block if values.shape[0] > 1 else 0]

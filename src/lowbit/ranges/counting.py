@@ -7,11 +7,12 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from lowbit.machine_code import machine_code
 
 # 23 - 14 = 9 bits of mantissa: buckets 0.2 % wide, half of an 8-bit step at the top of the range.
 SHIFT = 14
@@ -83,15 +84,18 @@ def _window(extremes: npt.NDArray[np.int64]) -> tuple[int, int]:
 def _count_on_cpu(rows: Tensor) -> Buckets:
     bits = rows.numpy().view(np.int32)
     extremes = np.zeros((len(bits), _COLUMNS), np.int64)
-    if not hasattr(_scratch, "table"):
-        _scratch.table = np.zeros((_TABLES, 2 * _KEYS), np.uint32)
+    # Taken, and given back empty: an interrupt in between leaves no counts behind.
+    table = vars(_scratch).pop("table", None)
+    if table is None:
+        table = np.zeros((_TABLES, 2 * _KEYS), np.uint32)
     per_row = []
     for row in range(len(bits)):
-        _count(bits[row], _scratch.table, extremes[row])
+        _count(bits[row], table, extremes[row])
         base, width = _window(extremes[row : row + 1])
         counts = np.zeros((2, width), np.int64)
-        _collect(_scratch.table, base, counts, extremes[row])
+        _collect(table, base, counts, extremes[row])
         per_row.append((base, counts))
+    _scratch.table = table
     base, width = _window(extremes)
     together = np.zeros((len(bits), 2, width), np.int64)
     for row, (first, counts) in enumerate(per_row):
@@ -99,7 +103,7 @@ def _count_on_cpu(rows: Tensor) -> Buckets:
     return _assemble(rows, extremes, base, together)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@machine_code()
 def _count(line: Any, table: Any, out: Any) -> None:
     """Add one row to the table by sign and key, and note its extremes in `out`; see _COLUMNS.
 
@@ -143,7 +147,7 @@ def _count(line: Any, table: Any, out: Any) -> None:
         out[4] += table[bank, 0] + table[bank, _KEYS]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@machine_code()
 def _look_past_masks(line: Any, out: Any) -> None:
     """Extremes of the numbers that are no masks, and how many are masks, not finite, NaN."""
     biggest, least = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
@@ -162,7 +166,7 @@ def _look_past_masks(line: Any, out: Any) -> None:
     out[0], out[1], out[2], out[3] = lo, hi, small, large
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@machine_code()
 def _collect(table: Any, base: int, counts: Any, out: Any) -> None:
     """Move the window's counts out of the table, and leave the table empty."""
     width = counts.shape[1]

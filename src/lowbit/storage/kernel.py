@@ -1,33 +1,22 @@
 """What the entropy coders' inner loops are made of: compiled functions, and words read at any byte.
 
-numba compiles a kernel at its first call and keeps the machine code on disk, so nobody needs a compiler and only the
-first call ever waits. Kernels do not check their indices: each says which bounds its caller has made sure of.
+Kernels do not check their indices: each says which bounds its caller has made sure of.
 """
 
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
 from lowbit.errors import UnsupportedError
+from lowbit.machine_code import machine_code
 
 if sys.byteorder != "little":
     raise UnsupportedError("lowbit's coders read words of little-endian memory; this machine is big-endian.")
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def kernel(function: Function) -> Function:
-    """`function` as machine code, compiled when first called and cached on disk; it releases the GIL."""
-    try:
-        compiled = numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba found no folder that it may write its cache to
-        compiled = numba.njit(nogil=True)(function)
-    return cast(Function, compiled)
+kernel = machine_code()
 
 
 def _load64(typing_context: Any, array: Any, offset: Any) -> Any:
