@@ -6,7 +6,7 @@ import torch
 from toy_networks import convolutions, images, network
 
 from lowbit.flows.calibrate import forward, observe, solve_weights
-from lowbit.flows.improve import float_outputs, output_error
+from lowbit.flows.improve import float_outputs
 from lowbit.flows.ranges import PROJECTIONS, choose_ranges, output_errors, quantizer_costs
 from lowbit.model import Model
 from lowbit.numerics import INT8, UINT8, channel
@@ -26,6 +26,16 @@ def calibrated(model: Model, batches: list) -> Simulation:
     return simulation
 
 
+def in_batches(x: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Of 8: a weight's error is one for all samples of a batch, so only more batches make its price surer."""
+    return [{"x": x[i : i + 8]} for i in range(0, len(x), 8)]
+
+
+def prices(simulation: Simulation, batches: list) -> dict[str, float]:
+    """What each quantizer adds, a batch; 64 batches and 2 projections: √(2/128) = 13 % of spread for weights."""
+    return {n: c / PROJECTIONS / len(batches) for n, c in quantizer_costs(simulation, batches).items()}
+
+
 def switched_on(simulation: Simulation, names: list[str], batches: list) -> dict[str, float]:
     """Squared error of the outputs, relative to their power, with one quantizer at work at a time."""
     exact = float_outputs(simulation, batches)
@@ -39,13 +49,13 @@ def switched_on(simulation: Simulation, names: list[str], batches: list) -> dict
 
 
 def test_the_gradient_prices_each_quantizer_as_switching_it_on_does():
-    batches = [{"x": images(256)}]
+    batches = in_batches(images(512))
     simulation = calibrated(convolutions(), batches)
-    priced = quantizer_costs(simulation, batches)
+    priced = prices(simulation, batches)
     found = switched_on(simulation, list(priced), batches)
     assert len(found) == 7  # the input, three values behind kernels, three weights
     for name, cost in priced.items():
-        assert cost / PROJECTIONS == pytest.approx(found[name], rel=0.35), name
+        assert cost == pytest.approx(found[name], rel=0.35), name
 
 
 def test_a_kernel_and_torch_agree_on_what_a_candidate_costs():
@@ -72,11 +82,10 @@ def test_a_reader_in_float_adds_nothing_to_the_price():
         w=rng.normal(size=(16, 16)) / 4,
         ten=np.full(16, 10.0),
     )
-    batches = [{"x": rng.normal(size=(256, 16)).astype(np.float32)}]
+    batches = in_batches(rng.normal(size=(512, 16)).astype(np.float32))
     simulation = calibrated(model, batches)
     assert list(simulation.activations()) == ["s"]
-    cost = quantizer_costs(simulation, batches)["s"] / PROJECTIONS
-    assert cost == pytest.approx(switched_on(simulation, ["s"], batches)["s"], rel=0.35)
+    assert prices(simulation, batches)["s"] == pytest.approx(switched_on(simulation, ["s"], batches)["s"], rel=0.35)
 
 
 def test_pricing_leaves_the_parameters_as_they_were():
@@ -88,11 +97,3 @@ def test_pricing_leaves_the_parameters_as_they_were():
         assert torch.equal(parameter, before[name][0])
         assert parameter.requires_grad == before[name][1]
         assert parameter.grad is None
-
-
-def test_the_outputs_error_is_that_of_all_quantizers_together():
-    batches = [{"x": images(256)}]
-    simulation = calibrated(convolutions(), batches)
-    whole = output_error(simulation, batches, float_outputs(simulation, batches))
-    priced = sum(quantizer_costs(simulation, batches).values()) / PROJECTIONS
-    assert whole == pytest.approx(priced, rel=0.35)

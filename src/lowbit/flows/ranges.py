@@ -111,6 +111,7 @@ def output_errors(
     constants = simulation.constants()
     quantizers = {name: q for name in tried if isinstance(q := simulation.quantizers[name], FakeQuant)}
     total: dict[str, Tensor | None] = dict.fromkeys(tried)
+    moved = _moved(simulation)
 
     def arrived(name: str, x: Tensor, gradient: Tensor) -> None:
         samples = 1 if name in constants or not x.dim() else len(x)
@@ -120,7 +121,7 @@ def output_errors(
     def price(batch: Batch) -> None:
         with simulation.mode("probe", quantizers.values()):
             outputs = [y for y in simulation.module(*tensors(simulation, batch)).values() if y.requires_grad]
-        probes = [(name, x) for name, q in quantizers.items() for x in q.take_probes()]
+        probes = [(name, x) for name, q in quantizers.items() for x in _new(q.take_probes(), moved[q])]
         for name, x in probes:
             x.register_hook(partial(arrived, name, x.detach()))  # type: ignore[no-untyped-call]
         leaves = [x for _, x in probes if x.is_leaf]
@@ -148,6 +149,24 @@ def _reached(quantizer: FakeQuant, x: Tensor, gradient: Tensor, tried: Sequence[
         rounded = (fake_quantize(x, kind, *p) for p in tried) if tried else iter([quantizer.rounded(x)])
         dots = [torch.linalg.vecdot(along, as_stored(y - x, x).reshape(samples, -1)) for y in rounded]
         return torch.stack([dot.double().square().sum() for dot in dots])
+
+
+def _moved(simulation: Simulation) -> dict[nn.Module, list[bool]]:
+    """For each call of a quantizer: whether its input was only moved since the same one rounded it (MaxPool, Concat).
+
+    Rounding it again changes nothing, so such a call adds no error of its own.
+    """
+    found: dict[nn.Module, list[bool]] = {}
+    for node in simulation.module.graph.nodes:
+        if node.op == "call_module" and "quantized_value" in node.meta:
+            (source,) = node.all_input_nodes
+            again = any(n.op == "call_module" and n.target == node.target for n in source.all_input_nodes)
+            found.setdefault(simulation.module.get_submodule(str(node.target)), []).append(again)
+    return found
+
+
+def _new(probes: list[Tensor], moved: Sequence[bool]) -> list[Tensor]:
+    return [x for x, again in zip(probes, moved, strict=False) if not again]
 
 
 @contextmanager
