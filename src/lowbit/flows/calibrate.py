@@ -16,11 +16,15 @@ LARGEST_BIAS = 2.0**30  # steps: half of int32, the other half is for the sum th
 Batch = Mapping[str, np.ndarray[Any, Any]]
 
 
+def tensors(simulation: Simulation, batch: Batch) -> list[Tensor]:
+    """What the simulated network is called with."""
+    return [torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in simulation.program.graph.inputs]
+
+
 def forward(simulation: Simulation, batch: Batch) -> dict[str, Tensor]:
     """Outputs of the simulated network for one batch."""
-    inputs = [torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in simulation.program.graph.inputs]
     with torch.no_grad():
-        outputs: dict[str, Tensor] = simulation.module(*inputs)
+        outputs: dict[str, Tensor] = simulation.module(*tensors(simulation, batch))
     return outputs
 
 

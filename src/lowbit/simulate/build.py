@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from lowbit.errors import ModelError, UnsupportedError
-from lowbit.simulate.engine_node import engine_node
 from lowbit.simulate.operators import OPERATORS, Operator
 from lowbit.simulate.operators_types import TORCH_TYPES, to_tensor
 
@@ -175,6 +174,9 @@ class _Wiring:
         return arguments, not on_device
 
     def _add_engine_node(self, node: ir.Node) -> None:
+        # Imported here: it needs torch's compiler, 1 s and 40 MB that most networks do without.
+        from lowbit.simulate.engine_node import engine_node
+
         engine, values = engine_node(node, self.program)
         target = self._place(f"engine.{node.name or node.op_type}", engine)
         inputs = tuple(self.read(value) for value in values)
