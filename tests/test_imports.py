@@ -21,8 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"graph", "deploy", "storage"},
     "data": {"model", "storage"},
     "targets": {"numerics"},
-    "recipe": {"numerics", "ranges", "targets"},
-    "solve": {"numerics", "ranges", "recipe"},
+    "solve": {"numerics", "ranges"},
+    "recipe": {"numerics", "ranges", "graph", "targets", "solve"},
     "simulate": {"numerics", "ranges", "targets", "recipe", "solve"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {

@@ -14,12 +14,15 @@ from typing import Any
 
 import tomli_w
 
-from lowbit.errors import InputError, UnusedRuleError
+from lowbit.errors import InputError, UnsupportedError, UnusedRuleError
+from lowbit.graph import PASSES
 from lowbit.numerics import Format, parse_format, spell_format
 from lowbit.ranges import MSE, Auto, MinMax, Range, parse_range, range_words
+from lowbit.solve import SOLVERS
 from lowbit.targets import find_target
 
 _MSE = MSE()
+IMPROVE = ("smooth", "correct_bias", "protect")  # passes that look at the calibration data
 
 
 @dataclass(frozen=True, init=False)
@@ -27,7 +30,8 @@ class TensorSpec:
     """What a tensor is stored in, where it is clipped, and how its codes are found. `format=None`: it stays float.
 
     format, range   values, or their words: TensorSpec("int4 group:64", "percentile:99.99"); "float" is None
-    dynamic         an activation's range is measured per input at run time instead of at calibration
+    solve           a name in lowbit.solve.SOLVERS
+    dynamic         an activation's range is measured per input at run time instead of at calibration; simulated only
     """
 
     format: Format | None
@@ -38,8 +42,16 @@ class TensorSpec:
     def __init__(
         self, format: "Format | str | None", range: "Range | str" = _MSE, solve: str = "direct", dynamic: bool = False
     ) -> None:
+        if not isinstance(format, (Format, str, type(None))):
+            raise InputError(f"format {format!r} is neither a Format nor its words, as 'int4 group:64'.")
+        if solve not in tuple(SOLVERS):
+            raise InputError(f"solver {solve!r} does not exist. Solvers are: {', '.join(SOLVERS)}.")
+        if not isinstance(dynamic, bool):
+            raise InputError(f"dynamic={dynamic!r} is neither True nor False.")
         kind = None if format is None or format == "float" else parse_format(format)
-        for name, value in (("format", kind), ("range", parse_range(range)), ("solve", solve), ("dynamic", dynamic)):
+        chosen = parse_range(range)
+        range_words(chosen)  # a range without words could not be written with the recipe
+        for name, value in (("format", kind), ("range", chosen), ("solve", solve), ("dynamic", dynamic)):
             object.__setattr__(self, name, value)
 
 
@@ -65,21 +77,52 @@ class Rule:
         weights: "TensorSpec | Format | str | None" = None,
         activations: "TensorSpec | Format | str | None" = None,
     ) -> None:
+        if not isinstance(layers, str):
+            raise InputError(f"a rule's layers are a glob over their names, as 'encoder.*', not {layers!r}.")
         object.__setattr__(self, "layers", layers)
         for name, spec in (("weights", weights), ("activations", activations)):
+            if not isinstance(spec, (TensorSpec, Format, str, type(None))):
+                raise InputError(
+                    f"rule '{layers}': {name}={spec!r} is neither a format, its words nor a TensorSpec. A format and "
+                    "a range together are TensorSpec('uint8', 'minmax')."
+                )
             object.__setattr__(self, name, TensorSpec(spec) if isinstance(spec, (Format, str)) else spec)
+        if self.weights is not None and self.weights.dynamic:
+            raise InputError(f"rule '{layers}': weights cannot be dynamic, they are the same at every input.")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Rules, the passes that run before them, and the target they are for.
+    """Rules, the passes that run before them, and the target they are for. All names exist: InputError otherwise.
 
-    passes   names in lowbit.graph.PASSES, in order; "smooth" and "correct_bias" also look at the calibration data
+    passes   names in lowbit.graph.PASSES, in order, and in IMPROVE, which also look at the calibration data
     """
 
     rules: tuple[Rule, ...]
     passes: tuple[str, ...] = ()
     target: str = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        for name, values, kind, what in (
+            ("rules", self.rules, Rule, "Rules"),
+            ("passes", self.passes, str, "names of passes"),
+        ):
+            if not isinstance(values, (tuple, list)) or not all(isinstance(value, kind) for value in values):
+                raise InputError(f"a recipe's {name} are a tuple of {what}, not {values!r}.")
+            object.__setattr__(self, name, tuple(values))
+        known = (*PASSES, *IMPROVE)
+        if unknown := [name for name in self.passes if name not in known]:
+            raise InputError(f"pass '{unknown[0]}' does not exist. Passes are: {', '.join(known)}.")
+        find_target(self.target)
+
+    def check_deployable(self) -> None:
+        """Raise UnsupportedError for what can be simulated only, before anything is calibrated."""
+        for rule in self.rules:
+            if rule.activations is not None and rule.activations.dynamic:
+                raise UnsupportedError(
+                    f"rule '{rule.layers}': no engine measures the range of an activation at run time between Q/DQ; "
+                    "lowbit.simulation does. Leave out dynamic=True for a file."
+                )
 
     def specs(self, names: Iterable[str]) -> tuple[TensorSpec, TensorSpec]:
         """(weights, activations) of the layer that goes by these names; the last matching rule wins."""
@@ -123,7 +166,10 @@ class Recipe:
             raise InputError(f"{source} is not TOML: {error}.") from None
         _known_keys(table, {"target", "passes", "rules"}, source)
         rules = []
-        for row in table.get("rules", []):
+        found = table.get("rules", [])
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise InputError(f"{source}: rules are tables, each under [[rules]], not {found!r}.")
+        for row in found:
             _known_keys(row, {"layers", "weights", "activations"}, f"{source}, rule '{row.get('layers', '*')}'")
             rules.append(
                 Rule(
@@ -131,9 +177,7 @@ class Recipe:
                     *(_parse(row[k]) if k in row else None for k in ("weights", "activations")),
                 )
             )
-        return Recipe(
-            tuple(rules), tuple(table.get("passes", ())), find_target(table.get("target", "onnxruntime")).name
-        )
+        return Recipe(tuple(rules), table.get("passes", ()), table.get("target", "onnxruntime"))
 
 
 def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -152,8 +196,8 @@ def _spell(spec: TensorSpec) -> str | dict[str, Any]:
     return row
 
 
-def _parse(row: str | Mapping[str, Any]) -> TensorSpec:
-    if isinstance(row, str):
+def _parse(row: Any) -> TensorSpec:
+    if not isinstance(row, dict):
         return TensorSpec(row)
     _known_keys(row, {"format", "range", "solve", "dynamic"}, f"spec {dict(row)}")
     if row.get("format") == "float":
@@ -167,7 +211,6 @@ PREPARE = (
     *("simplify_reshapes", "merge_repeats", "recognize_operators", "fuse_pad"),
     *("fold_batchnorm", "fold_scales", "fuse_gemm", "finite_masks"),
 )
-IMPROVE = ("smooth", "correct_bias", "protect")  # these look at the calibration data
 
 
 def int8(target: str = "onnxruntime") -> Recipe:

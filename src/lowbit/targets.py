@@ -91,6 +91,6 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
 
 def find_target(name: str) -> Target:
     """The target of that name; InputError lists them."""
-    if name not in TARGETS:
+    if name not in tuple(TARGETS):
         raise InputError(f"target '{name}' does not exist. Targets are: {', '.join(TARGETS)}.")
     return TARGETS[name]

@@ -46,7 +46,9 @@ def quantize(
     The deployed program is run against the simulation before it is returned; MismatchError if they differ by more than
     one step anywhere. What became of each tensor is in the ledger, which travels in the saved file.
     """
-    ready = _calibrated(model, calibration, find_recipe(recipe, target))
+    chosen = find_recipe(recipe, target)
+    chosen.check_deployable()
+    ready = _calibrated(model, calibration, chosen)
     program = export(ready.simulation)
     parity = verify(ready.simulation, program, ready.judging)
     program.metadata_props.update(

@@ -50,6 +50,8 @@ def _argument(text: str) -> Any:
 
 def range_words(range: Range) -> str:
     """The words that `parse_range` turns back into this range."""
-    name = next(word for word, kind in RANGES.items() if isinstance(range, kind))  # type: ignore[arg-type]
+    name = next((word for word, kind in RANGES.items() if isinstance(range, kind)), None)  # type: ignore[arg-type]
+    if name is None:
+        raise InputError(f"range {range!r} has no name. Ranges are: {', '.join(RANGES)}; enter a new class there.")
     values = list(vars(range).values())
     return f"{name}:{values[0]}" if values and range != RANGES[name]() else name

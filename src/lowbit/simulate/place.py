@@ -273,7 +273,8 @@ class _Placer:
             return
         if data.name not in sites or weight.name not in sites:
             return
-        if not _have_a_product_scale(sites[str(data.name)].spec.format, sites[str(weight.name)].spec.format):
+        activations = sites[str(data.name)].spec
+        if activations.dynamic or not _have_a_product_scale(activations.format, sites[str(weight.name)].spec.format):
             self.reasons[str(value.name)] = "no single scale belongs to the products that it is added to"
             return
         if len(value.uses()) > 1:

@@ -1,11 +1,17 @@
 """The plain solver: clip to the range, round to the nearest code."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from lowbit.numerics import QuantTensor, measure, quantize, to_rows
 from lowbit.ranges import RawRows
-from lowbit.recipe import TensorSpec
+
+if TYPE_CHECKING:
+    from lowbit.recipe import TensorSpec
 
 
 def direct(weight: Tensor, spec: TensorSpec) -> QuantTensor:
