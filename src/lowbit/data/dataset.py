@@ -76,11 +76,15 @@ class Data:
         for samples in self.samples(size):
             yield samples.inputs, samples.labels
 
-    def samples(self, size: int | None = None) -> Iterator[Samples]:
-        """As `batches`, with the number of samples in each."""
+    def samples(self, size: int | None = None, most_bytes: int | None = None) -> Iterator[Samples]:
+        """As `batches`, with the number of samples in each; fewer than `size` where they would take `most_bytes`."""
         batching = Batching.of(self.fitting.inputs)
         parts = self._chosen(batching)
         wanted = batching.fixed or size or self.source.batch
+        if wanted and most_bytes and (first := next(parts, None)) is not None:
+            each = sum(array.nbytes for array in first.inputs.values()) / first.count
+            wanted = batching.fixed or max(1, min(wanted, int(most_bytes // max(1.0, each))))
+            parts = itertools.chain([first], parts)
         done = 0
         for samples in batching.regrouped(parts, wanted) if wanted else parts:
             if batching.fixed and samples.count != batching.fixed:
@@ -98,6 +102,13 @@ class Data:
             )
         if not done:
             raise DataError(f"{self.source.name} has no samples{f' after the first {self.skip}' if self.skip else ''}.")
+
+    def pieces(self, samples: Samples, size: int) -> list[Samples]:
+        """These samples, `size` at a time; all at once where the network takes a fixed number."""
+        if self.fixed_batch or size >= samples.count:
+            return [samples]
+        batching = Batching.of(self.fitting.inputs)
+        return [batching.slice(samples, start, start + size) for start in range(0, samples.count, size)]
 
     def cut(self, samples: Samples, count: int) -> Samples:
         """The first `count` of these samples; all of them where the network takes a fixed number at once."""

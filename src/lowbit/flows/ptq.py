@@ -2,20 +2,20 @@
 
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lowbit
 from lowbit.data import Data
-from lowbit.data.samples import Samples
 from lowbit.errors import UnsupportedError
-from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights
+from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights, tensors
 from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
 from lowbit.flows.improve import float_outputs, keep_if_better
+from lowbit.flows.kept_samples import BATCH, batches, first, keep, room
 from lowbit.flows.protect import protect
 from lowbit.flows.ranges import choose_ranges
 from lowbit.flows.smooth import smooth_activations
@@ -24,31 +24,38 @@ from lowbit.graph import PASSES
 from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.numerics import Format
-from lowbit.recipe import Recipe, find_recipe
+from lowbit.recipe import IMPROVE, Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
+from lowbit.simulate.footprint import footprint
 from lowbit.simulate.place import place
 from lowbit.simulate.sites import Placement
 
-BATCH = 16  # samples that go through the network at once, where it takes any number
-JUDGING_SAMPLES = 16  # held in memory from the start of the calibration data: to judge by, and for the proof
-KEPT_SAMPLES = 64  # held after these, for the steps that look more than once
+MEMORY = 2**30  # bytes that samples and activations may take, beside the network itself and what libraries take
+RANGE_SAMPLES = 32  # that ranges are chosen by, with gradients
+BIAS_SAMPLES = 64  # that biases are corrected by
 
 
 def quantize(
-    model: Model, calibration: Any, recipe: "str | Path | Format | Recipe" = "int8", *, target: str | None = None
+    model: Model,
+    calibration: Any,
+    recipe: "str | Path | Format | Recipe" = "int8",
+    *,
+    target: str | None = None,
+    memory: int = MEMORY,
 ) -> Model:
     """A model in integers that a standard engine runs.
 
     calibration   some hundred typical inputs, unlabelled: arrays, tensors, dicts, a DataLoader, any iterable of batches
     recipe        a preset ("int8"), a format for all weights ("mxfp4"), a TOML file or a Recipe
     target        engine profile, see lowbit.TARGETS; None: the recipe's own
+    memory        bytes that samples and activations may take; how many go through the network at once follows from it
 
     The deployed program is run against the simulation before it is returned; MismatchError if they differ by more than
     one step anywhere. What became of each tensor is in the ledger, which travels in the saved file.
     """
     chosen = find_recipe(recipe, target)
     chosen.check_deployable()
-    ready = _calibrated(model, calibration, chosen)
+    ready = _calibrated(model, calibration, chosen, memory)
     program = export(ready.simulation)
     parity = verify(ready.simulation, program, ready.judging)
     program.metadata_props.update(
@@ -64,13 +71,18 @@ def quantize(
 
 
 def simulation(
-    model: Model, calibration: Any, recipe: "str | Path | Format | Recipe" = "int8", *, target: str | None = None
+    model: Model,
+    calibration: Any,
+    recipe: "str | Path | Format | Recipe" = "int8",
+    *,
+    target: str | None = None,
+    memory: int = MEMORY,
 ) -> Simulation:
     """The quantized network as a torch module, also in formats that no engine computes; arguments as in `quantize`.
 
     `with simulation.mode("quantize"): simulation.module(x)` gives {output: tensor}.
     """
-    return _calibrated(model, calibration, find_recipe(recipe, target)).simulation
+    return _calibrated(model, calibration, find_recipe(recipe, target), memory).simulation
 
 
 @dataclass(frozen=True)
@@ -83,32 +95,40 @@ class _Calibrated:
     judging: list[Batch]
 
 
-def _calibrated(model: Model, calibration: Any, chosen: Recipe) -> _Calibrated:
+def _calibrated(model: Model, calibration: Any, chosen: Recipe, memory: int) -> _Calibrated:
     prepared = model.copy()
     data = Data.of(calibration, model.inputs)
-    stream = data.samples(BATCH)
-    judging, kept = _take(stream, JUDGING_SAMPLES), _take(stream, KEPT_SAMPLES)
-    examples = kept or judging
+    stream = data.samples(BATCH, memory // 16)
+    kept = keep(data, stream, memory // 4)
 
     notes = [line for name in chosen.passes if name in PASSES for line in PASSES[name](prepared.program)]
     if "smooth" in chosen.passes:
-        notes += smooth_activations(prepared.program, examples)
+        notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
     placement = place(prepared.program, chosen)
     if not placement.sites:
         raise UnsupportedError(_nothing_to_do(model, placement))
     simulation = Simulation(prepared.program, placement)
-    observe(simulation, chain(judging, kept, (samples.inputs for samples in stream)))
+    one = next(first(data, kept.judging, 1))
+    size = footprint(simulation.module, tensors(simulation, one.inputs))
+    in_batches = partial(batches, data, footprint=size, most_bytes=memory // 2)
+    observe(simulation, in_batches(chain(kept.judging, kept.fitting, stream)))
     _warn_of_constant_inputs(simulation)
+    judging = list(in_batches(kept.judging))
     exact = float_outputs(simulation, judging)
+    by_gradient = list(in_batches(first(data, kept.fitting, RANGE_SAMPLES)))
+    together = min(BIAS_SAMPLES, room(size, one, memory // 4))  # each twice: exact and rounded
+    by_layer = list(in_batches(first(data, kept.fitting, together)))
 
     def settle(simulation: Simulation) -> list[str]:
         solve_weights(simulation)
-        choose_ranges(simulation, judging + kept[:1])
+        choose_ranges(simulation, by_gradient)
         said = hold_biases(simulation)
         if "correct_bias" in chosen.passes:
-            said += keep_if_better(simulation, lambda: correct_bias(simulation, examples), judging, exact)
+            said += keep_if_better(simulation, lambda: correct_bias(simulation, by_layer), judging, exact)
         return said
 
+    if kept.shared and set(IMPROVE) & set(chosen.passes):
+        notes.append("judged by the samples that were fitted to: there are no others")
     notes += settle(simulation)
     if "protect" in chosen.passes:
         simulation, chosen, said = protect(simulation, chosen, settle, judging, exact)
@@ -121,15 +141,6 @@ def _nothing_to_do(model: Model, placement: Placement) -> str:
     return (
         f"no tensor of '{model.source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it smaller."
     )
-
-
-def _take(stream: Iterator[Samples], count: int) -> list[Batch]:
-    """Batches from the stream until `count` samples are there, or it ends."""
-    taken: list[Batch] = []
-    while count > 0 and (samples := next(stream, None)) is not None:
-        taken.append(samples.inputs)
-        count -= samples.count
-    return taken
 
 
 def _warn_of_constant_inputs(simulation: Simulation) -> None:

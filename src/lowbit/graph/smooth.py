@@ -7,7 +7,7 @@ Source: Xiao et al. 2022 (arXiv 2211.10438), eq. 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -32,22 +32,15 @@ def smooth(
     """
     done: list[str] = []
     kept: list[str] = []
-    values = [value for node in program.graph for value in node.outputs]
-    for value in values:
-        layers = [layer for layer in map(linear_layer, value.consumers()) if layer is not None and _reads(layer, value)]
-        if not layers:
-            continue
+    for value, layers, taker, reason in list(_found(program)):
         seen = maxima.get(str(value.name))
-        if seen is None or seen.shape != (layers[0].inputs,):
-            continue
-        everyone = len(value.uses()) == len(layers) and not value.is_graph_output()
-        weights = np.concatenate([layer.by_input() for layer in layers], axis=1)
-        scale = balance(seen, weights, strength)
-        taker = _taker(value, scale.size) if everyone else None
         if taker is None and not insert:
-            reason = "nothing before it scales by channel" if everyone else "it has other readers"
             kept.append(f"'{value.name}' kept: {reason}")
             continue
+        if seen is None or seen.shape != (layers[0].inputs,):
+            continue
+        weights = np.concatenate([layer.by_input() for layer in layers], axis=1)
+        scale = balance(seen, weights, strength)
         if taker is None:
             _insert_mul(value, layers, 1 / scale)
         else:
@@ -56,6 +49,21 @@ def smooth(
             layer.scale_inputs(scale)
         done.append(f"'{value.name}' smoothed into {', '.join(repr(layer.node.name) for layer in layers)}")
     return Changed(tuple(done), tuple(kept))
+
+
+def smoothable(program: ir.Model) -> list[str]:
+    """The activations that can be smoothed without an operator more: what `maxima` is wanted of."""
+    return [str(value.name) for value, _, taker, _ in _found(program) if taker is not None]
+
+
+def _found(program: ir.Model) -> Iterator[tuple[ir.Value, list[Linear], ir.Node | Linear | None, str]]:
+    """(activation, MatMuls and Gemms that read it, what can take the division or None, why none)."""
+    for value in [value for node in program.graph for value in node.outputs]:
+        layers = [layer for layer in map(linear_layer, value.consumers()) if layer is not None and _reads(layer, value)]
+        if layers:
+            everyone = len(value.uses()) == len(layers) and not value.is_graph_output()
+            taker = _taker(value, layers[0].inputs) if everyone else None
+            yield value, layers, taker, "nothing before it scales by channel" if everyone else "it has other readers"
 
 
 def _reads(layer: Linear, value: ir.Value) -> bool:

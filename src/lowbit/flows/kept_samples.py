@@ -1,0 +1,68 @@
+"""Samples that calibration keeps in memory, bounded in bytes: some to fit to, others to judge by."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from lowbit.data import Data
+from lowbit.data.samples import Samples
+from lowbit.flows.calibrate import Batch
+from lowbit.simulate.footprint import Footprint
+
+BATCH = 16  # samples that go through the network at once, where memory has room for them
+KEPT = 80  # samples, from the start of the calibration data
+JUDGING = 16  # of the kept ones; a third where there are few
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The two have no sample in common, unless `shared`: there was only one, or the network takes all at once."""
+
+    judging: list[Samples]
+    fitting: list[Samples]
+    shared: bool
+
+
+def keep(data: Data, stream: Iterator[Samples], most_bytes: int) -> Kept:
+    """Take the first samples from the stream, KEPT of them or as many as `most_bytes` has room for."""
+    taken: list[Samples] = []
+    while sum(s.count for s in taken) < KEPT and sum(map(_bytes, taken)) < most_bytes:
+        if (samples := next(stream, None)) is None:
+            break
+        taken.append(samples)
+    wanted = min(JUDGING, max(1, sum(s.count for s in taken) // 3))
+    judging: list[Samples] = []
+    fitting: list[Samples] = []
+    for samples in taken:
+        missing = wanted - sum(s.count for s in judging)
+        head, *tail = data.pieces(samples, missing) if missing > 0 else (samples,)
+        (judging if missing > 0 else fitting).append(head)
+        fitting += tail
+    return Kept(judging, fitting or judging, shared=not fitting)
+
+
+def batches(data: Data, kept: Iterable[Samples], footprint: Footprint, most_bytes: int) -> Iterator[Batch]:
+    """These samples in batches whose activations take at most `most_bytes`, or one by one."""
+    for samples in kept:
+        each = max(1.0, footprint.made * _bytes(samples) / samples.count)
+        for piece in data.pieces(samples, max(1, min(BATCH, int(most_bytes // each)))):
+            yield piece.inputs
+
+
+def room(footprint: Footprint, samples: Samples, most_bytes: int) -> int:
+    """How many such samples can be alive in a network together."""
+    return int(most_bytes // max(1.0, footprint.alive * _bytes(samples) / samples.count))
+
+
+def first(data: Data, kept: Iterable[Samples], count: int) -> Iterator[Samples]:
+    """The first `count` of them, at least one."""
+    left = max(1, count)
+    for samples in kept:
+        if left <= 0:
+            return
+        piece = data.pieces(samples, left)[0]
+        yield piece
+        left -= piece.count
+
+
+def _bytes(samples: Samples) -> int:
+    return sum(array.nbytes for array in samples.inputs.values())
