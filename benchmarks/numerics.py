@@ -16,10 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from lowbit.flows.fit_size import entropy_bits
-from lowbit.numerics import Format, Int, KMeans, encode_rows, error, parse_format, quantize
+from lowbit.numerics import Format, Int, KMeans, encode_rows, parse_format, quantize
 from lowbit.numerics.encode import fresh, round_rows
 from lowbit.numerics.grids import E4M3, Float
-from lowbit.ranges import MSE, Histogram, RawRows
+from lowbit.ranges import Histogram, error
 
 ELEMENTS = 1 << 24
 
@@ -168,9 +168,7 @@ def theory() -> Table:
                 except ValueError:
                     cells.append("")
                     continue
-                rows = RawRows.of(x, kind.block) if kind.block else None
-                bounds = MSE().bounds(rows, kind) if search and rows else None
-                cells.append(f"{error(x, kind, bounds).sqnr_db:.2f}")
+                cells.append(f"{error(x, kind, range='mse' if search else None).sqnr_db:.2f}")
             table.add_row(source, name, *cells)
         table.add_row(source, "uniform, entropy-coded", *(f"{entropy_coded(x, bits):.2f}" for bits in range(2, 9)))
         table.add_row(source, "rate-distortion bound", *(f"{shannon(source, bits):.2f}" for bits in range(2, 9)))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lowbit.numerics import Format, Int, KMeans, error, parse_format, quantize, scale_and_zero
+from lowbit.numerics import Format, Int, KMeans, parse_format, quantize, scale_and_zero
 from lowbit.numerics.fitted import Piecewise
 from lowbit.numerics.formats import FORMATS, INT8
 from lowbit.numerics.sorted_points import SortedPoints
-from lowbit.ranges import ACIQ, MSE, OCTAV, RawRows
+from lowbit.ranges import ACIQ, MSE, OCTAV, RawRows, error
 from lowbit.ranges.analytic import gauss_clip, laplace_clip
 
 

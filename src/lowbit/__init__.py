@@ -20,9 +20,12 @@ _HOMES = {
         *("ELEMENT", "FORMATS", "TENSOR", "Format", "QuantTensor"),
         *("AdditivePow2", "Bases", "Codebook", "Float", "Int", "KMeans", "Piecewise", "Pow2", "SignedPow2"),
         *("E2M1", "E2M3", "E3M2", "E4M3", "E5M2", "E8M0"),
-        *("channel", "error", "group", "parse_format", "quantize_tensor", "tile"),
+        *("channel", "group", "parse_format", "stochastic", "tile"),
     ),
-    "lowbit.ranges": ("RANGES",),
+    "lowbit.ranges": (
+        *("ACIQ", "MSE", "OCTAV", "Auto", "Entropy", "MeanStd", "MinMax", "MovingAverage", "Percentile"),
+        *("RANGES", "Histogram", "error", "parse_range", "quantize_tensor"),
+    ),
     "lowbit.storage.container": ("pack", "unpack"),
     "lowbit.storage.inspect": ("inspect", "read_tensor"),
     "lowbit.recipe": ("FLOAT", "RECIPES", "Recipe", "Rule", "TensorSpec"),
@@ -68,12 +71,24 @@ if TYPE_CHECKING:
     from lowbit.numerics import QuantTensor as QuantTensor
     from lowbit.numerics import SignedPow2 as SignedPow2
     from lowbit.numerics import channel as channel
-    from lowbit.numerics import error as error
     from lowbit.numerics import group as group
     from lowbit.numerics import parse_format as parse_format
-    from lowbit.numerics import quantize_tensor as quantize_tensor
+    from lowbit.numerics import stochastic as stochastic
     from lowbit.numerics import tile as tile
+    from lowbit.ranges import ACIQ as ACIQ
+    from lowbit.ranges import MSE as MSE
+    from lowbit.ranges import OCTAV as OCTAV
     from lowbit.ranges import RANGES as RANGES
+    from lowbit.ranges import Auto as Auto
+    from lowbit.ranges import Entropy as Entropy
+    from lowbit.ranges import Histogram as Histogram
+    from lowbit.ranges import MeanStd as MeanStd
+    from lowbit.ranges import MinMax as MinMax
+    from lowbit.ranges import MovingAverage as MovingAverage
+    from lowbit.ranges import Percentile as Percentile
+    from lowbit.ranges import error as error
+    from lowbit.ranges import parse_range as parse_range
+    from lowbit.ranges import quantize_tensor as quantize_tensor
     from lowbit.recipe import FLOAT as FLOAT
     from lowbit.recipe import RECIPES as RECIPES
     from lowbit.recipe import Recipe as Recipe

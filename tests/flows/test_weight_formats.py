@@ -9,10 +9,10 @@ import lowbit as lb
 from lowbit.deploy.engines import ENGINES
 from lowbit.errors import InputError
 from lowbit.metadata import from_text
-from lowbit.numerics import FORMATS, error, parse_format, spell_format
+from lowbit.numerics import FORMATS, parse_format, spell_format
 from lowbit.numerics.grids import Int
 from lowbit.numerics.qtensor import as_torch
-from lowbit.ranges import MinMax
+from lowbit.ranges import MinMax, error
 from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec, find_recipe
 from lowbit.simulate.weights import orient
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
 
 from lowbit.errors import InputError
-from lowbit.numerics import TENSOR, Bases, Format, Int, KMeans, Piecewise, channel, error, group, quantize
+from lowbit.numerics import TENSOR, Bases, Format, Int, KMeans, Piecewise, channel, group, quantize
 from lowbit.numerics.fitted import STARTS, fit_table
 from lowbit.numerics.sorted_points import SortedPoints
-from lowbit.ranges import MSE, RawRows
+from lowbit.ranges import MSE, RawRows, error
 
 
 def normal(*shape: int) -> torch.Tensor:

@@ -80,6 +80,13 @@ def test_a_codebook_costs_its_table():
     assert FORMATS["codebook4"].bits_per_element((100, 100)) == 4 + 16 * 32 / 10_000
 
 
+@pytest.mark.parametrize("words", ["codebook3", "bases3", "bases8", "pwlq4", "pwlq8 channel:0", "bases2 group:16"])
+def test_a_fitted_grid_costs_the_table_that_is_stored(words):  # bases8 was said to cost 8 numbers, and held 256
+    stored = quantize(torch.randn(16, 64), words)
+    numbers = stored.table.numel()
+    assert stored.bits == pytest.approx(stored.codes.numel() * stored.format.grid.bits + 32 * numbers)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_pastes_back(name):
     assert eval(repr(FORMATS[name]), NAMES) == FORMATS[name]
@@ -139,6 +146,8 @@ def test_words_that_mean_nothing_are_answered_with_what_does(words, message):
         lambda: Format(Int(8), None, zero_point=True),
         lambda: Format(KMeans(4), scale=Format(Int(8))),
         lambda: Format(Int(8), reach=-1.0),
+        lambda: Format(Int(1)),  # −1 and 0: no scale puts a range on 0
+        lambda: Format(Codebook((-2.0, -1.0))),
         lambda: Format(Int(8), rounding="odd"),
     ],
 )

@@ -43,6 +43,26 @@ def test_half_precision_floats_have_the_values_of_numpy(name):
     assert np.array_equal(grid.values(), standard_values(dtype, 16))
 
 
+@pytest.mark.parametrize("name", STANDARD)
+def test_bit_patterns_are_those_of_ml_dtypes(name):
+    grid, dtype = STANDARD[name], getattr(ml_dtypes, name)
+    values = grid.values().astype(np.float32)
+    bits = quantize(values, Format(grid, None)).to_bits()
+    assert bits.dtype == np.uint8
+    assert np.array_equal(bits.view(dtype).astype(np.float32), values)
+
+
+def test_bit_patterns_of_other_grids():
+    torch_bits = quantize(torch.tensor([1.0, -448.0]), Format(E4M3, None)).to_bits()
+    assert torch_bits.view(torch.float8_e4m3fn).float().tolist() == [1, -448]
+    halves = quantize(np.float32([1.5, -2.0]), Format(BFLOAT16, None)).to_bits()
+    assert halves.dtype == np.uint16
+    assert halves.view(ml_dtypes.bfloat16).astype(np.float32).tolist() == [1.5, -2]
+    assert quantize(np.float32([-1, 7, -8]), Format(Int(4), None)).to_bits().tolist() == [0b1111, 0b0111, 0b1000]
+    scales = quantize(np.float32([1, 0.5]), Format(E8M0, None)).to_bits()
+    assert scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32).tolist() == [1, 0.5]
+
+
 def test_e8m0_has_the_values_of_ml_dtypes():
     codes = np.arange(255, dtype=np.uint8)  # 255 is NaN
     assert np.array_equal(E8M0.values(), codes.view(ml_dtypes.float8_e8m0fnu).astype(np.float64))

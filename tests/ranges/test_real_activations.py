@@ -6,9 +6,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from lowbit.numerics import error
 from lowbit.numerics.formats import INT8, UINT8
-from lowbit.ranges import ACIQ, MSE, OCTAV, Entropy, Histogram, MeanStd, MinMax, Percentile, RawRows
+from lowbit.ranges import ACIQ, MSE, OCTAV, Entropy, Histogram, MeanStd, MinMax, Percentile, RawRows, error
 
 pytestmark = pytest.mark.slow
 

@@ -156,6 +156,18 @@ def test_any_floating_dtype_is_counted(dtype):
     assert state(histogram_of(x)) == state(histogram_of(x.float()))
 
 
+def test_histograms_of_other_blocks_are_not_merged():
+    rows, columns, wider = Histogram(channel(0), "conv_1"), Histogram(channel(1)), Histogram(channel(0))
+    rows.add(torch.ones(2, 3))
+    columns.add(torch.ones(2, 3))
+    wider.add(torch.ones(3, 3))
+    with pytest.raises(DataError, match=r"'conv_1' of different blocks, channel\(0\) and channel\(1\)"):
+        rows.merge(columns)
+    with pytest.raises(DataError, match="'conv_1' differ in shape: 3 blocks of channel"):
+        rows.merge(wider)
+    assert rows.count == 6
+
+
 def test_the_moving_average_follows_the_batches():  # 0.9 · 1 + 0.1 · 3 = 1.2, then 0.9 · 1.2 + 0.1 · 3 = 1.38
     h = histogram_of(*(torch.tensor([0.0, top]) for top in (1.0, 3.0, 3.0)))
     assert float(MovingAverage(0.9).bounds(h, UINT8)[1]) == pytest.approx(1.38)

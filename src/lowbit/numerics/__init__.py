@@ -22,11 +22,9 @@ from lowbit.numerics.parse import parse_format
 from lowbit.numerics.qtensor import QuantTensor
 from lowbit.numerics.quantize import (
     Error,
-    error,
     fake_quantize_rows,
     measure,
     quantize,
-    quantize_tensor,
     scale_and_zero,
 )
 from lowbit.numerics.roundings import ROUNDINGS, Rounding, parse_rounding, stochastic
@@ -67,7 +65,6 @@ __all__ = [
     "decode_rows",
     "describe_format",
     "encode_rows",
-    "error",
     "fake_quantize_rows",
     "from_rows",
     "group",
@@ -75,7 +72,6 @@ __all__ = [
     "parse_format",
     "parse_rounding",
     "quantize",
-    "quantize_tensor",
     "scale_and_zero",
     "spell_format",
     "stochastic",

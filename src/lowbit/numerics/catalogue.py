@@ -78,8 +78,8 @@ def entry(name: str, format: Format) -> Entry:
     elif format.zero_point:
         shares += ", zero point"
     if isinstance(format.grid, Fitted):
-        codes, numbers = 1 << format.grid.bits, format.grid.numbers
-        return Entry(name, format.bits_per_element(), codes, None, None, f"{shares}, {numbers} numbers a table", source)
+        codes = 1 << format.grid.bits
+        return Entry(name, format.bits_per_element(), codes, None, None, f"{shares}, {codes} numbers a table", source)
     values = format.grid.values()
     step = float(np.diff(values).min()) if len(values) > 1 else None
     return Entry(name, format.bits_per_element(), len(values), float(values[-1]), step, shares, source)

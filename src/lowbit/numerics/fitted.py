@@ -1,7 +1,7 @@
 """Grids whose values are fitted to the data, one table for each block: k-means, binary bases, two slopes.
 
-A fitted grid says how many bits a code has, how many numbers describe a table, and how to find the table; the tensor
-that comes of it holds its table, and is then like any other.
+A fitted grid says how many bits a code has and how to find a table of 2**bits values; the tensor that comes of it holds
+its table, and is then like any other.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,12 @@ STARTS = ("optimal", "linear", "random", "density")
 class Fitted(Protocol):
     """A grid that depends on the data.
 
-    bits     of a code
-    numbers  float32 numbers that are stored for a table
-    fit      points → tables (n_blocks, 2**bits) float64, sorted
+    bits  of a code
+    fit   points → tables (n_blocks, 2**bits) float64, sorted; they are stored whole, in float32
     """
 
     @property
     def bits(self) -> int: ...
-
-    @property
-    def numbers(self) -> int: ...
 
     def fit(self, points: SortedPoints) -> Doubles: ...
 
@@ -42,7 +38,8 @@ def fit_table(grid: Fitted, rows: Tensor) -> Tensor:
     """The table of each row, (n_blocks, 2**bits) float32, sorted."""
     if rows.numel() == 0:
         return torch.zeros(rows.shape[0], 1 << grid.bits)
-    table = grid.fit(SortedPoints.of_rows(rows))
+    largest = np.finfo(np.float32).max  # a sum of bases may exceed it
+    table = np.clip(grid.fit(SortedPoints.of_rows(rows)), -largest, largest)
     return torch.from_numpy(np.sort(table.astype(np.float32), axis=1)).to(rows.device)
 
 
@@ -68,12 +65,8 @@ class KMeans:
         if self.start not in STARTS:
             raise InputError(f"{self!r}: start must be one of {', '.join(STARTS)}.")
 
-    @property
-    def numbers(self) -> int:
-        return 1 << self.bits
-
     def fit(self, points: SortedPoints) -> Doubles:
-        codes = self.numbers
+        codes = 1 << self.bits
         share = (np.arange(codes) + 0.5) / codes
         lo, hi = points.extremes
         match self.start:
@@ -219,10 +212,6 @@ class Bases:
     def bits(self) -> int:
         return self.count
 
-    @property
-    def numbers(self) -> int:
-        return self.count
-
     def fit(self, points: SortedPoints) -> Doubles:
         signs = 1.0 - 2.0 * ((np.arange(1 << self.count)[:, None] >> np.arange(self.count)) & 1)
         best_table = np.zeros((points.blocks, len(signs)))
@@ -286,8 +275,8 @@ def _solve_bases(points: SortedPoints, factors: Doubles, signs: Any) -> tuple[Do
 class Piecewise:
     """Two uniform grids: half of the codes for a dense centre [-p, p], half for the tails up to ±m.
 
-    The breakpoint p and the end m ≤ max |x| are fitted in turn, coarse to fine, for the least squared error;
-    they are the two numbers that describe a table. 0 is exact, and takes two codes.
+    The breakpoint p and the end m ≤ max |x| are fitted in turn, coarse to fine, for the least squared error.
+    0 is exact, and takes two codes.
     Source: Fang et al. 2020 (PWLQ, arXiv 2002.00104), eq. 4; there m is the largest |x|.
     """
 
@@ -296,10 +285,6 @@ class Piecewise:
     def __post_init__(self) -> None:
         if not 3 <= self.bits <= 8:
             raise InputError(f"{self!r}: bits must be 3 to 8.")
-
-    @property
-    def numbers(self) -> int:
-        return 2
 
     def fit(self, points: SortedPoints) -> Doubles:
         lo, hi = points.extremes

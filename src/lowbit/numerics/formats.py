@@ -25,6 +25,7 @@ from lowbit.numerics.grids import (
     Int,
     Pow2,
     SignedPow2,
+    grid_table,
 )
 from lowbit.numerics.roundings import parse_rounding
 from lowbit.numerics.rows import TENSOR, Block, channel, group, tile_counts
@@ -65,6 +66,13 @@ class Format:
             )
         if self.reach is not None and not 0 < self.reach < float("inf"):
             raise InputError(f"{self!r}: reach must be a positive number.")
+        if self.block is not None and not isinstance(self.grid, Fitted):
+            table = grid_table(self.grid)
+            if (self.reach or table.maximum) <= (table.minimum if self.zero_point else 0):
+                raise InputError(
+                    f"{self!r}: the largest value of its grid is {table.maximum:g}, and no scale puts a range on that. "
+                    "Give it a zero point, or use uint1 or binary for one bit."
+                )
 
     def __repr__(self) -> str:
         parts = [repr(self.grid)]
@@ -100,7 +108,7 @@ class Format:
             return float(self.grid.bits)
         counts = None if shape is None else tile_counts(shape, self.block.tile(shape))
         if isinstance(self.grid, Fitted):
-            block_bits: float = FLOAT_BITS * self.grid.numbers
+            block_bits: float = FLOAT_BITS * (1 << self.grid.bits)
         else:
             block_bits = FLOAT_BITS if self.scale is None else self.scale.bits_per_element(counts)
             block_bits += self.grid.bits if self.zero_point else 0

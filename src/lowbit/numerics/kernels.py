@@ -263,12 +263,12 @@ def _count_reached(y: Any, limits: Any, count: Any, reached: Any) -> None:
 
 
 @kernel
-def symmetric_scale(lo: Any, hi: Any, reach: Any, signed: Any, empty: Any, least: Any, out: Any) -> None:
-    """max(|lo|, |hi|) / reach, or hi / reach; `empty` for a range of no width, else at least `least`. Arrays (n,)."""
+def symmetric_scale(lo: Any, hi: Any, reach: Any, signed: Any, empty: Any, least: Any, most: Any, out: Any) -> None:
+    """max(|lo|, |hi|) / reach, or hi / reach, from `least` to `most`; `empty` for a range of no width. Arrays (n,)."""
     for i in range(out.shape[0]):
         bound = max(abs(lo[i]), abs(hi[i])) if signed else max(hi[i], np.float32(0))
         raw = bound / reach
-        out[i] = max(raw, least) if raw > 0 else empty
+        out[i] = min(max(raw, least), most) if raw > 0 else empty
 
 
 @kernel

@@ -63,29 +63,35 @@ class SquaredError:
 
 @machine_code(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def _int_error(values: Any, weights: Any, scale: Any, zero: Any, lowest: Any, highest: Any, out: Any) -> None:
+    # In units of the step: the squares of numbers below 2**-63 or above 2**63 are no float32.
     for block in range(out.shape[0]):
         x = values[block if values.shape[0] > 1 else 0]
         w = weights[block if weights.shape[0] > 1 else 0]
         s = scale[block, 0]
-        inverse = np.float32(1) / s
         low, high = lowest - zero[block, 0], highest - zero[block, 0]
         total = 0.0
+        if s == 0:  # exact zeros
+            for i in range(x.shape[0]):
+                total += np.float64(w[i if w.shape[0] > 1 else 0]) * np.float64(x[i]) * np.float64(x[i])
+            out[block, 0] = total
+            continue
+        inverse = np.float32(1) / s
         for start in range(0, x.shape[0], 1024):
             part = x[start : start + 1024]
             noise = np.float32(0)
             if w.shape[0] == 1:
                 for i in range(part.shape[0]):
-                    code = min(max(np.rint(part[i] * inverse), low), high)
-                    difference = part[i] - code * s
+                    y = part[i] * inverse
+                    difference = y - min(max(np.rint(y), low), high)
                     noise += difference * difference
             else:
                 share = w[start : start + 1024]
                 for i in range(part.shape[0]):
-                    code = min(max(np.rint(part[i] * inverse), low), high)
-                    difference = part[i] - code * s
+                    y = part[i] * inverse
+                    difference = y - min(max(np.rint(y), low), high)
                     noise += share[i] * difference * difference
             total += float(noise)
-        out[block, 0] = total
+        out[block, 0] = total * np.float64(s) * np.float64(s)
 
 
 @kernel

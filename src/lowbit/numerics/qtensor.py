@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowbit.numerics.encode import decode, decode_rows
 from lowbit.numerics.formats import Format
+from lowbit.numerics.grids import Float, Int, grid_table
 from lowbit.numerics.rows import from_rows, tile_counts, tiles_to_rows
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
@@ -60,6 +61,21 @@ class QuantTensor:
         zero = one * 0 if self.zero is None else self._zero().reshape(-1, 1)
         rows = decode_rows(codes, scale, zero, self.format.grid, table)
         return like(from_rows(rows, self.shape, self.tile), self.dtype)
+
+    def to_bits(self) -> Array:
+        """The codes as the bit patterns of their standard: uint8, or uint16 for more than 8 bits.
+
+        `Int` in two's complement, `Float` as sign, exponent and mantissa, E8M0 as its exponent, in the low bits; so a
+        view of them as `ml_dtypes.float4_e2m1fn` or `torch.float8_e4m3fn` holds the grid's values. Grids without a
+        standard keep their positions.
+        """
+        codes, grid = as_torch(self.codes).to(torch.int32), self.format.grid
+        if isinstance(grid, Int):
+            codes = codes & ((1 << grid.bits) - 1)
+        elif isinstance(grid, Float):
+            codes = codes - grid_table(grid).zero_position
+            codes = codes.abs() | ((codes < 0).to(torch.int32) << (grid.bits - 1))
+        return _like(codes.to(torch.uint8 if grid.bits <= 8 else torch.uint16), self.codes)
 
     @property
     def bits(self) -> float:

@@ -1,6 +1,7 @@
 """Quantizing: range → scale and zero → codes. Everything row-wise, for every format, on torch and numpy alike."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isinf, isnan
 from typing import Any
 
@@ -22,27 +23,34 @@ from lowbit.numerics.rows import TENSOR, from_rows, tile_counts, tiles_to_rows
 Bounds = tuple[Tensor, Tensor]
 # The smallest normal float32: engines may flush a smaller scale to 0, and 1 / scale stays finite.
 SMALLEST_SCALE = 2.0**-126
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 def scale_and_zero(
-    lo: Tensor, hi: Tensor, format: Format, tiles: tuple[int, ...] | None = None
+    lo: Tensor,
+    hi: Tensor,
+    format: Format,
+    tiles: tuple[int, ...] | None = None,
+    scale_bounds: Bounds | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The scale and zero that put [lo, hi] on the grid.
 
     lo, hi  (n_blocks, 1)  the range; where there is a zero point it is widened to hold 0
     tiles   shape of the grid of tiles, for scales that share a second scale; default (n_blocks,)
+    scale_bounds  range of the scales that share a second scale; default: their least and greatest
     return  (n_blocks, 1) float32 each: the effective scale, and the zero in units of the grid's values
 
     Symmetric: scale = max(|lo|, |hi|) / reach, or hi / reach on a grid without negative values. Affine: scale =
     (hi - lo) / (reach - minimum), zero = the grid value nearest to minimum - lo / scale, so 0 is exact.
-    A range of no width gets scale 1, or 0 where scales share a second scale: such a tile is exact zeros.
+    A range of no width gets scale 1, or 0 where scales share a second scale: such a tile is exact zeros. No scale is so
+    large that a code would be infinite.
     """
-    scale, zero, _ = _scale_zero_stored(lo, hi, format, tiles or (lo.shape[0],))
+    scale, zero, _ = _scale_zero_stored(lo, hi, format, tiles or (lo.shape[0],), scale_bounds)
     return scale, zero.expand(lo.shape).clone()
 
 
 def _scale_zero_stored(
-    lo: Tensor, hi: Tensor, format: Format, tiles: tuple[int, ...]
+    lo: Tensor, hi: Tensor, format: Format, tiles: tuple[int, ...], scale_bounds: Bounds | None = None
 ) -> tuple[Tensor, Tensor, QuantTensor | None]:
     """`scale_and_zero`, with one zero for all where there is no zero point, and the scales as stored if quantized."""
     lo, hi = lo.to(torch.float32), hi.to(torch.float32)
@@ -50,10 +58,14 @@ def _scale_zero_stored(
     if format.block is None or isinstance(format.grid, Fitted):
         return torch.ones_like(lo), none, None
     if format.zero_point:
+        table = grid_table(format.grid)
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
-    scale, stored = _raw_scale(lo, hi, format), None
+        widest = largest_scale(format) * ((format.reach or table.maximum) - table.minimum)
+        fits = (widest / 2 / (hi / 2 - lo / 2)).clamp(max=1)  # halves: hi - lo of a float32 tensor can overflow
+        lo, hi = lo * fits, hi * fits
+    scale, stored = raw_scale(lo, hi, format), None
     if format.scale is not None:
-        stored = _quantize_torch(scale.reshape(tiles), format.scale, None, None)
+        stored = _quantize_torch(scale.reshape(tiles), format.scale, scale_bounds, None)
         scale = as_torch(stored.dequantize()).reshape(-1, 1)
     if not format.zero_point:
         return scale, none, stored
@@ -61,24 +73,39 @@ def _scale_zero_stored(
     return scale, decode(zero_codes, format.grid), stored
 
 
-def _raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
+@lru_cache(maxsize=256)
+def largest_scale(format: Format) -> float:
+    """The largest scale under which no code of a format is infinite; a stored scale has to be able to hold it."""
+    assert not isinstance(format.grid, Fitted)
+    table = grid_table(format.grid)
+    span = table.maximum - table.minimum if format.zero_point else max(-table.minimum, table.maximum)
+    # A little less: a scale that is rounded to float32 afterwards must not pass it.
+    limit = min(1.0, (1 - 2.0**-20) / span) * LARGEST_FLOAT
+    if format.scale is None or format.scale.block is not None or isinstance(format.scale.grid, Fitted):
+        return limit
+    values = format.scale.grid.values()
+    return float(values[values <= limit].max())
+
+
+def raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
     """The scale before it is stored, (n_blocks, 1): never 0 or denormal, unless it shares a second scale."""
     assert not isinstance(format.grid, Fitted)
     table = grid_table(format.grid)
     reach, signed = table.maximum if format.reach is None else format.reach, table.minimum < 0
     empty = 0.0 if format.shares_scale else 1.0 if table.has_zero else SMALLEST_SCALE
-    least = 0.0 if format.shares_scale else SMALLEST_SCALE
+    least, most = 0.0 if format.shares_scale else SMALLEST_SCALE, largest_scale(format)
     if not format.zero_point and lo.device.type == "cpu":
         out = fresh(tuple(lo.shape))
         low, high, into = (t.reshape(-1).numpy() for t in (lo, hi, out))
-        kernels.symmetric_scale(low, high, np.float32(reach), signed, np.float32(empty), np.float32(least), into)
+        ends = np.float32(empty), np.float32(least), np.float32(most)
+        kernels.symmetric_scale(low, high, np.float32(reach), signed, *ends, into)
         return out
     if format.zero_point:
         # Divided before subtracting: hi - lo of a float32 tensor can overflow.
         raw = hi / (reach - table.minimum) - lo / (reach - table.minimum)
     else:
         raw = (torch.maximum(lo.abs(), hi.abs()) if signed else hi.clamp(min=0)) / reach
-    return torch.where(raw > 0, raw.clamp(min=least), empty)
+    return torch.where(raw > 0, raw.clamp(least, most), empty)
 
 
 def quantize(
@@ -180,16 +207,6 @@ def fake_quantize_rows(
     return round_rows(rows.detach().to(torch.float32), scale, zero, grid, choose)
 
 
-def quantize_tensor(
-    x: Array,
-    format: "Format | str",
-    bounds: "tuple[Array, Array] | None" = None,
-    rounding: "Rounding | str | None" = None,
-) -> QuantTensor:
-    """The same as `quantize`, under the name of the public API: `lb.quantize` takes a whole model."""
-    return quantize(x, format, bounds, rounding)
-
-
 @dataclass(frozen=True)
 class Error:
     """What quantizing did to a tensor.
@@ -206,12 +223,6 @@ class Error:
     cosine: float
     clipped: float
     bits: float
-
-
-def error(x: Array, format: "Format | str", bounds: "tuple[Array, Array] | None" = None) -> Error:
-    """What quantizing x to a format does to it, measured in float64."""
-    stored = quantize(x, format, bounds)
-    return measure(x, stored)
 
 
 def measure(x: Array, stored: QuantTensor) -> Error:

@@ -37,17 +37,18 @@ def toward_zero(fraction: Tensor, odd: Tensor, negative: Tensor) -> Tensor:
     return torch.where(negative, fraction > 0, fraction >= 1)
 
 
-def stochastic(seed: int = 0) -> Rounding:
+def stochastic(seed: int | None = None) -> Rounding:
     """To the upper neighbour with probability `fraction`, so that the expected value is the number itself.
 
-    The same seed gives the same draws on the same kind of device; successive calls go on in the sequence.
+    Successive calls go on in the sequence of the seed, which is the same on the same kind of device. Without a seed
+    they draw from torch's own sequence, which `torch.manual_seed` sets.
     """
-    generators: dict[torch.device, torch.Generator] = {}
+    generators: dict[torch.device, torch.Generator | None] = {}
 
     def draw(fraction: Tensor, odd: Tensor, negative: Tensor) -> Tensor:
         device = fraction.device
         if device not in generators:
-            generators[device] = torch.Generator(device).manual_seed(seed)
+            generators[device] = None if seed is None else torch.Generator(device).manual_seed(seed)
         # float32 whatever the data: in bfloat16 a draw has 8 bits and the expected value is biased.
         chance = torch.rand(fraction.shape, generator=generators[device], device=device, dtype=torch.float32)
         return chance < fraction
@@ -59,12 +60,12 @@ ROUNDINGS: dict[str, Rounding] = {"nearest": nearest, "up": up, "down": down, "t
 
 
 def parse_rounding(name: str) -> Rounding:
-    """A rounding by name: one of ROUNDINGS, "stochastic", or "stochastic:7" with its seed."""
+    """A rounding by name: one of ROUNDINGS, "stochastic", or "stochastic:7", which starts its sequence anew."""
     if name in ROUNDINGS:
         return ROUNDINGS[name]
     kind, _, seed = name.partition(":")
     if kind == "stochastic" and (seed.isdigit() or not seed):
-        return stochastic(int(seed or 0))
+        return stochastic(int(seed) if seed else None)
     raise InputError(
         f"rounding '{name}' is unknown. Roundings are: {', '.join(ROUNDINGS)}, stochastic, stochastic:SEED."
     )

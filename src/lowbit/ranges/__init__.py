@@ -6,6 +6,7 @@ from lowbit.ranges.extremes import MeanStd, MinMax, MovingAverage, Percentile, R
 from lowbit.ranges.parse import RANGES, parse_range, range_words
 from lowbit.ranges.search import MSE, OCTAV, Entropy
 from lowbit.ranges.statistics import Histogram, RawRows, Statistics
+from lowbit.ranges.tensor import error, quantize_tensor
 
 __all__ = [
     "ACIQ",
@@ -23,6 +24,8 @@ __all__ = [
     "Range",
     "RawRows",
     "Statistics",
+    "error",
     "parse_range",
+    "quantize_tensor",
     "range_words",
 ]

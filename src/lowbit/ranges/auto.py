@@ -1,6 +1,6 @@
 """No estimator wins everywhere, so ask them all: one pass over the data has already answered each."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -20,7 +20,8 @@ LOSSES = ("squares", "cross_entropy")
 class Auto:
     """The candidate with the least error.
 
-    Asked by itself it judges by the squared error of the tensor, each block for itself. A flow that has the network at
+    Asked by itself it judges by the squared error of the tensor, each block for itself, or all of them together where
+    their scales share a second scale. A flow that has the network at
     hand judges by the error that reaches the outputs instead (`flows.ranges`) and puts the winner in its place.
 
     loss   of the outputs: "squares", relative to their power; "cross_entropy" of the float network's answers
@@ -38,11 +39,12 @@ class Auto:
             return MinMax().bounds(statistics, format)  # the fit itself has the least squared error
         best: Bounds | None = None
         least = torch.empty(0)
-        own = replace(format, scale=None) if format.shares_scale else format
         noise = SquaredError(*unsorted_points(statistics), format.grid)
         for candidate in self.candidates:
             lo, hi = candidate.bounds(statistics, format)
-            error = noise(*scale_and_zero(lo, hi, own))
+            error = noise(*scale_and_zero(lo, hi, format, statistics.tiles))
+            if format.shares_scale:
+                error = error.sum().expand(error.shape)
             if best is None:
                 best, least = (lo, hi), error
             better = error < least

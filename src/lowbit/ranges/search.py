@@ -1,6 +1,6 @@
 """Ranges found by search: least squared error by trying bounds, by Newton–Raphson (OCTAV), least divergence (KL)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import grid_table
 from lowbit.numerics.kernels import kernel
 from lowbit.numerics.noise import SquaredError
-from lowbit.numerics.quantize import scale_and_zero
+from lowbit.numerics.quantize import raw_scale, scale_and_zero
+from lowbit.numerics.rows import from_rows, tiles_to_rows
 from lowbit.ranges.analytic import is_one_sided
 from lowbit.ranges.extremes import Bounds, clip_to
 from lowbit.ranges.statistics import Statistics, unsorted_points
@@ -20,6 +21,8 @@ from lowbit.ranges.statistics import Statistics, unsorted_points
 _COARSE = [0.8**i for i in range(36)]  # down to 0.04 % of the extremes
 _FINE = [0.86, 0.89, 0.92, 0.95, 0.975, 1.025, 1.05, 1.08, 1.12, 1.16]
 _FINER = [0.985, 0.9925, 1.0075, 1.015]
+# 4 bits, normal data: 576 values in a block 17.5 dB, 64 of them 2.4 dB, where the extremes give 17.3 and 19.1.
+VALUES_A_CODE = 64
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class MSE:
     """The bounds with the least squared rounding-and-clipping error, found by search over both.
 
     Symmetric formats: one bound, coarse to fine. Affine formats with two-sided data: lo and hi, one at a time, from two
-    starts (both shrunk together; hi first, then lo). Never worse than MinMax.
+    starts (both shrunk together; hi first, then lo). Where scales share a second scale (MX9, NVFP4, VS-Quant), the
+    tile with the largest of them keeps its extremes: the second scale then stays as it is, and every other tile can be
+    searched for itself. Never worse than MinMax.
     """
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
@@ -57,19 +62,32 @@ class _Search:
 
     def __init__(self, statistics: Statistics, format: Format, noise: SquaredError) -> None:
         assert not isinstance(format.grid, Fitted)
-        # Scales that share a second scale are taken for free ones: a tile can then be searched for itself.
-        self.format = replace(format, scale=None) if format.shares_scale else format
-        self.noise = noise
+        self.format, self.noise, self.tiles = format, noise, statistics.tiles
         self.minimum, self.maximum = statistics.minimum, statistics.maximum
         if not format.zero_point and grid_table(format.grid).minimum < 0:
             largest = torch.maximum(self.minimum.abs(), self.maximum.abs())
             self.minimum, self.maximum = -largest, largest
+        self.scale_bounds: Bounds | None = None
+        self.held = torch.zeros_like(self.minimum, dtype=torch.bool)
+        if format.shares_scale:
+            self.scale_bounds, self.held = self._second_scale()
         self.low, self.high = torch.ones_like(self.minimum), torch.ones_like(self.maximum)
         self.error = self._error(self.low, self.high)
 
+    def _second_scale(self) -> tuple[Bounds, Tensor]:
+        """Range of the scales that share a second scale, and which tile has the largest of them, (n_blocks, 1) bool."""
+        assert self.format.scale is not None
+        assert self.format.scale.block is not None
+        scale = raw_scale(self.minimum, self.maximum, self.format)
+        tile = self.format.scale.block.tile(self.tiles)
+        rows = tiles_to_rows(scale.reshape(self.tiles), tile)
+        largest = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, rows.argmax(1, keepdim=True), True)
+        bounds = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
+        return bounds, from_rows(largest, self.tiles, tile).reshape(-1, 1)
+
     def _error(self, low: Tensor, high: Tensor) -> Tensor:
-        scale, zero = scale_and_zero(self.minimum * low, self.maximum * high, self.format)
-        return self.noise(scale, zero)
+        ends = self.minimum * low, self.maximum * high
+        return self.noise(*scale_and_zero(*ends, self.format, self.tiles, self.scale_bounds))
 
     def walk(self, factors: list[float], *, lo: bool, hi: bool) -> None:
         """Try factors on the best shares so far; only shares of at most 1 count."""
@@ -78,7 +96,7 @@ class _Search:
             low = (start_low * factor).clamp(max=1) if lo else self.low
             high = (start_high * factor).clamp(max=1) if hi else self.high
             error = self._error(low, high)
-            better = error < self.error
+            better = (error < self.error) & ~self.held
             self.low, self.high = torch.where(better, low, self.low), torch.where(better, high, self.high)
             self.error = torch.where(better, error, self.error)
 
@@ -126,6 +144,7 @@ class Entropy:
     |x| is counted in 2048 bins; for each bound, what lies beyond joins the last bin, and the bins are merged to as many
     as there are codes on one side of zero, then spread evenly over the bins that were not empty.
     It looks at shares of values and not at their size, so it clips rare large values however much they matter.
+    A block with fewer values than bins, or than 64 to a code, keeps its extremes: what few values share is chance.
     Source: Migacz 2017, 8-bit inference with TensorRT.
     """
 
@@ -140,13 +159,13 @@ class Entropy:
         for row in range(weights.shape[0]):
             levels = 1 << (format.grid.bits - (not bool(one_sided[row])))
             size = values[row if values.shape[0] > 1 else 0].abs().double().cpu().numpy()
-            top = float(largest[row])
-            # No more values than codes, and the divergence has nothing to weigh: the range stays whole.
-            if np.count_nonzero(weights[row].cpu().numpy()) <= levels:
+            share = weights[row].double().cpu().numpy()
+            top, bins = float(largest[row]), max(self.bins, 8 * levels)
+            # No more distinct values than codes, and the divergence has nothing to weigh.
+            if np.count_nonzero(share) <= levels or share[size > 0].sum() < max(bins, VALUES_A_CODE * levels):
                 continue
-            bins = max(self.bins, 8 * levels)
             counts = np.zeros(bins)
-            _spread(size, weights[row].double().cpu().numpy(), statistics.resolution, top, counts)
+            _spread(size, share, statistics.resolution, top, counts)
             threshold[row] = top * _least_divergence(counts, levels, max(1, (bins - levels) // 1920)) / bins
         return around_zero(statistics, threshold, format)
 

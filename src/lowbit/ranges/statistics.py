@@ -15,7 +15,7 @@ from torch import Tensor
 from lowbit.errors import DataError
 from lowbit.numerics.qtensor import Array, as_torch
 from lowbit.numerics.quantize import describe_not_finite
-from lowbit.numerics.rows import TENSOR, Block, to_rows
+from lowbit.numerics.rows import TENSOR, Block, tile_counts, tiles_to_rows, to_rows
 from lowbit.ranges.counting import SHIFT, bucket_counts, bucket_values
 
 Counts = npt.NDArray[np.int64]
@@ -25,6 +25,7 @@ HISTORY = 1024
 class Statistics(Protocol):
     """What ranges read.
 
+    tiles             shape of the grid of blocks: which scales share a second scale follows from it
     minimum, maximum  (n_blocks, 1) float32, exact
     points()          values (n_blocks or 1, n) sorted along the last axis, and weights (n_blocks, n), both float64
     resolution        width of what a point stands for, in parts of the power of two below it; 0: the value itself
@@ -32,6 +33,8 @@ class Statistics(Protocol):
     check()           raises DataError where a range would mean nothing: NaN, infinities, no data
     """
 
+    @property
+    def tiles(self) -> tuple[int, ...]: ...
     @property
     def minimum(self) -> Tensor: ...
     @property
@@ -48,9 +51,10 @@ class RawRows:
 
     resolution = 0.0
 
-    def __init__(self, rows: Tensor, name: str = "") -> None:
+    def __init__(self, rows: Tensor, name: str = "", tiles: tuple[int, ...] | None = None) -> None:
         self.rows = rows.detach().to(torch.float32)
         self.name = name
+        self.tiles = tiles or (len(rows),)
         if self.rows.numel():
             self._lo, self._hi = torch.aminmax(self.rows, dim=1, keepdim=True)
         else:
@@ -60,7 +64,9 @@ class RawRows:
     @classmethod
     def of(cls, x: Array, block: Block = TENSOR, name: str = "") -> "RawRows":
         """The rows of a tensor cut into blocks."""
-        return cls(to_rows(as_torch(x), block), name)
+        values = as_torch(x)
+        tile = block.tile(tuple(values.shape))
+        return cls(tiles_to_rows(values, tile), name, tile_counts(tuple(values.shape), tile))
 
     @property
     def minimum(self) -> Tensor:
@@ -118,11 +124,7 @@ class Histogram:
         if not self.count and not self.zeros.size:
             self.counts, self.zeros = np.zeros((blocks, 2, 0), np.int64), np.zeros(blocks, np.int64)
             self._lo, self._hi = np.full(blocks, np.inf, np.float32), np.full(blocks, -np.inf, np.float32)
-        if blocks != len(self.zeros):
-            of = f" of '{self.name}'" if self.name else ""
-            raise DataError(
-                f"batches{of} differ in shape: {blocks} blocks of {self.block!r} now, {len(self.zeros)} before."
-            )
+        self._same_blocks(blocks)
         seen = bucket_counts(rows)
         self._fold(seen.base, seen.counts, seen.zeros)
         self._lo, self._hi = np.minimum(self._lo, seen.minimum), np.maximum(self._hi, seen.maximum)
@@ -134,13 +136,19 @@ class Histogram:
             self.history.append((seen.minimum, seen.maximum))
 
     def merge(self, other: "Histogram") -> None:
-        """Add what another histogram counted; the other is left as it is."""
+        """Add what another histogram counted, over the same blocks; the other is left as it is."""
+        if other.block != self.block:
+            raise DataError(
+                f"histograms{self._of} of different blocks, {self.block!r} and {other.block!r}, cannot be merged. "
+                "Make both with the same block."
+            )
         if not other.zeros.size:
             return
         if not self.zeros.size:
             blocks = len(other.zeros)
             self.counts, self.zeros = np.zeros((blocks, 2, 0), np.int64), np.zeros(blocks, np.int64)
             self._lo, self._hi = np.full(blocks, np.inf, np.float32), np.full(blocks, -np.inf, np.float32)
+        self._same_blocks(len(other.zeros))
         self._fold(other.base, other.counts, other.zeros)
         self._lo, self._hi = np.minimum(self._lo, other._lo), np.maximum(self._hi, other._hi)
         self.count += other.count
@@ -148,6 +156,20 @@ class Histogram:
         self.nan_count += other.nan_count
         self.infinite_count += other.infinite_count
         self.history.extend(other.history)
+
+    def _same_blocks(self, blocks: int) -> None:
+        if blocks != len(self.zeros):
+            raise DataError(
+                f"batches{self._of} differ in shape: {blocks} blocks of {self.block!r} now, {len(self.zeros)} before."
+            )
+
+    @property
+    def _of(self) -> str:
+        return f" of '{self.name}'" if self.name else ""
+
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        return (len(self.zeros),)
 
     def _fold(self, base: int, counts: Counts, zeros: Counts) -> None:
         """Add counts whose buckets start at another key, widening the window where needed."""
@@ -204,13 +226,12 @@ class Histogram:
 
     def check(self) -> None:
         """DataError where the data had NaN or infinities, or there was none."""
-        of = f" of '{self.name}'" if self.name else ""
         if not self.count:
-            raise DataError(f"no range{of} can be chosen: no data was observed.")
+            raise DataError(f"no range{self._of} can be chosen: no data was observed.")
         if self.nan_count or self.infinite_count:
             raise DataError(
-                f"no range{of} can be chosen: {self.nan_count} NaN and {self.infinite_count} infinite value(s) among "
-                f"{self.count}. Mend the data or the network, or leave this tensor in float."
+                f"no range{self._of} can be chosen: {self.nan_count} NaN and {self.infinite_count} infinite value(s) "
+                f"among {self.count}. Mend the data or the network, or leave this tensor in float."
             )
 
     @property
