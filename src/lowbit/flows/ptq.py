@@ -11,6 +11,7 @@ from typing import Any
 import lowbit
 from lowbit.data import Data
 from lowbit.data.samples import Samples
+from lowbit.deploy.compact import compact
 from lowbit.errors import UnsupportedError
 from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights
 from lowbit.flows.correct_bias import correct_bias
@@ -49,6 +50,7 @@ def quantize(
     ready = _calibrated(model, calibration, find_recipe(recipe, target))
     program = export(ready.simulation)
     parity = verify(ready.simulation, program, ready.judging)
+    program = compact(program, ready.simulation.program)
     program.metadata_props.update(
         {
             "lowbit.version": lowbit.__version__,
