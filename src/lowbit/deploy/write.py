@@ -2,8 +2,8 @@
 
 The graph stays the user's: names of inputs, outputs and nodes are kept, and whatever is not quantized is not touched.
 For a quantized value `x` the file holds `x_quantized` (integers) and `x_dequantized` (what its readers see); for a
-weight `w` the initialisers `w_codes`, `w_scale`, `w_zero`. Source of the operators: ONNX, QuantizeLinear-21 and
-DequantizeLinear-21.
+weight `w` the initialisers `w_codes`, `w_scale`, `w_zero`; `compact` shortens these names after the proof. Source of
+the operators: ONNX, QuantizeLinear-21 and DequantizeLinear-21.
 """
 
 from collections.abc import Iterable
