@@ -2,6 +2,7 @@
 
 `python -m benchmarks.accuracy [NETWORK …] [--peers]`. Calibration has 200 samples without labels (fewer where there are
 no more); none of them is evaluated. onnxruntime's own quantizer runs with each of its calibrators, and its best counts.
+Bytes are a share of the float file's without its exporter's notes.
 """
 
 import sys
@@ -21,6 +22,7 @@ from lowbit.deploy.engines import ENGINES, Run
 from lowbit.errors import LowbitError
 from lowbit.flows.fidelity import Closeness, Fidelity
 from lowbit.flows.metrics import metric_of
+from lowbit.graph.notes import sizes
 
 BATCH = 25
 
@@ -133,8 +135,11 @@ def _best_calibrator(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def _bytes(file: Path) -> int:
-    weights = file.with_suffix(".bin")
-    return file.stat().st_size + (weights.stat().st_size if file.suffix == ".xml" else 0)
+    """On disk, without an exporter's notes."""
+    if file.suffix == ".xml":
+        return file.stat().st_size + file.with_suffix(".bin").stat().st_size
+    whole, notes = sizes(file)
+    return whole - notes
 
 
 def main(arguments_given: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import json
 
 import numpy as np
 import pytest
-from toy_networks import convolutions, images, network
+from toy_networks import convolutions, images, network, stored_scales
 
 import lowbit as lb
 from lowbit.deploy.engines import ENGINES
@@ -77,7 +77,9 @@ def test_the_integers_of_a_matmul_are_those_of_integer_arithmetic():
     x = rng.normal(size=(16, 64)).astype(np.float32)
     quantized = lb.quantize(model, x, lb.Recipe(lb.RECIPES["int8"]().rules))
     stored = {name: value.const_value.numpy() for name, value in quantized.program.graph.initializers.items()}
-    codes = np.clip(np.rint(x / stored["x_scale"]) + stored["x_zero"], 0, 255).astype(np.int64) - stored["x_zero"]
-    sums = codes @ stored["w_codes"].astype(np.int64)
-    exact = sums * (stored["x_scale"].astype(np.float64) * stored["w_scale"])
+    scales, step = stored_scales(quantized), next(n for n in quantized.program.graph if n.op_type == "QuantizeLinear")
+    zero = stored[step.inputs[2].name]
+    codes = np.clip(np.rint(x / scales["x"]) + zero, 0, 255).astype(np.int64) - zero
+    sums = codes @ stored["w"].astype(np.int64)
+    exact = sums * (scales["x"].astype(np.float64) * scales["w"])
     assert np.abs(quantized.run({"x": x})["y"] - exact).max() < 1e-5 * np.abs(exact).max()

@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "graph": set(),
     "storage": {"machine_code"},
     "metadata": set(),
-    "deploy": {"numerics"},
+    "deploy": {"numerics", "graph"},
     "model": {"graph", "deploy", "storage"},
     "data": {"model", "storage"},
     "targets": {"numerics"},
@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("simulate", "report", "metadata"),
     },
     "cli": {
+        "graph",
         "numerics",
         "ranges",
         "storage",

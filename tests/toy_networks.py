@@ -58,3 +58,16 @@ def sqnr_db(exact: np.ndarray, rough: np.ndarray) -> float:
     """Signal-to-noise ratio of an output, 10 log₁₀(Σ exact² / Σ (exact − rough)²)."""
     noise = float(np.square(exact.astype(np.float64) - rough).sum())
     return float("inf") if noise == 0 else 10 * float(np.log10(np.square(exact.astype(np.float64)).sum() / noise))
+
+
+def stored_scales(model: Model) -> dict[str, np.ndarray]:
+    """Scales of the file, by the name of the value or weight that they belong to."""
+    found = {}
+    for node in model.program.graph:
+        if node.op_type == "DequantizeLinear":
+            codes, scale = node.inputs[:2]
+            owner = codes if codes.const_value is not None else node.outputs[0]
+            found[str(owner.name)] = scale.const_value.numpy()
+            if codes.producer() is not None:
+                found[str(codes.producer().inputs[0].name)] = found[str(owner.name)]
+    return found

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from toy_networks import convolutions, images, network, sqnr_db
+from toy_networks import convolutions, images, network, sqnr_db, stored_scales
 
 import lowbit as lb
 from lowbit.errors import DataError, UnsupportedError, UnusedRuleError
@@ -18,12 +18,6 @@ MINMAX = lb.Recipe(
 def rows(model: lb.Model) -> dict[str, dict]:
     """The ledger, by tensor."""
     return {row["tensor"]: row for row in Ledger.of(model).rows}
-
-
-def scales(model: lb.Model) -> dict[str, np.ndarray]:
-    """Scales of the file, by the value that they belong to."""
-    stored = model.program.graph.initializers
-    return {n.removesuffix("_scale"): v.const_value.numpy() for n, v in stored.items() if n.endswith("_scale")}
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------
@@ -151,7 +145,7 @@ def test_an_attention_mask_never_enters_a_range():
     keep[::2, :, 3] = 0
     data = {"x": x, "keep": keep}
     quantized = lb.quantize(model, data)
-    assert max(float(scale.max()) for scale in scales(quantized).values()) < 1
+    assert max(float(scale.max()) for scale in stored_scales(quantized).values()) < 1
     assert sqnr_db(model.run(data)["y"], quantized.run(data)["y"]) > 30
 
 
@@ -164,7 +158,7 @@ def test_a_dead_channel_keeps_its_bias():
     model = network("dead (float[N,2,6,6] x) => (float[N,4,4,4] y) { y = Conv (x, w, b) }", w=weight, b=bias)
     x = rng.normal(size=(32, 2, 6, 6)).astype(np.float32)
     quantized = lb.quantize(model, x)
-    step = float(scales(quantized)["y"])
+    step = float(stored_scales(quantized)["y"])
     assert np.abs(quantized.run({"x": x})["y"][:, 2] - 3.0).max() <= step / 2 + 1e-6
 
 

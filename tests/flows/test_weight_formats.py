@@ -97,7 +97,7 @@ def test_the_ledger_names_the_format_and_its_bits(model, x, words):
     rows = {row["tensor"]: row for row in ledger(lb.quantize(model, [x], words))}
     kind = orient(parse_format(words), 0, 1)
     assert rows["fc.weight"]["format"] == spell_format(kind)
-    assert rows["fc.weight"]["bits"] == pytest.approx(kind.bits_per_element((64, 128)))
+    assert rows["fc.weight"]["bits"] == pytest.approx(kind.bits_per_element((64, 128)), rel=1e-3)  # four digits
 
 
 def test_a_rule_gives_each_layer_its_own_format(model, x):

@@ -61,6 +61,7 @@ def quantize(
     check_output(output, [model, data, recipe])
 
     from lowbit.flows.ptq import quantize as quantize_model
+    from lowbit.graph.notes import sizes
     from lowbit.model import load
     from lowbit.report.ledger import Ledger
 
@@ -78,12 +79,13 @@ def quantize(
     quantized.metadata["lowbit.calibration"] = dumps(
         {"data": Path(data).name, "samples": seen[0], "skip": skip, "preprocess": preprocess, "names": names}
     )
-    size = quantized.save(output)
+    size, before = quantized.save(output), sizes(model)
     ledger = Ledger.of(quantized)
     summary = {
         "output": str(output),
         "bytes": size,
-        "bytes_before": model.stat().st_size,
+        "bytes_before": before[0],
+        "note_bytes_before": before[1],
         "recipe": recipe,
         "seconds": round(time.perf_counter() - start, 2),
         **ledger.counts(),
@@ -91,5 +93,5 @@ def quantize(
     if json:
         print_json(summary)
     else:
-        show_page(ledger.summary(output, model.stat().st_size, size, time.perf_counter() - start))
+        show_page(ledger.summary(output, before, size, time.perf_counter() - start))
         show_page(f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")

@@ -2,8 +2,8 @@
 
 The graph stays the user's: names of inputs, outputs and nodes are kept, and whatever is not quantized is not touched.
 For a quantized value `x` the file holds `x_quantized` (integers) and `x_dequantized` (what its readers see); for a
-weight `w` the initialisers `w_codes`, `w_scale`, `w_zero`. Source of the operators: ONNX, QuantizeLinear-21 and
-DequantizeLinear-21.
+weight `w` the initialisers `w_codes`, `w_scale`, `w_zero`; `compact` shortens these names after the proof. Source of
+the operators: ONNX, QuantizeLinear-21 and DequantizeLinear-21.
 """
 
 from collections.abc import Iterable
@@ -90,8 +90,6 @@ def write(program: ir.Model, tensors: Iterable[IntegerTensor | ExpandedTensor]) 
     keep_residuals_apart(program)
     absorb_clips(program)
     _drop_unused(program)
-    _drop_traces(program)
-    _drop_inferable(program)
     return program
 
 
@@ -181,19 +179,3 @@ def _drop_unused(program: ir.Model) -> None:
     for name, value in list(program.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             del program.graph.initializers[name]
-
-
-def _drop_traces(program: ir.Model) -> None:
-    """Remove what an exporter noted about the user's source code (stack traces, paths): up to a third of a file."""
-    for node in program.graph:
-        for key in [k for k in node.metadata_props if k.startswith("pkg.torch")]:
-            del node.metadata_props[key]
-
-
-def _drop_inferable(program: ir.Model) -> None:
-    """Leave out the types of the values that were put in: engines infer them, and they are 4 % of a small file."""
-    for node in program.graph:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            for value in node.outputs:
-                if not value.is_graph_output():
-                    value.shape, value.type = None, None

@@ -20,6 +20,7 @@ from lowbit.flows.evaluate import engine_of, needed_labels
 from lowbit.flows.fidelity import Closeness, Fidelity, LayerFidelity, layer_fidelity
 from lowbit.flows.latency import Timing, side_by_side
 from lowbit.flows.metrics import METRICS, Metric, Tally, default_metric, metric_of
+from lowbit.graph.notes import sizes
 from lowbit.model import Model, load
 from lowbit.report.words import db_text, times_text
 
@@ -36,12 +37,21 @@ NEARLY = {"metric": 0.95, "agreement": 0.95, "sqnr_db": 20.0}
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two networks: where it comes from, its bytes on disk, its metric and its latency where measured."""
+    """One of the two networks: where it comes from, its metric and its latency where measured.
+
+    note_bytes   of the bytes on disk, an exporter's notes on source code, which are not counted as saved
+    """
 
     name: str
     bytes_on_disk: int
+    note_bytes: int
     metric: float | None
     latency: Timing | None
+
+    @property
+    def network_bytes(self) -> int:
+        """Bytes on disk without the notes."""
+        return self.bytes_on_disk - self.note_bytes
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,8 @@ class Comparison:
 
     @property
     def times_smaller(self) -> float:
-        """Bytes of the reference for each byte of the candidate."""
-        return self.reference.bytes_on_disk / self.candidate.bytes_on_disk
+        """Bytes of the reference for each byte of the candidate, without exporters' notes in either."""
+        return self.reference.network_bytes / self.candidate.network_bytes
 
     @property
     def times_faster(self) -> float | None:
@@ -202,8 +212,8 @@ def compare(
     )
     values = pass_.values()
     return Comparison(
-        Side(first.name, first.bytes_on_disk(), values[0], timings.get("a")),
-        Side(second.name, second.bytes_on_disk(), values[1], timings.get("b")),
+        Side(first.name, *first.sizes(), values[0], timings.get("a")),
+        Side(second.name, *second.sizes(), values[1], timings.get("b")),
         None if pass_.metric is None else pass_.metric.name,
         "higher" if pass_.metric is None else pass_.metric.better,
         pass_.samples,
@@ -283,23 +293,14 @@ class _Subject:
         """Whether the file is a container, which engines know nothing of."""
         return self.file is not None and self.file.suffix == ".lowbit"
 
-    def bytes_on_disk(self) -> int:
+    def sizes(self) -> tuple[int, int]:
+        """Bytes on disk, and how many of them are notes."""
         if self.file is not None:
-            beside = set() if self.packed else _external_files(self.file)
-            return sum(path.stat().st_size for path in (self.file, *beside))
+            return sizes(self.file)
         with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-            return self.model.save(Path(folder) / "model.onnx")
-
-
-def _external_files(file: Path) -> set[Path]:
-    import onnx
-
-    entries = (
-        entry
-        for tensor in onnx.load(file, load_external_data=False).graph.initializer
-        for entry in tensor.external_data
-    )
-    return {file.parent / entry.value for entry in entries if entry.key == "location"}
+            path = Path(folder) / "model.onnx"
+            self.model.save(path)
+            return sizes(path)
 
 
 def _same_interface(reference: Model, candidate: Model) -> None:

@@ -27,6 +27,7 @@ from lowbit.flows.compression import Compression, Layer, Progress
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
 from lowbit.flows.train import Samples
 from lowbit.graph import PASSES
+from lowbit.graph.notes import drop_notes
 from lowbit.model import Model, load
 from lowbit.simulate.build import build
 from lowbit.simulate.compressed import CompressedNetwork
@@ -238,9 +239,7 @@ def write(program: ir.Model, network: CompressedNetwork, settings: Compression, 
             row |= {"role": "weight" if key in network.masks else "bias", "format": "float32", "bits": 32}
             row |= {"bytes": before.nbytes, "sparsity": _zeros(kept), "status": "float", "reason": "not shared"}
         rows.append(row)
-    for node in program.graph:  # an exporter's notes on source code: up to a third of a small file
-        for note in [note for note in node.metadata_props if note.startswith("pkg.")]:
-            del node.metadata_props[note]
+    drop_notes(program)
     for value in program.graph.initializers.values():
         value.shape, value.type = None, None  # said by the tensor itself
     program.metadata_props["lowbit.version"] = lowbit.__version__

@@ -10,6 +10,7 @@ from typing import Any
 
 import lowbit
 from lowbit.data import Data
+from lowbit.deploy.compact import compact
 from lowbit.errors import UnsupportedError
 from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights, tensors
 from lowbit.flows.correct_bias import correct_bias
@@ -58,6 +59,7 @@ def quantize(
     ready = _calibrated(model, calibration, chosen, memory)
     program = export(ready.simulation)
     parity = verify(ready.simulation, program, ready.judging)
+    program = compact(program, ready.simulation.program)
     program.metadata_props.update(
         {
             "lowbit.version": lowbit.__version__,

@@ -47,7 +47,12 @@ def _sides(found: "Comparison") -> Table:
     if found.metric is not None and found.metric_change is not None:
         values = [found.metric_text(side.metric) for side in (found.reference, found.candidate)]
         table.add_row(found.metric, *values, found.change_text)
-    table.add_row("bytes on disk", *(bytes_text(side.bytes_on_disk) for side in _both(found)), _smaller(found))
+    noted = any(side.note_bytes for side in _both(found))
+    on_disk = (bytes_text(side.bytes_on_disk) for side in _both(found))
+    table.add_row("bytes on disk", *on_disk, "" if noted else _smaller(found))
+    if noted:
+        without = (bytes_text(side.network_bytes) for side in _both(found))
+        table.add_row("without exporters' notes", *without, _smaller(found))
     if found.times_faster is not None:
         threads = f"{found.threads} thread{'s' * (found.threads != 1)}"
         what = f"latency, {found.engine}, batch {found.latency_batch}, {threads}"

@@ -111,12 +111,16 @@ class Ledger:
             parts.append("\nNot written by lowbit: no ledger. 'lowbit quantize' makes it smaller.")
         return Group(*parts)
 
-    def summary(self, output: Path, before: int, after: int, seconds: float) -> str:
-        """What `lowbit quantize` says at its end."""
-        counts = self.counts()
-        smaller = times_text(before / after, "smaller", "larger", "same size")
+    def summary(self, output: Path, before: tuple[int, int], after: int, seconds: float) -> str:
+        """What `lowbit quantize` says at its end.
+
+        before   bytes of the network that was quantized, and how many of them are an exporter's notes
+        """
+        counts, (size, notes) = self.counts(), before
+        smaller = times_text((size - notes) / after, "smaller", "larger", "same size")
+        without = f" less {bytes_text(notes)} of the exporter's notes" if notes else ""
         lines = [
-            f"wrote {output} in {seconds:.1f} s: {bytes_text(after)}, was {bytes_text(before)} ({smaller})",
+            f"wrote {output} in {seconds:.1f} s: {bytes_text(after)}, was {bytes_text(size)}{without} ({smaller})",
             f"in integers: {counts['weights_quantized']} weights, {counts['biases_quantized']} biases, "
             f"{counts['activations_quantized']} activations",
         ]
