@@ -1,15 +1,20 @@
-"""What the default int8 recipe keeps of trained networks, on the deployed file; `--peers` adds other quantizers.
+"""What a recipe keeps of trained networks, on the deployed file, by default int8; `--peers` adds other quantizers.
 
-`python -m benchmarks.accuracy [NETWORK …] [--peers]`. Calibration has 200 samples without labels (fewer where there are
-no more); none of them is evaluated. onnxruntime's own quantizer runs with each of its calibrators, and its best counts.
+`python -m benchmarks.accuracy [NETWORK …] [--recipe RECIPE] [--limit N] [--peers]`. "worst step" is the largest
+difference between a code of the file and the simulation's; "integers" counts the operators with weights that
+onnxruntime runs in integers in a default session, and all of them. Calibration has 200 samples without labels (fewer
+where there are no more); none of them is evaluated. onnxruntime's own quantizer runs with each of its calibrators, and
+its best counts.
 Bytes are a share of the float file's without its exporter's notes.
 """
 
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,6 +22,7 @@ import torch
 import lowbit as lb
 from benchmarks import peers
 from benchmarks.networks import CASES, Case
+from benchmarks.optimized import operators, optimized
 from benchmarks.tables import arguments, show
 from lowbit.deploy.engines import ENGINES, Run
 from lowbit.errors import LowbitError
@@ -25,6 +31,7 @@ from lowbit.flows.metrics import metric_of
 from lowbit.graph.notes import sizes
 
 BATCH = 25
+MULTIPLYING = ("Conv", "MatMul", "Gemm", "MatMulInteger", "MatMulNBits")  # also as QLinearConv, FusedConv, …
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,14 @@ class Candidate:
     seconds: float | None = None
 
 
-def candidates(case: Case, folder: Path, with_peers: bool) -> Iterator[Candidate]:
+def candidates(case: Case, folder: Path, with_peers: bool, recipe: str) -> Iterator[Candidate]:
     """The float file, lowbit's, and those of the peers; one that fails is named and left out."""
     source = case.file()
     yield compiled("float", source)
     model = lb.load(source)
     calibration = case.calibration(model)
     start = time.process_time()
-    quantized = lb.quantize(model, calibration)
+    quantized = lb.quantize(model, calibration, recipe)
     seconds = time.process_time() - start
     quantized.save(folder / "lowbit.onnx")
     yield compiled("lowbit", folder / "lowbit.onnx", seconds=seconds)
@@ -86,13 +93,15 @@ def _attempt(name: str, engine: str, quantizer: object, *inputs: object, **optio
         print(f"{name}: {type(error).__name__}: {str(error)[:150]}".splitlines()[0], file=sys.stderr)
 
 
-def judge(case: Case, data: lb.Data, runs: dict[str, Run]) -> dict[str, tuple[float | None, Fidelity]]:
-    """Metric and closeness to the first of the runs, all in one pass over the data."""
+def judge(
+    case: Case, data: lb.Data, runs: dict[str, Run], limit: int | None = None
+) -> dict[str, tuple[float | None, Fidelity]]:
+    """Metric and closeness to the first of the runs, all in one pass over the data, or its first `limit` samples."""
     metric = None if case.metric is None else metric_of(case.metric)
     tallies = {name: metric.tally() for name in runs} if metric else {}
     sums = {name: Closeness() for name in runs}
     reference = next(iter(runs))
-    for inputs, labels in data.batches(BATCH):
+    for inputs, labels in islice(data.batches(BATCH), None if limit is None else -(-limit // BATCH)):
         outputs = {name: run(inputs) for name, run in runs.items()}
         shown = case.output or next(iter(outputs[reference]))
         for name, output in outputs.items():
@@ -104,14 +113,17 @@ def judge(case: Case, data: lb.Data, runs: dict[str, Run]) -> dict[str, tuple[fl
     }
 
 
-def measure(name: str, with_peers: bool = False) -> list[dict[str, object]]:
+def measure(
+    name: str, with_peers: bool = False, recipe: str = "int8", limit: int | None = None
+) -> list[dict[str, object]]:
     """A row for each candidate; of onnxruntime's calibrators only the one with the best signal-to-noise."""
     case = CASES[name]
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-        found = list(candidates(case, Path(folder), with_peers))
+        found = list(candidates(case, Path(folder), with_peers, recipe))
         data = case.evaluation(lb.load(found[0].file))
-        judged = judge(case, data, {c.name: c.run for c in found})
+        judged = judge(case, data, {c.name: c.run for c in found}, limit)
         sizes = {c.name: _bytes(c.file) for c in found}
+        deployed = _deployed(found[1].file)
     rows = []
     for candidate in found[1:]:
         value, closeness = judged[candidate.name]
@@ -124,8 +136,19 @@ def measure(name: str, with_peers: bool = False) -> list[dict[str, object]]:
             "SQNR dB": closeness.sqnr_db,
         }
         row |= {"cosine": closeness.cosine, "bytes": sizes[candidate.name] / sizes["float"], "CPU s": candidate.seconds}
-        rows.append(row | {"bar": case.bar if candidate.name == "lowbit" else ""})
+        bar = case.bar if recipe == "int8" else ""
+        rows.append(row | (deployed | {"bar": bar} if candidate.name == "lowbit" else {}))
     return _best_calibrator(rows)
+
+
+def _deployed(file: Path) -> dict[str, object]:
+    """How far codes are from the simulation, and the operators with weights that run in integers, of all of them."""
+    parity = json.loads(lb.load(file).metadata["lowbit.parity"])
+    counts = operators(optimized(file))
+    found = {
+        kind: sum(n for op, n in counts[kind].items() if op.endswith(MULTIPLYING)) for kind in ("integer", "float")
+    }
+    return {"worst step": parity["worst"][1], "integers": f"{found['integer']} of {sum(found.values())}"}
 
 
 def _best_calibrator(rows: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -144,16 +167,18 @@ def _bytes(file: Path) -> int:
 
 def main(arguments_given: list[str] | None = None) -> None:
     parser = arguments(__doc__ or "", list(CASES))
+    parser.add_argument("--recipe", default="int8", help="a preset, a TOML file or a format; int8 by default")
+    parser.add_argument("--limit", type=int, help="samples to evaluate; all by default")
     parser.add_argument("--peers", action="store_true", help="onnxruntime's quantizer and NNCF in the same run")
     given = parser.parse_args(arguments_given)
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     for name in given.networks or CASES:
         try:
-            rows += measure(name, given.peers)
+            rows += measure(name, given.peers, given.recipe, given.limit)
         except LowbitError as error:
             rows.append({"network": name, "quantizer": "lowbit", "bar": f"failed: {error}"})
-    show("int8, deployed; CPU s is the time to quantize", rows, given.json)
+    show(f"{given.recipe}, deployed; CPU s is the time to quantize", rows, given.json)
 
 
 if __name__ == "__main__":

@@ -227,6 +227,18 @@ def int8_fast(target: str = "onnxruntime") -> Recipe:
     return Recipe((rule,), PREPARE, target)
 
 
+def w4a8(target: str = "onnxruntime") -> Recipe:
+    """4-bit weights per output channel, activations of the target; computed in integers. Nothing is left in float."""
+    rule = Rule("*", TensorSpec("int4 channel:0", MSE()), TensorSpec(find_target(target).activations, Auto()))
+    return Recipe((rule,), (*PREPARE, "smooth", "correct_bias"), target)
+
+
+def w4a8_blocks(target: str = "onnxruntime") -> Recipe:
+    """4-bit weights in blocks of 32, for onnxruntime's MatMulNBits: it rounds activations to int8 in blocks of 32."""
+    rule = Rule("*", TensorSpec("int4 group:32", MSE()), TensorSpec("int8 group:32", MinMax()))
+    return Recipe((rule,), PREPARE, target)
+
+
 def int8_weights(target: str = "onnxruntime") -> Recipe:
     """8-bit weights per output channel; everything is computed in float."""
     return Recipe((Rule("*", TensorSpec(find_target(target).weights, MinMax()), FLOAT),), PREPARE, target)
@@ -246,6 +258,8 @@ RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
         "int8": int8,
         "int8-fast": int8_fast,
         "int8-weights": int8_weights,
+        "w4a8": w4a8,
+        "w4a8-blocks": w4a8_blocks,
         "int4-weights": _weights_in("int4 group:32"),
         "mxfp4-weights": _weights_in("mxfp4"),
         "nf4-weights": _weights_in("nf4"),

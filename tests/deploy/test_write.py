@@ -70,14 +70,14 @@ def test_only_the_readers_that_were_named_see_the_quantized_value():
 
 @pytest.mark.parametrize(
     ("bits", "signed", "dtype"),
-    [(4, True, "INT4"), (3, False, "UINT4"), (7, True, "INT8"), (8, False, "UINT8"), (16, True, "INT16")],
+    [(4, True, "INT8"), (3, False, "UINT8"), (8, False, "UINT8"), (9, False, "UINT16"), (32, True, "INT32")],
 )
-def test_codes_are_stored_in_the_smallest_integer_that_holds_them(bits, signed, dtype):
+def test_an_engine_computes_with_codes_in_8_16_or_32_bits(bits, signed, dtype):
     assert IntegerTensor("w", np.float32(1), np.array(0), bits, signed).dtype is ir.DataType[dtype]
 
 
-def test_a_code_without_an_onnx_integer_is_refused():
-    with pytest.raises(UnsupportedError, match="no integer of 20 bits"):
+def test_a_code_that_no_engine_computes_with_is_refused():
+    with pytest.raises(UnsupportedError, match="no engine computes in 20-bit integers"):
         _ = IntegerTensor("w", np.float32(1), np.array(0), 20, False).dtype
 
 

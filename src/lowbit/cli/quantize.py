@@ -32,8 +32,9 @@ def quantize(
     recipe: Annotated[
         str,
         typer.Option(
-            help="A preset (int8, int8-fast; weights alone: int8-weights, int4-weights, mxfp4-weights, nf4-weights, "
-            "codebook4-weights), a .toml file of rules, or a format for weights ('int5 group:64': 'lowbit formats')."
+            help="A preset (int8, int8-fast, w4a8, w4a8-blocks; weights alone: int8-weights, int4-weights, "
+            "mxfp4-weights, nf4-weights, codebook4-weights), a .toml file of rules, or a format for weights "
+            "('int5 group:64': 'lowbit formats')."
         ),
     ] = "int8",
     target: Annotated[

@@ -41,6 +41,10 @@ def _saturates_within(quantize: ir.Node, lo: float, hi: float) -> bool:
     )
     if scale is None or zero is None or scale.ndim:
         return False
-    ends = np.iinfo(zero.dtype)
+    held = np.iinfo(zero.dtype)
+    first, last = held.min, held.max
+    readers = [use.node for use in quantize.outputs[0].uses()]
+    if len(readers) == 1 and readers[0].op_type == "Clip":  # codes of fewer bits than the type has
+        first, last = (int(v.const_value.numpy()) for v in readers[0].inputs[1:3])  # type: ignore[union-attr]
     slack = 1e-6 * abs(hi) if np.isfinite(hi) else 0.0
-    return bool((ends.min - int(zero)) * scale >= lo and (ends.max - int(zero)) * scale <= hi + slack)
+    return bool((first - int(zero)) * scale >= lo and (last - int(zero)) * scale <= hi + slack)

@@ -13,20 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.deploy.absorb import absorb_clips
-from lowbit.deploy.expand import Pool, expand
-from lowbit.deploy.rewrites import gather_codes, keep_bias_apart, keep_residuals_apart
+from lowbit.deploy.expand import Expansion, Pool, expand, has_separate_rows, kernel_type, stored_type
+from lowbit.deploy.rewrites import fit_kernel_of_blocks, keep_bias_apart, keep_residuals_apart
 from lowbit.errors import UnsupportedError
-from lowbit.numerics import QuantTensor
-
-INTEGERS = {
-    (4, True): ir.DataType.INT4,
-    (4, False): ir.DataType.UINT4,
-    (8, True): ir.DataType.INT8,
-    (8, False): ir.DataType.UINT8,
-    (16, True): ir.DataType.INT16,
-    (16, False): ir.DataType.UINT16,
-    (32, True): ir.DataType.INT32,
-}
+from lowbit.numerics import Int, QuantTensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,9 @@ class IntegerTensor:
     codes       the integers of a constant; None for an activation, which is quantized where it is made
     scale       float32: a scalar, (channels,) along `axis`, or one per block of `block` elements along `axis`
     zero        integers of scale's shape
-    bits        of a code: 1–8 are stored in 4 or 8 bits, up to 16 in 16; a bias has 32
+    bits        of a code: 1–16, and 32 of a bias. A constant takes that many in the file
+    narrow      the lowest code is not used
+    block       4-bit codes only: left to the engine as they are, for its kernel of blocks (onnxruntime's MatMulNBits)
     readers     (node, input index) that read the quantized value; None: all
     """
 
@@ -48,15 +40,28 @@ class IntegerTensor:
     codes: np.ndarray | None = None
     axis: int | None = None
     block: int = 0
+    narrow: bool = False
     readers: frozenset[tuple[str, int]] | None = None
 
     @property
     def dtype(self) -> ir.DataType:
-        """The smallest ONNX integer type that holds the codes."""
-        for (bits, signed), dtype in INTEGERS.items():
-            if signed == self.signed and self.bits <= bits:
-                return dtype
-        raise UnsupportedError(f"'{self.value}': ONNX has no integer of {self.bits} bits. Use 32 bits or fewer.")
+        """The ONNX integers of 8, 16 or 32 bits in which an engine computes with the codes."""
+        if self.bits == 32 and self.signed:
+            return ir.DataType.INT32
+        if self.bits > 16:
+            raise UnsupportedError(
+                f"'{self.value}': no engine computes in {self.bits}-bit integers. Use 16 bits or fewer."
+            )
+        return kernel_type(self.grid)
+
+    @property
+    def stored(self) -> ir.DataType:
+        """The ONNX integers that hold the codes of a kernel of blocks."""
+        return stored_type(self.grid)
+
+    @property
+    def grid(self) -> Int:
+        return Int(self.bits, self.signed, self.narrow)
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,13 @@ def write(program: ir.Model, tensors: Iterable[IntegerTensor | ExpandedTensor]) 
         if isinstance(tensor, ExpandedTensor):
             _write_expanded(program, value, tensor, pool)
         elif tensor.codes is not None:
-            _write_constant(program, value, tensor)
+            _write_constant(program, value, tensor, pool)
         elif value.dtype is ir.DataType.FLOAT:
-            _write_activation(program, value, tensor)
+            _write_activation(program, value, tensor, pool)
         else:
             raise UnsupportedError(f"'{tensor.value}' has type {value.dtype}; only float32 values are quantized.")
     keep_bias_apart(program)
-    gather_codes(program)
+    fit_kernel_of_blocks(program)
     keep_residuals_apart(program)
     absorb_clips(program)
     _drop_unused(program)
@@ -120,50 +125,87 @@ def _node(
     return ir.node(op_type, inputs, attributes, outputs=[output])
 
 
-def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -> None:
+def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor, pool: Pool) -> None:
+    """codes → DequantizeLinear. Codes of few bits become int8 first: engines fold that when they load the file.
+
+    onnxruntime makes QLinearConv of int8 codes only; int4 codes under DequantizeLinear are decoded at each call.
+    """
     name = str(value.name)
     assert tensor.codes is not None
-    codes = _initializer(program, f"{name}_codes", tensor.codes, tensor.dtype)
-    scale, zero = _parameters(program, name, tensor)
-    inputs = [codes, scale] if tensor.bits > 16 else [codes, scale, zero]
+    expansion = Expansion(name, pool)
+    if tensor.block or tensor.bits == 32:
+        codes = expansion.constant("_codes", tensor.codes, ir.DataType.INT32 if tensor.bits == 32 else tensor.stored)
+    else:
+        codes = expansion.integers(tensor.codes, tensor.grid, "_codes", tensor.dtype)
+    inputs = [codes, expansion.constant("_scale", np.asarray(tensor.scale, np.float32), ir.DataType.FLOAT)]
+    if tensor.bits < 32 and not (tensor.block and not np.any(tensor.zero)):
+        inputs.append(
+            expansion.constant("_zero", np.asarray(tensor.zero), tensor.stored if tensor.block else tensor.dtype)
+        )
     decode = _node(
         "DequantizeLinear", inputs, f"{name}_dequantized", ir.DataType.FLOAT, value.shape, **_attributes(tensor)
     )
-    _replace_constant(program, value, tensor.readers, [decode])
+    _register(program, expansion)
+    _replace_constant(program, value, tensor.readers, [*expansion.nodes, decode])
 
 
 def _write_expanded(program: ir.Model, value: ir.Value, tensor: ExpandedTensor, pool: Pool) -> None:
+    readers = _readers(value, tensor.readers)
+    gather = readers[0].node
+    ids = gather.inputs[1] if gather.op_type == "Gather" else None
+    by_row = len(readers) == 1 and readers[0].idx == 0 and gather.attributes.get_int("axis", 0) == 0
+    if ids is not None and ids.shape is not None and by_row and has_separate_rows(tensor.stored):
+        expansion = Expansion(str(value.name), pool)
+        found, result = expansion.rows(tensor.stored, ids, len(ids.shape)), gather.outputs[0]
+        _register(program, expansion)
+        program.graph.insert_before(gather, expansion.nodes)
+        found.name, result.name = result.name, None
+        found.shape, found.type = result.shape, result.type
+        result.replace_all_uses_with(found, replace_graph_outputs=True)
+        program.graph.remove(gather, safe=True)
+        return
     expansion = expand(tensor.stored, str(value.name), f"{value.name}_dequantized", pool)
+    _register(program, expansion)
+    _replace_constant(program, value, tensor.readers, expansion.nodes)
+
+
+def _register(program: ir.Model, expansion: Expansion) -> None:
     for constant in expansion.initializers:
         program.graph.register_initializer(constant)
-    _replace_constant(program, value, tensor.readers, expansion.nodes)
+
+
+def _readers(value: ir.Value, wanted: frozenset[tuple[str, int]] | None) -> list["ir._core.Usage"]:
+    return [u for u in value.uses() if wanted is None or (u.node.name, u.idx) in wanted]
 
 
 def _replace_constant(
     program: ir.Model, value: ir.Value, wanted: frozenset[tuple[str, int]] | None, nodes: list[ir.Node]
 ) -> None:
     """Let the readers of a constant read the last of these nodes instead."""
-    readers = [u for u in value.uses() if wanted is None or (u.node.name, u.idx) in wanted]
+    readers = _readers(value, wanted)
     first = min((u.node for u in readers), key=list(program.graph).index)
     program.graph.insert_before(first, nodes)
     for use in readers:
         use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
 
 
-def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor) -> None:
+def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor, pool: Pool) -> None:
     name, graph = str(value.name), program.graph
     scale, zero = _parameters(program, name, tensor)
-    readers = [u for u in value.uses() if tensor.readers is None or (u.node.name, u.idx) in tensor.readers]
-    encode = _node("QuantizeLinear", [value, scale, zero], f"{name}_quantized", tensor.dtype, value.shape)
-    decode = _node(
-        "DequantizeLinear", [encode.outputs[0], scale, zero], f"{name}_dequantized", ir.DataType.FLOAT, value.shape
-    )
+    readers = _readers(value, tensor.readers)
+    constants = Expansion(name, pool)
+    nodes = _encode(constants, value, tensor, scale, zero)
+    _register(program, constants)
+    codes = nodes[-1].outputs[0]
+    codes.name = f"{name}_quantized"
+    decode = _node("DequantizeLinear", [codes, scale, zero], f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
+    nodes.append(decode)
     producer = value.producer()
     if producer is None:
         first = min((u.node for u in readers), key=list(graph).index)
-        graph.insert_before(first, [encode, decode])
+        graph.insert_before(first, nodes)
     else:
-        graph.insert_after(producer, [encode, decode])
+        graph.insert_after(producer, nodes)
     for use in readers:
         use.node.replace_input_with(use.idx, decode.outputs[0])
     if value.is_graph_output() and tensor.readers is None:
@@ -173,6 +215,31 @@ def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor)
         for index, output in enumerate(graph.outputs):
             if output is value:
                 graph.outputs[index] = result
+
+
+def _encode(
+    constants: Expansion, value: ir.Value, tensor: IntegerTensor, scale: ir.Value, zero: ir.Value
+) -> list[ir.Node]:
+    """QuantizeLinear, which saturates at the ends of 8 or 16 bits, and a Clip where the codes have fewer.
+
+    Codes of 8 bits are clipped behind it: a float Clip between Conv and QuantizeLinear would keep onnxruntime from
+    making a QLinearConv of the two. It has no Clip of 16-bit integers: there the value is clipped before.
+    """
+    name, grid, held = constants.name, tensor.grid, np.iinfo(tensor.dtype.numpy())
+    ends = np.array([grid.minimum, grid.maximum])
+    encode = _node("QuantizeLinear", [value, scale, zero], f"{name}_rounded", tensor.dtype, value.shape)
+    if ends[0] == held.min and ends[1] == held.max:
+        return [encode]
+    by_code = tensor.dtype.bitwidth == 8
+    kind = tensor.dtype if by_code else ir.DataType.FLOAT
+    if not by_code:
+        ends = (ends - tensor.zero) * np.float64(tensor.scale)
+    low, high = (constants.shared(end.astype(kind.numpy()), kind) for end in ends)
+    clip = _node("Clip", [encode.outputs[0] if by_code else value, low, high], f"{name}_clipped", kind, value.shape)
+    if by_code:
+        return [encode, clip]
+    encode.replace_input_with(0, clip.outputs[0])
+    return [clip, encode]
 
 
 def _drop_unused(program: ir.Model) -> None:

@@ -9,12 +9,14 @@ import torch
 
 from lowbit.deploy.write import ExpandedTensor, IntegerTensor, write
 from lowbit.errors import UnsupportedError
-from lowbit.numerics import Int, QuantTensor, describe_format
+from lowbit.numerics import TENSOR, Format, Int, describe_format, group
 from lowbit.ranges import range_words
 from lowbit.simulate.fakequant import FakeBias, FakeQuant, Simulation
 from lowbit.simulate.sites import Site
+from lowbit.simulate.weights import weights_of
 
 Row = dict[str, Any]
+INTEGERS, BY_BLOCK, FLOAT = "integers", "activations int8 per block", "float"
 
 
 def export(simulation: Simulation) -> ir.Model:
@@ -27,14 +29,16 @@ def export(simulation: Simulation) -> ir.Model:
 
 def integer_tensors(simulation: Simulation) -> Iterator[IntegerTensor | ExpandedTensor]:
     """What to write for each site, in the order of the placement."""
+    constants = [site for site, _ in simulation.constants().values()]
+    by_block = {site.layer for site in constants if _arithmetic(simulation, site) == BY_BLOCK}
     for name, site in simulation.placement.sites.items():
         quantizer = simulation.quantizers[name]
         if isinstance(quantizer, FakeBias):
             yield _bias(simulation, site, quantizer)
-        elif site.role == "activation":
-            yield _activation(site, quantizer)
-        else:
+        elif site.role != "activation":
             yield _constant(simulation, site, quantizer)
+        elif not (quantizer.dynamic and site.readers and {layer for layer, _ in site.readers} <= by_block):
+            yield _activation(site, quantizer)  # else the kernel of blocks quantizes it
 
 
 def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
@@ -42,63 +46,67 @@ def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
     if not isinstance(grid, Int) or quantizer.dynamic:
         raise UnsupportedError(
             f"'{site.value}': an activation in {describe_format(quantizer.format)} can be simulated, but no engine "
-            "computes it. Use an integer format for activations that are to be deployed."
+            "computes it. Use an integer format for activations that are to be deployed; 'int8 group:32' for a MatMul "
+            "whose weights are in 'int4 group:32'."
         )
-    return IntegerTensor(
-        site.value, quantizer.scale.numpy(), quantizer.zero.numpy(), grid.bits, grid.signed, readers=site.readers
-    )
+    scale, zero = quantizer.scale.numpy(), quantizer.zero.numpy()
+    return IntegerTensor(site.value, scale, zero, grid.bits, grid.signed, narrow=grid.narrow, readers=site.readers)
 
 
 def _constant(simulation: Simulation, site: Site, quantizer: FakeQuant) -> IntegerTensor | ExpandedTensor:
-    stored = quantizer.stored
+    stored, arithmetic = quantizer.stored, _arithmetic(simulation, site)
     assert stored is not None
+    if arithmetic == FLOAT:
+        return ExpandedTensor(site.value, stored, site.readers)
     grid = stored.format.grid
-    if not isinstance(grid, Int):
-        return ExpandedTensor(site.value, stored, site.readers)
-    layout = _layout(stored)
-    if not _feeds_integers(simulation, site) and (layout is None or not _is_native(stored)):
-        return ExpandedTensor(site.value, stored, site.readers)
-    if layout is None:
-        raise UnsupportedError(
-            f"'{site.value}': blocks of {stored.tile} in a tensor of {stored.shape} have no integer kernel."
-        )
-    scale, zero, axis, block = layout
-    codes = np.asarray(stored.codes)
+    assert isinstance(grid, Int)
+    scale, zero, codes = (np.asarray(t) for t in (stored.scale_values(), stored.zero_values(), stored.codes))
+    axis: int | None
+    if arithmetic == BY_BLOCK:
+        (axis, block), *_ = [pair for pair in enumerate(stored.tile) if pair[1] > 1]
+    else:
+        axis, block = next((axis for axis, count in enumerate(stored.tiles) if count > 1), None), 0
+        scale, zero = (t.reshape(() if axis is None else -1) for t in (scale, zero))
     return IntegerTensor(
         site.value, scale, zero, grid.bits, grid.signed, codes, axis=axis, block=block, readers=site.readers
     )
 
 
-def _feeds_integers(simulation: Simulation, site: Site) -> bool:
-    """Whether the constant meets quantized activations, in an integer kernel."""
+def _arithmetic(simulation: Simulation, site: Site) -> str:
+    """What an engine computes in where it multiplies with a constant.
+
+    INTEGERS   codes of at most 8 bits, one scale a tensor or output channel, and such activations
+    BY_BLOCK   onnxruntime's MatMulNBits: 4-bit weights in blocks along the sum, activations in int8 in equal blocks
+    FLOAT      everything else
+    """
+    quantizer = simulation.quantizers[site.value]
+    assert isinstance(quantizer, FakeQuant)
+    weights, stored = quantizer.format, quantizer.stored
+    assert stored is not None
     if site.role == "constant":
-        return True
+        return INTEGERS
     node = next(n for n in simulation.program.graph if n.name == site.layer)
+    activations = _activations_beside(simulation, site, node)
+    if activations is None or not all(isinstance(kind.grid, Int) for kind in (weights, activations)):
+        return FLOAT
+    output, summed = next((w.output_axis, w.summed_axis) for w in weights_of(node) if w.value.name == site.value)
+    split = {axis for axis, count in enumerate(stored.tiles) if count > 1}
+    if activations.block == TENSOR:
+        whole = (split == {output} and stored.tile[output] == 1) or not split
+        return INTEGERS if whole and max(weights.grid.bits, activations.grid.bits) <= 8 else FLOAT
+    length = stored.tile[summed]
+    equal = [length if axis == summed else 1 for axis in range(len(stored.tile))] == list(stored.tile)
+    fits = equal and stored.shape[summed] % length == 0 and activations.block == group(length)
+    return BY_BLOCK if fits and weights.grid.bits == 4 and activations.grid == Int(8) else FLOAT
+
+
+def _activations_beside(simulation: Simulation, site: Site, node: ir.Node) -> Format | None:
+    """The format of what a weight is multiplied with; None: float."""
     data = simulation.placement.sites.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
-    return (
-        node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")
-        and data is not None
-        and (data.readers is None or (site.layer, 0) in data.readers)
-    )
-
-
-def _is_native(stored: QuantTensor) -> bool:
-    """Whether ONNX's integer types and float scales take no more bytes than the format does."""
-    return stored.format.grid.bits in (4, 8, 16) and not isinstance(stored.scale, QuantTensor)
-
-
-def _layout(stored: QuantTensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int | None, int] | None:
-    """(scale, zero, axis, block) as DequantizeLinear wants them: scalars, one a channel, or one a block. Or None."""
-    scale, zero = (np.asarray(t) for t in (stored.scale_values(), stored.zero_values()))
-    split = [axis for axis, count in enumerate(stored.tiles) if count > 1]
-    if not split:
-        return scale.reshape(()), zero.reshape(()), None, 0
-    if len(split) == 1 and stored.tile[split[0]] == 1:
-        return scale.reshape(-1), zero.reshape(-1), split[0], 0
-    blocked = [axis for axis, length in enumerate(stored.tile) if length > 1]
-    if len(blocked) == 1:
-        return scale, zero, blocked[0], stored.tile[blocked[0]]
-    return None
+    multiplies = node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")
+    if not multiplies or data is None or not (data.readers is None or (site.layer, 0) in data.readers):
+        return None
+    return data.spec.format
 
 
 def _bias(simulation: Simulation, site: Site, quantizer: FakeBias) -> IntegerTensor:
@@ -152,13 +160,14 @@ def _site_row(simulation: Simulation, site: Site) -> Row:
         return row | {"format": "int32", "bits": 32.0, "bytes": 4 * count, "range": "", "solver": "", "sqnr_db": None}
     row |= {"format": describe_format(quantizer.format), "range": range_words(quantizer.spec.range)}
     if site.role == "activation":
-        lo, hi = quantizer.limits()
-        return row | {"bits": quantizer.format.bits_per_element(), "bytes": 0, "lo": lo, "hi": hi, "group": site.group}
+        row |= {"bits": quantizer.format.bits_per_element(), "bytes": 0, "group": site.group}
+        return row if quantizer.dynamic else row | dict(zip(("lo", "hi"), quantizer.limits(), strict=True))
     weight, stored = simulation.parameter(site.value).detach(), quantizer.stored
     assert stored is not None
     noise = (weight - torch.as_tensor(np.asarray(stored.dequantize()))).square().sum().item()
     power = weight.square().sum().item()
     return row | {
+        "arithmetic": _arithmetic(simulation, site),
         "solver": site.spec.solve,
         "bits": stored.format.bits_per_element(stored.shape),
         "bytes": round(stored.bits / 8),

@@ -1,0 +1,249 @@
+"""Codes of few bits in the engine: which kernels run, which numbers come out, how many bytes they take."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from toy_networks import convolutions, images, network
+
+import lowbit as lb
+from lowbit.deploy.engines import ENGINES, serialize
+from lowbit.errors import UnsupportedError
+from lowbit.metadata import from_text
+from lowbit.recipe import FLOAT, PREPARE, Recipe, Rule, TensorSpec
+from lowbit.simulate.fakequant import FakeQuant
+
+
+def recipe(weights: str, activations: str = "float") -> Recipe:
+    spec = FLOAT if activations == "float" else TensorSpec(activations, "minmax")
+    return Recipe((Rule("*", TensorSpec(weights), spec),), PREPARE)
+
+
+def run_by_the_engine(model: lb.Model, tmp_path) -> Counter[str]:
+    """Operators of onnxruntime's optimized graph, in a default session."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(serialize(model.program), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+def arithmetic(model: lb.Model) -> dict[str, str]:
+    return {
+        row["tensor"]: row["arithmetic"] for row in from_text(model.metadata["lowbit.ledger"]) if "arithmetic" in row
+    }
+
+
+# ---- weights under integer kernels -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [f"{kind}{bits} channel:0" for kind in ("int", "uint") for bits in range(2, 9)])
+def test_weights_of_any_width_up_to_8_run_in_integer_kernels(words, tmp_path):
+    quantized = lb.quantize(convolutions(), images(), recipe(words, "uint8"))
+    found = run_by_the_engine(quantized, tmp_path)
+    assert (found["QLinearConv"], found["QGemm"], found["DequantizeLinear"]) == (2, 1, 0)
+    assert set(arithmetic(quantized).values()) == {"integers"}
+
+
+@pytest.mark.parametrize("words", ["int8", "int4", "int3"])
+def test_weights_with_one_scale_a_tensor_run_in_integer_kernels(words, tmp_path):
+    quantized = lb.quantize(convolutions(), images(), recipe(words, "uint8"))
+    assert run_by_the_engine(quantized, tmp_path)["QLinearConv"] == 2
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_openvino_computes_the_same_with_weights_of_any_width(bits):
+    pytest.importorskip("openvino")
+    quantized = lb.quantize(convolutions(), images(), recipe(f"int{bits} channel:0", "uint8"))
+    x = {"x": images(8, seed=5)}
+    ours, theirs = quantized.run(x)["logits"], ENGINES["openvino"].compile(quantized.program)(x)["logits"]
+    assert np.abs(ours - theirs).max() < 1e-2 * np.abs(ours).max()  # one step of an activation is 4e-3
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_matrix_product_of_any_width_runs_in_integers(bits, tmp_path):
+    rng = np.random.default_rng(0)
+    model = network(
+        "m (float[N,64] x) => (float[N,8] y) { h = MatMul (x, a) r = Relu (h) y = MatMul (r, b) }",
+        a=rng.normal(size=(64, 32)),
+        b=rng.normal(size=(32, 8)),
+    )
+    quantized = lb.quantize(
+        model, rng.normal(size=(64, 64)).astype(np.float32), recipe(f"int{bits} channel:0", "uint8")
+    )
+    found = run_by_the_engine(quantized, tmp_path)
+    assert found["MatMulIntegerToFloat"] + found["DynamicQuantizeMatMul"] + found["QLinearMatMul"] == 2
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_weights_of_b_bits_take_b_bits_under_an_integer_kernel(bits, tmp_path):
+    weight = np.random.default_rng(0).normal(size=(256, 64, 3, 3))
+    model = network("m (float[N,64,8,8] x) => (float[N,256,6,6] y) { y = Conv (x, w) }", w=weight)
+    x = np.random.default_rng(1).normal(size=(2, 64, 8, 8)).astype(np.float32)
+    size = lb.quantize(model, x, recipe(f"int{bits} channel:0", "uint8")).save(tmp_path / "net.onnx")
+    assert size == pytest.approx(weight.size * bits / 8 + 8 * 256, rel=0.02, abs=6000)  # scales, zeros; graph, ledger
+
+
+# ---- activations of any width ----------------------------------------------------------------------------------------
+
+WIDTHS = [f"{kind}{bits}" for kind in ("uint", "int") for bits in range(2, 17)]
+
+
+@pytest.mark.parametrize("words", WIDTHS)
+def test_activations_of_any_width_saturate_where_the_simulation_does(words):
+    """Data five times beyond what was calibrated: codes past the grid's ends would be further off than one step."""
+    model, seen, beyond = convolutions(), images(32), 5 * images(8, seed=2)
+    chosen = recipe("int8 channel:0", words)
+    quantized, simulated = lb.quantize(model, seen, chosen), lb.simulation(model, seen, chosen)
+    x = simulated.placement.sites["x"]
+    codes = ENGINES["onnxruntime"].compile(quantized.program, outputs=["x_quantized"])({"x": beyond})["x_quantized"]
+    quantizer = simulated.quantizers[x.value]
+    assert isinstance(quantizer, FakeQuant)
+    ends = quantizer.grid.values()
+    assert (codes.min(), codes.max()) == (ends[0], ends[-1])
+    with simulated.mode("quantize"):
+        expected = simulated.module(torch.from_numpy(beyond))["logits"].detach().numpy()
+    found = quantized.run({"x": beyond})["logits"]
+    step = float(max(q.scale.max() for q in simulated.activations().values()))
+    assert np.abs(found - expected).max() <= 2 * step + 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_activations_of_few_bits_run_in_integer_kernels(bits, tmp_path):
+    quantized = lb.quantize(convolutions(), images(), recipe("int4 channel:0", f"uint{bits}"))
+    found = run_by_the_engine(quantized, tmp_path)
+    assert (found["QLinearConv"], found["QGemm"], found["FusedConv"]) == (2, 1, 0)
+
+
+# ---- float arithmetic ------------------------------------------------------------------------------------------------
+
+
+def matrices(seed: int = 0) -> lb.Model:
+    """ids → embedding (300, 64) → two matrix products and a Gemm."""
+    rng = np.random.default_rng(seed)
+    return network(
+        """m (int64[N,T] ids) => (float[N,T,32] y) {
+            e = Gather (table, ids)
+            a = MatMul (e, first)
+            r = Relu (a)
+            y = MatMul (r, second)
+        }""",
+        table=rng.normal(size=(300, 64)),
+        first=rng.normal(size=(64, 96)) / 8,
+        second=rng.normal(size=(96, 32)) / 10,
+    )
+
+
+def ids(count: int = 4) -> dict[str, np.ndarray]:
+    return {"ids": np.random.default_rng(1).integers(0, 300, size=(count, 7))}
+
+
+GATHERED = ["int8 channel:0", "int4 group:32", "uint4 group:16", "int3 group:32", "nf4", "mxfp4", "int5", "fp16", "vsq4",
+            "nvfp4", "int12 channel:0", "codebook4", "codebook3 channel:0", "int4 group:24", "mx6", "uint8 channel:0"]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", GATHERED)
+def test_no_whole_weight_is_decoded_at_a_call_and_arithmetic_in_float_is_exact(words, tmp_path):
+    model = matrices()
+    quantized = lb.quantize(model, [ids()], recipe(words))
+    found = run_by_the_engine(quantized, tmp_path)
+    assert found["DequantizeLinear"] == found["MatMulNBits"] == 0
+    assert found["MatMul"] + found["FusedMatMul"] == 2
+    simulated = lb.simulation(model, [ids()], recipe(words))
+    with simulated.mode("quantize"):
+        expected = simulated.module(torch.from_numpy(ids()["ids"]))["y"].detach().numpy()
+    assert np.abs(quantized.run(ids())["y"] - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert set(arithmetic(quantized).values()) == {"float"}
+
+
+@pytest.mark.parametrize("words", ["int8 channel:0", "int4 group:32", "nf4", "int3 group:16", "uint8 channel:0"])
+def test_an_embedding_is_looked_up_in_codes(words, tmp_path):
+    """The engine holds the table in bytes: no float tensor of its size is left after loading."""
+    quantized = lb.quantize(matrices(), [ids()], recipe(words))
+    run_by_the_engine(quantized, tmp_path)
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    large = [t for t in optimized.graph.initializer if np.prod(t.dims) == 300 * 64]
+    assert [t.data_type for t in large] in ([onnx.TensorProto.INT8], [onnx.TensorProto.UINT8])
+
+
+def test_negative_ids_find_rows_from_the_end():
+    quantized = lb.quantize(matrices(), [ids()], recipe("int4 group:32"))
+    run = ENGINES["onnxruntime"].compile(quantized.program)
+    back, front = run({"ids": np.array([[-1, -300]])})["y"], run({"ids": np.array([[299, 0]])})["y"]
+    assert np.array_equal(back, front)
+
+
+@pytest.mark.parametrize("words", ["int8 channel:0", "int4 group:16", "int4 channel:0", "int16"])
+def test_recurrent_layers_and_transposed_convolutions_decode_nothing_at_a_call(words, tmp_path):
+    rng = np.random.default_rng(0)
+    model = network(
+        """m (float[1,16,8,8] x) => (float[1,128] y) {
+            a = ConvTranspose (x, up)
+            b = Reshape (a, shape)
+            h, last, c = LSTM <hidden_size = 32> (b, w, r)
+            f = Squeeze (last)
+            y = MatMul (f, out)
+        }""",
+        up=rng.normal(size=(16, 12, 3, 3)) / 10,
+        shape=np.array([20, 1, 60]),
+        w=rng.normal(size=(1, 128, 60)) / 10,
+        r=rng.normal(size=(1, 128, 32)) / 10,
+        out=rng.normal(size=(32, 128)) / 10,
+    )
+    x = rng.normal(size=(1, 16, 8, 8)).astype(np.float32)
+    found = run_by_the_engine(lb.quantize(model, x, recipe(words)), tmp_path)
+    assert found["DequantizeLinear"] == 0
+
+
+# ---- the kernel of blocks, asked for by name ---------------------------------------------------------------------------
+
+
+def test_the_kernel_of_blocks_is_asked_for_by_name_and_the_ledger_says_so(tmp_path):
+    model = matrices()
+    quantized = lb.quantize(model, [ids()], "w4a8-blocks")
+    found = run_by_the_engine(quantized, tmp_path)
+    assert (found["MatMulNBits"], found["MatMul"], found["DequantizeLinear"]) == (2, 0, 0)
+    assert arithmetic(quantized) == {
+        "table": "float",
+        "first": "activations int8 per block",
+        "second": "activations int8 per block",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g = Gemm <transB = 1> (x, w, b) y = Relu (g)",
+        "g = Gemm <transB = 1> (x, w, b) r = Clip (g, low, high) y = Neg (r)",
+        "g = Gemm <transB = 1> (x, w, b) r = Clip (g, low) y = Neg (r)",
+        "g = Gemm <transB = 1> (x, w) r = Relu (g) y = Neg (r)",
+    ],
+)
+def test_the_kernel_of_blocks_serves_a_layer_of_torch_with_a_relu_behind(text, tmp_path):
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.normal(size=(48, 64)) / 8,
+        "b": rng.normal(size=48),
+        "low": np.float64(-0.5),
+        "high": np.float64(1),
+    }
+    used = {name: value for name, value in constants.items() if f" {name}" in text}
+    model = network("m (float[N,64] x) => (float[N,48] y) { " + text + " }", **used)
+    x = {"x": rng.normal(size=(20, 64)).astype(np.float32)}
+    quantized, simulated = lb.quantize(model, [x], "w4a8-blocks"), lb.simulation(model, [x], "w4a8-blocks")
+    found = run_by_the_engine(quantized, tmp_path)
+    assert (found["MatMulNBits"], found["DequantizeLinear"]) == (1, 0)
+    with simulated.mode("quantize"):
+        expected = simulated.module(torch.from_numpy(x["x"]))["y"].detach().numpy()
+    assert np.abs(quantized.run(x)["y"] - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_activations_in_blocks_that_no_kernel_computes_are_refused():
+    with pytest.raises(UnsupportedError, match="no engine computes it"):
+        lb.quantize(convolutions(), images(), "w4a8-blocks")
+    with pytest.raises(UnsupportedError, match="'int8 group:32' for a MatMul"):
+        lb.quantize(matrices(), [ids()], recipe("int4 group:16", "int8 group:32"))
