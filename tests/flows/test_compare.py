@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from toy_networks import network
 
 from lowbit.errors import DataError, InputError, ModelError
 from lowbit.flows.compare import compare
@@ -243,3 +244,24 @@ def test_predict_joins_batches(weight, samples):
     outputs, score = predict(model, Data.of(samples, model.inputs), "top1", batch=16)
     assert outputs["logits"].shape == (50, 4)
     assert score == 1.0
+
+
+def test_the_operator_that_makes_a_file_slow_is_named():
+    """A table of 40,000 × 64 in codes that are decoded as a whole at every call, to look up one row of it."""
+    rng = np.random.default_rng(0)
+    table, ids = rng.normal(size=(40_000, 64)).astype(np.float32), {"ids": np.zeros((1, 1), np.int64)}
+    exact = network("m (int64[N,T] ids) => (float[N,T,64] y) { y = Gather (table, ids) }", table=table)
+    slow = network(
+        """m (int64[N,T] ids) => (float[N,T,64] y) {
+            decoded = DequantizeLinear <axis = 0> (codes, scale)
+            y = Gather (decoded, ids)
+        }""",
+        codes=rng.integers(-127, 127, size=table.shape).astype(np.int8),
+        scale=np.full(40_000, 0.02),
+    )
+    found = compare(exact, slow, [ids], layers=False)
+    assert found.slowest is not None
+    assert found.slowest.operator == "DequantizeLinear"
+    assert found.slowest.share > 0.8
+    assert "slower because of DequantizeLinear of 'dequantizelinear_0': " in str(found)
+    assert compare(slow, exact, [ids], layers=False).slowest is None

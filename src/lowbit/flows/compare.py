@@ -12,9 +12,12 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import onnx_ir as ir
+
 from lowbit.data import Data, Preprocessing
 from lowbit.data.samples import Samples
 from lowbit.deploy.engines import Run
+from lowbit.deploy.profile import OperatorTime, slowest_operator
 from lowbit.errors import ModelError
 from lowbit.flows.evaluate import engine_of, needed_labels
 from lowbit.flows.fidelity import Closeness, Fidelity, LayerFidelity, layer_fidelity
@@ -32,6 +35,7 @@ LAYER_SAMPLES = 8  # a signal-to-noise ratio over a whole feature map is steady 
 # What "keeps the job" means. 99 % of the float quality is the bar that MLPerf Inference sets for quantized networks;
 # without labels the same share of unchanged answers, without classes an error of 0.1 % of the signal's power.
 KEEPS = {"metric": 0.99, "agreement": 0.99, "sqnr_db": 30.0}
+NOT_SLOWER = 0.95  # two timings of one file differ by less
 NEARLY = {"metric": 0.95, "agreement": 0.95, "sqnr_db": 20.0}
 
 
@@ -60,6 +64,7 @@ class Comparison:
 
     metric is None where no labels were given; layers is empty and latencies are None where they were not asked for
     latency is of `latency_batch` samples on `threads` threads of `engine`, the two networks alternating
+    slowest is the operator on which the candidate spends most time, where onnxruntime runs it slower than the reference
     """
 
     reference: Side
@@ -72,6 +77,7 @@ class Comparison:
     engine: str
     threads: int
     latency_batch: int
+    slowest: OperatorTime | None = None
 
     @property
     def metric_change(self) -> float | None:
@@ -211,7 +217,7 @@ def compare(
         else ()
     )
     values = pass_.values()
-    return Comparison(
+    found = Comparison(
         Side(first.name, *first.sizes(), values[0], timings.get("a")),
         Side(second.name, *second.sizes(), values[1], timings.get("b")),
         None if pass_.metric is None else pass_.metric.name,
@@ -223,6 +229,9 @@ def compare(
         threads,
         samples.fixed_batch or 1,
     )
+    if engine == "onnxruntime" and found.times_faster is not None and found.times_faster < NOT_SLOWER:
+        return replace(found, slowest=slowest_operator(second.program, sample, threads))
+    return found
 
 
 @dataclass
@@ -284,9 +293,13 @@ class _Subject:
             return cls(given.source, given, None)
         return cls(str(given), load(given, allow_nonfinite=True), Path(given))
 
+    @property
+    def program(self) -> ir.Model | Path:
+        """What an engine reads: the file as it is, where it is one."""
+        return self.model.program if self.file is None or self.packed else self.file
+
     def compiled(self, engine: str, threads: int | None = None) -> Run:
-        program = self.model.program if self.file is None or self.packed else self.file
-        return engine_of(engine).compile(program, threads=threads)
+        return engine_of(engine).compile(self.program, threads=threads)
 
     @property
     def packed(self) -> bool:

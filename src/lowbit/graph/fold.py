@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -36,6 +37,8 @@ _MOVES = frozenset({
     "Transpose", "Trilu", "Unsqueeze",
 })
 # fmt: on
+# What only brings a weight into another order: torch exports the gates of a bidirectional LSTM so.
+_REORDERS = frozenset({"Concat", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 _BORN_OF_CODES = frozenset({"Cast", "Gather", "DequantizeLinear"})
 
 
@@ -46,6 +49,7 @@ def fold_constants(program: ir.Model) -> bool:
     """
     before = _fingerprint(program)
     outputs = [value.name for value in program.graph.outputs]
+    origins = _origins(program)
     with quiet():
         for _ in range(2):
             # onnxscript fails on some sequences. It does so before it changes the node: the rest then stays as it is.
@@ -63,6 +67,7 @@ def fold_constants(program: ir.Model) -> bool:
         common.RemoveUnusedNodesPass()(program)
     for value, name in zip(program.graph.outputs, outputs, strict=True):
         value.name = name
+    _keep_names(program, origins)
     for graph in program.graphs():
         for node in graph:
             node.metadata_props.pop(optimizer.FOLDED_FROM_KEY, None)
@@ -118,10 +123,57 @@ def _worth_folding(node: ir.Node) -> bool | None:
         return size is not None and size <= LARGEST_FILL
     if node.op_type not in _ARITHMETIC | _MOVES or _decodes_a_weight(node):
         return False
+    if _reorders_weights(node):
+        return True
     if node.op_type == "Transpose":
         return None  # as large as its input, which nobody else may be reading: onnxscript looks
     sizes = [_size(output) for output in node.outputs]
     return None if all(size is not None and size <= LARGEST_OUTPUT for size in sizes) else False
+
+
+def _reorders_weights(node: ir.Node) -> bool:
+    """Part of a chain that moves whole weights and after which nobody reads them as they were: no byte is added."""
+    data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    if node.op_type not in _REORDERS or not all(v is not None and _is_float_constant(v) for v in data):
+        return False
+    return all(v is not None and _moved_whole(v) for v in data)
+
+
+def _moved_whole(weight: ir.Value) -> bool:
+    """Whether all readers of a weight only move it, and what they make of it is together no larger."""
+    readers = [use.node for use in weight.uses()]
+    if weight.is_graph_output() or not all(reader.op_type in _REORDERS for reader in readers):
+        return False
+    size = _size(weight) or 0
+    made = [
+        [size] if reader.op_type == "Concat" else [_size(output) for output in reader.outputs] for reader in readers
+    ]
+    sizes = [part for parts in made for part in parts]
+    return all(part is not None for part in sizes) and sum(part or 0 for part in sizes) <= size
+
+
+def _is_float_constant(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.dtype.is_floating_point()
+
+
+def _origins(program: ir.Model) -> dict[str, str]:
+    """Value → the weight that it is a reordered form of (the first of several), for values made by moves alone."""
+    found: dict[str, str] = {}
+    for node in program.graph:
+        source = node.inputs[0] if node.op_type in _REORDERS else None
+        if source is not None and (source.name in found or _is_float_constant(source)):
+            found |= {str(output.name): found.get(str(source.name), str(source.name)) for output in node.outputs}
+    return found
+
+
+def _keep_names(program: ir.Model, origins: Mapping[str, str]) -> None:
+    """A reordered weight goes by the name of what it was made of, where that is gone: rules and ledgers say it."""
+    constants = program.graph.initializers
+    for name in [n for n in constants if n in origins]:
+        if origins[str(name)] not in constants:
+            value = constants.pop(name)
+            value.name = origins[str(name)]
+            program.graph.register_initializer(value)
 
 
 def _decodes_a_weight(node: ir.Node) -> bool:

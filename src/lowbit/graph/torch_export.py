@@ -75,7 +75,6 @@ def export_module(
             )
     _own_the_weights(program)
     _name_outputs(program, names)
-    _keep_transposed_names(program)
     program = canonical(program, source=type(module).__name__, allow_nonfinite=allow_nonfinite, trust_shapes=True)
     _simplify(program)
     return program
@@ -242,19 +241,6 @@ def _name_outputs(program: ir.Model, names: list[str]) -> None:
             name = f"{name}_out"
         value.name = name
         taken.add(name)
-
-
-def _keep_transposed_names(program: ir.Model) -> None:
-    """`Transpose(fc.weight)` of one reader will fold: let the result, not `val_17`, be called `fc.weight`."""
-    for node in program.graph:
-        source = node.inputs[0] if node.op_type == "Transpose" else None
-        if source is None or not source.is_initializer() or len(source.uses()) != 1:
-            continue
-        name = str(source.name)
-        program.graph.initializers.pop(name)
-        source.name = f"{name}.before_transpose"
-        program.graph.initializers.add(source)
-        node.outputs[0].name = name
 
 
 def _simplify(program: ir.Model) -> None:

@@ -21,6 +21,8 @@ LAYERS_SHOWN = 12
 def comparison_view(found: "Comparison") -> RenderableType:
     """The two networks side by side, each output's closeness, the noisiest values inside, and the verdict."""
     parts: list[RenderableType] = [_sides(found), "", _outputs(found)]
+    if found.slowest is not None:
+        parts.insert(1, f"slower because of {found.slowest}")
     if found.layers:
         parts += ["", _layers(found.layers)]
     style = {"keeps": "bold green", "nearly keeps": "bold yellow"}.get(found.kept, "bold red")
