@@ -11,6 +11,7 @@ from toy_networks import convolutions, images, network
 import lowbit as lb
 from lowbit.deploy.engines import ENGINES, serialize
 from lowbit.errors import UnsupportedError
+from lowbit.flows.export import export
 from lowbit.metadata import from_text
 from lowbit.recipe import FLOAT, PREPARE, Recipe, Rule, TensorSpec
 from lowbit.simulate.fakequant import FakeQuant
@@ -100,7 +101,8 @@ def test_activations_of_any_width_saturate_where_the_simulation_does(words):
     chosen = recipe("int8 channel:0", words)
     quantized, simulated = lb.quantize(model, seen, chosen), lb.simulation(model, seen, chosen)
     x = simulated.placement.sites["x"]
-    codes = ENGINES["onnxruntime"].compile(quantized.program, outputs=["x_quantized"])({"x": beyond})["x_quantized"]
+    written = export(simulated)  # before names are shortened
+    codes = ENGINES["onnxruntime"].compile(written, outputs=["x_quantized"])({"x": beyond})["x_quantized"]
     quantizer = simulated.quantizers[x.value]
     assert isinstance(quantizer, FakeQuant)
     ends = quantizer.grid.values()
