@@ -161,7 +161,9 @@ def test_words_that_are_no_format_are_answered_with_what_is(model, x):
         lb.quantize(model, [x], "mxfp5")
 
 
-@pytest.mark.parametrize("words", [*FORMATS, "int3 channel:0", "int4 group:64", "uint5 group:32", "apot7", "e4m1"])
+@pytest.mark.parametrize(
+    "words", [*FORMATS, "int3 channel:0", "int4 group:32", "uint5 group:32", "bases3 group:256", "apot7", "e4m1"]
+)
 def test_a_million_weights_take_the_bits_of_their_format_on_disk(x, words, tmp_path):
     weight = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
     graph = helper.make_graph(

@@ -123,10 +123,11 @@ def test_a_histogram_answers_as_the_raw_data_would(source, range_, name):
             assert float(b) == pytest.approx(float(a), rel=0.01, abs=1e-6)
 
 
-def test_bounds_stay_within_the_data():
+@pytest.mark.parametrize("kind", [UINT8, INT8, UINT4_SYMMETRIC], ids=["uint8", "int8", "uint4 symmetric"])
+def test_bounds_stay_within_the_data(kind):
     for x in SOURCES.values():
         for make in RANGES.values():
-            lo, hi = make().bounds(histogram(x), UINT8)
+            lo, hi = make().bounds(histogram(x), kind)
             assert float(x.min()) - 1e-6 <= float(lo) <= float(hi) <= float(x.max()) + 1e-6
 
 

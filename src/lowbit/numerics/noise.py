@@ -55,6 +55,9 @@ class SquaredError:
         if not isinstance(self.grid, Int):
             table = (grid_table(self.grid).values[None] - z.astype(np.float64)) * s
             return torch.from_numpy(self.points.squared_error(table)).to(self.device)
+        if (s == 0).any():  # exact zeros, as under a scale of more than twice the largest value
+            largest = max(float(self.values.max()), -float(self.values.min()))
+            s = np.where(s == 0, np.float32(min(4 * largest, 3e38) or 1), s)
         out = np.empty((len(s), 1))
         lowest, highest = np.float32(self.grid.minimum), np.float32(self.grid.maximum)
         _int_error(self.values, self.weights, s, z, lowest, highest, out)
@@ -68,14 +71,9 @@ def _int_error(values: Any, weights: Any, scale: Any, zero: Any, lowest: Any, hi
         x = values[block if values.shape[0] > 1 else 0]
         w = weights[block if weights.shape[0] > 1 else 0]
         s = scale[block, 0]
+        inverse = np.float32(1) / s
         low, high = lowest - zero[block, 0], highest - zero[block, 0]
         total = 0.0
-        if s == 0:  # exact zeros
-            for i in range(x.shape[0]):
-                total += np.float64(w[i if w.shape[0] > 1 else 0]) * np.float64(x[i]) * np.float64(x[i])
-            out[block, 0] = total
-            continue
-        inverse = np.float32(1) / s
         for start in range(0, x.shape[0], 1024):
             part = x[start : start + 1024]
             noise = np.float32(0)

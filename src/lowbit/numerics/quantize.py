@@ -123,7 +123,7 @@ def quantize(
 
     Values outside the range are clipped. NaN raises DataError, and so do infinities unless bounds are given.
     """
-    x = x if isinstance(x, Tensor) else _floating(x)
+    x = floating(x)
     values, kind = as_torch(x), parse_format(format)
     if not values.is_floating_point():
         raise InputError(f"cannot quantize {values.dtype} numbers: convert them to a floating type first.")
@@ -133,8 +133,10 @@ def quantize(
     return stored if isinstance(x, Tensor) else _to_numpy(stored, x.dtype)
 
 
-def _floating(x: Any) -> np.ndarray[Any, Any]:
-    """An array of numbers, from lists too; what as_torch would have to guess at is refused."""
+def floating(x: Any) -> Array:
+    """A tensor as it is, or an array of numbers, from lists too; what as_torch would have to guess at is refused."""
+    if isinstance(x, Tensor):
+        return x
     array = np.asarray(x)
     if array.dtype.kind in "OSUMmc":
         raise InputError(f"cannot quantize {array.dtype} values: convert them to a floating type first.")

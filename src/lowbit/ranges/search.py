@@ -45,7 +45,7 @@ class MSE:
             search.walk(_COARSE, lo=True, hi=True)
             search.walk(_FINE, lo=True, hi=True)
             search.walk(_FINER, lo=True, hi=True)
-            return search.best()
+            return clip_to(statistics, *search.best())
         search.walk(_COARSE, lo=False, hi=True)
         search.walk(_COARSE, lo=True, hi=False)
         other = _Search(statistics, format, noise)

@@ -4,7 +4,7 @@ from lowbit.errors import InputError
 from lowbit.numerics.formats import Format
 from lowbit.numerics.parse import parse_format
 from lowbit.numerics.qtensor import Array, QuantTensor
-from lowbit.numerics.quantize import Error, measure, quantize
+from lowbit.numerics.quantize import Error, floating, measure, quantize
 from lowbit.numerics.roundings import Rounding
 from lowbit.ranges.extremes import Range
 from lowbit.ranges.parse import parse_range
@@ -36,6 +36,7 @@ def quantize_tensor(
     if bounds is not None or kind.block is None:
         reason = "bounds are given too" if bounds is not None else f"{kind!r} has no scale"
         raise InputError(f"range {range!r} has nothing to choose: {reason}. Leave out the one or the other.")
+    x = floating(x)
     return quantize(x, kind, parse_range(range).bounds(RawRows.of(x, kind.block), kind), rounding)
 
 
