@@ -6,11 +6,15 @@ One thread each for torch and numba where tests run in several processes: two wi
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+
+hypothesis.settings.register_profile("lowbit", deadline=None)  # a busy machine is no error
+hypothesis.settings.load_profile("lowbit")
 
 DATA = Path(os.environ.get("LOWBIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

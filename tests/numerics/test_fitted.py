@@ -35,7 +35,7 @@ def brute_force_inertia(values: list[float], clusters: int) -> float:
     return best(values, clusters)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=9), st.integers(1, 2))
 def test_the_optimal_codebook_is_the_best_of_all_partitions(values, bits):
     x = torch.tensor(values, dtype=torch.float32)

@@ -44,7 +44,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @every_format
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(arrays)
 def test_what_is_stored_is_finite_and_of_the_same_shape(format, x):
     stored = quantize(x, format)
@@ -55,7 +55,7 @@ def test_what_is_stored_is_finite_and_of_the_same_shape(format, x):
 
 
 @every_format
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(arrays)
 def test_a_stored_tensor_encodes_to_itself(format, x):
     """Under its own scales a dequantized tensor changes nothing more."""
@@ -94,7 +94,7 @@ def test_rounding_is_monotone(format, rounding):
     assert (y.diff() >= 0).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(arrays, st.integers(2, 16), st.booleans())
 def test_the_error_inside_the_range_is_at_most_half_a_step(x, bits, affine):
     stored = quantize(x, Format(Int(bits, signed=not affine), zero_point=affine))

@@ -44,7 +44,7 @@ def test_an_interrupt_while_counting_leaves_no_counts_behind(monkeypatch):
     np.testing.assert_allclose(values, [x], rtol=2e-3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples, st.integers(0, 300), st.randoms())
 def test_order_and_split_change_nothing(x, cut, random):
     shuffled = x.copy()
@@ -57,7 +57,7 @@ def test_order_and_split_change_nothing(x, cut, random):
     assert state(merged) == whole
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples)
 def test_counts_are_those_of_a_direct_count(x):
     h = histogram_of(x)
@@ -72,7 +72,7 @@ def test_counts_are_those_of_a_direct_count(x):
     assert (values.diff() > 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples)
 def test_torch_counts_as_the_kernel_does(x):
     rows = torch.from_numpy(x)[None]

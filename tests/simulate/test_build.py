@@ -93,6 +93,18 @@ def test_float_initialisers_are_parameters_under_their_onnx_names() -> None:
     assert module(torch.zeros(2))["v4"].tolist() == [6, 6]
 
 
+@pytest.mark.parametrize("name", ["as", "lambda.weight", "encoder.in"])
+def test_names_that_are_words_of_python_get_another_key(name: str) -> None:
+    """torch writes `self.as`, which Python cannot read."""
+    model = program("agraph (float[N,2] x) => (float[N,2] y) { y = Mul (x, w) }", w=np.float32([3, -2]))
+    weight = model.graph.initializers.pop("w")
+    weight.name = name
+    model.graph.register_initializer(weight)
+    module = build(model)
+    assert module(torch.ones(1, 2))["y"].tolist() == [[3, -2]]
+    assert [parameter.tolist() for parameter in module.parameters()] == [[3, -2]]
+
+
 def test_names_that_torch_cannot_hold_get_another_key_that_is_told() -> None:
     names = ["a", "a.b", "forward", 'say "w"', "x..y", "meta", "a_b"]
     nodes = [helper.make_node("Add", [f"v{i}", name], [f"v{i + 1}"]) for i, name in enumerate(names)]

@@ -47,7 +47,7 @@ def test_this_codec_wins_and_is_exact(name: str) -> None:
     assert 8 * (len(config) + len(data)) == total_bits(codec, elements)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([np.uint8, np.uint16, np.uint32, np.uint64]).flatmap(
         lambda kind: hnp.arrays(kind, st.integers(0, 300), elements=st.integers(0, 300 if kind != np.uint8 else 255))

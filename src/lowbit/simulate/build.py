@@ -256,7 +256,11 @@ class _Wiring:
 
 def _possible(root: nn.Module, parts: Sequence[str]) -> bool:
     """Whether nested containers can hold a tensor under this name, and generated code can read it."""
-    if parts[0] in _RESERVED or not all(p and p.isprintable() and not set(p) & set('"\\') for p in parts):
+    if (
+        parts[0] in _RESERVED
+        or any(map(keyword.iskeyword, parts))
+        or not all(p and p.isprintable() and not set(p) & set('"\\') for p in parts)
+    ):
         return False
     container: nn.Module = root
     for part in parts[:-1]:
