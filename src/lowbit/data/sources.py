@@ -288,7 +288,7 @@ def _has_rows(array: Any, port: "Port", axis: int | None, preprocess: Preprocess
         return False
     if preprocess is not None and preprocess.of_images:
         return len(array.shape) == 4 or (len(array.shape) == 3 and array.shape[-1] not in (1, 3, 4))
-    return len(array.shape) == len(port.shape)
+    return not port.ranked or len(array.shape) == len(port.shape)
 
 
 def _is_array(value: Any) -> bool:

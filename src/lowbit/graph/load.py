@@ -1,8 +1,8 @@
 """ONNX from anywhere → the program that everything else works on.
 
 A program is an `onnx_ir.Model` with: default opset ≥ 21, initialisers that are not inputs, constants folded and held
-as initialisers, shapes inferred, no dead nodes, unique names. Input and output names, their order, the documentation
-and the metadata stay exactly those of the source.
+as initialisers, shapes inferred, no dead nodes, unique names, float32 where it was float16, bfloat16 or float64. Input
+and output names, their order, the documentation and the metadata stay exactly those of the source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from lowbit.errors import InputError, LowbitError, ModelError
 from lowbit.graph.check import check_model
 from lowbit.graph.fold import fold_constants, infer_shapes, name_uniquely, quiet
 from lowbit.graph.opset import TARGET_OPSET, raise_opset
+from lowbit.graph.to_float32 import to_float32
 
+CONVERTED = "lowbit.converted"  # key of program.meta: the types that the source computed in, where not float32
 LARGEST_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit; larger models keep their weights in external data
 MINIMUM_IR_VERSION = 10  # what opset 21 needs
 _PIECE = 1 << 22
@@ -120,6 +122,8 @@ def _bring_to_form(program: ir.Model) -> None:
         if program.functions:
             common.InlinePass()(program)
             common.RemoveUnusedFunctionsPass()(program)  # type: ignore[no-untyped-call]
+        if converted := to_float32(program):
+            program.meta[CONVERTED] = converted
     program.ir_version = max(program.ir_version, MINIMUM_IR_VERSION)
     fold_constants(program)
     infer_shapes(program)
