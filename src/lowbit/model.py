@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,9 +136,9 @@ def _read(
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".lowbit":
         from lowbit.storage.container import unpacked_bytes
 
-        return reading.read_bytes(
-            unpacked_bytes(source), source=str(source), allow_nonfinite=allow_nonfinite
-        ), str(source)
+        return reading.read_bytes(unpacked_bytes(source), source=str(source), allow_nonfinite=allow_nonfinite), str(
+            source
+        )
     if isinstance(source, (str, os.PathLike)):
         return reading.read_file(source, allow_nonfinite=allow_nonfinite), str(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -147,6 +147,10 @@ def _read(
         return reading.read_proto(source, allow_nonfinite=allow_nonfinite), "ModelProto"
     if isinstance(source, ir.Model):
         return reading.canonical(source.clone(), allow_nonfinite=allow_nonfinite), "ir.Model"
+    if isinstance(source, Mapping):
+        raise InputError("a state dict holds weights, no network: give the torch module that it was loaded into.")
+    if isinstance(source, type):
+        raise InputError(f"{source.__name__} is a class: give a module made of it, {source.__name__}(…).")
     if not _is_module(source):
         raise InputError(f"cannot load a {type(source).__name__}: give an ONNX file, its bytes, or a torch.nn.Module.")
     from lowbit.graph.torch_export import export_module

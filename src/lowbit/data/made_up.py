@@ -1,4 +1,4 @@
-"""Inputs made up by shape and type, to run a network on where there are no samples: they prove, they calibrate nothing."""
+"""Inputs made up by shape and type, to run a network where there are no samples: for a proof, not for calibration."""
 
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,9 @@ def made_up_batch(model: "Model") -> dict[str, np.ndarray]:
 
 
 def _array(port: "Port", side: int, rng: np.random.Generator) -> np.ndarray:
-    lengths = [length if isinstance(length, int) else 2 if axis == 0 else side for axis, length in enumerate(port.shape)]
+    lengths = [
+        length if isinstance(length, int) else 2 if axis == 0 else side for axis, length in enumerate(port.shape)
+    ]
     if port.dtype.kind == "f":
         return rng.normal(size=lengths).astype(port.dtype)
     if port.dtype.kind in "iu":

@@ -89,7 +89,9 @@ def _peeked(data: Any) -> tuple[Any, Any]:
         return (first[0] if first else None), (itertools.chain(first, items) if items is data else data)
     if isinstance(items, Iterable):
         return next(iter(items), None), data
-    return (items[0] if hasattr(items, "__getitem__") and hasattr(items, "__len__") and len(items) else None), data
+    if hasattr(items, "__getitem__") and hasattr(items, "__len__"):
+        return (items[0] if len(items) else None), data
+    return data, data
 
 
 def _example(

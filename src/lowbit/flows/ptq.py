@@ -48,8 +48,8 @@ def quantize(
     """A model in integers that a standard engine runs.
 
     model         a Model, whatever `load` takes, or a torch module: its example inputs are the first of the data
-    calibration   some hundred typical inputs, unlabelled: arrays, tensors, dicts, a DataLoader, any iterable of batches;
-                  None where the recipe quantizes weights alone
+    calibration   some hundred typical inputs, unlabelled: arrays, tensors, dicts, a DataLoader, any iterable of
+                  batches; None where the recipe quantizes weights alone
     recipe        a preset ("int8"), a format for all weights ("mxfp4"), a TOML file or a Recipe
     target        engine profile, see lowbit.TARGETS; None: the recipe's own
     memory        bytes that samples and activations may take; how many go through the network at once follows from it

@@ -25,6 +25,13 @@ CONVERTED = "lowbit.converted"  # key of program.meta: the types that the source
 LARGEST_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit; larger models keep their weights in external data
 MINIMUM_IR_VERSION = 10  # what opset 21 needs
 _PIECE = 1 << 22
+_NO_ONNX = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), "a PyTorch checkpoint; give the module: load(module, example)"),
+    ".pt2": "a torch.export program; write it with torch.onnx.export(program, 'net.onnx')",
+    **dict.fromkeys((".keras", ".h5"), "a Keras model; write it with model.export('net.onnx', format='onnx')"),
+    **dict.fromkeys((".pb", ".tflite"), "a TensorFlow model; convert it with tf2onnx"),
+    ".safetensors": "weights without a network; give the module that they are loaded into",
+}
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "BatchNormalization"})
 
 
@@ -37,6 +44,8 @@ def read_file(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) ->
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        if path.suffix in _NO_ONNX:
+            raise InputError(f"{path}: {_NO_ONNX[path.suffix]}.")
         if path.is_dir():
             raise InputError(f"{path}: a folder, not an ONNX file.")
         if path.exists() and not path.is_file():

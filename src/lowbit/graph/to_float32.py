@@ -66,9 +66,9 @@ def _mentions(program: ir.Model) -> bool:
 
 def _types(program: ir.Model) -> set[ir.DataType]:
     """Types other than float32 that layers compute in; what is only cast at the edge is none of them."""
-    found = set()
+    found: set[ir.DataType] = set()
     for node in program.graph.all_nodes():
-        types = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None}
+        types = {v.dtype for v in (*node.inputs, *node.outputs) if v is not None and v.dtype is not None}
         if node.op_type == "Cast" and len(types & {*HALF, ir.DataType.DOUBLE}) < 2:
             continue
         found |= types & {*HALF, *((ir.DataType.DOUBLE,) if node.op_type in LINEAR else ())}
@@ -127,7 +127,7 @@ def _converted_type(kind: ir.TypeProtocol | None, found: set[ir.DataType]) -> ir
     return kind
 
 
-def _converted_tensor(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _converted_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     array = np.asarray(tensor.numpy())
     if array.dtype == np.float64:  # −1.8e308 of a mask stays finite
         array = np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array)
