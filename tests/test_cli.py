@@ -169,6 +169,53 @@ def test_every_command_speaks_json(place, capsys):
     assert json.loads(capsys.readouterr().out)["metric"] == {"name": "top1", "value": 1.0}
 
 
+def test_weights_alone_are_quantized_without_data(place, capsys):
+    assert call("quantize", "net.onnx", "--recipe", "int4 group:32") == 0
+    assert "wrote net.int4-group32.onnx" in capsys.readouterr().out
+    assert lowbit.compare("net.onnx", "net.int4-group32.onnx", "data.npz", latency=False).agreement > 0.7
+
+
+@pytest.mark.parametrize("words", [["quantize", "--recipe", "int8"], ["compress", "--ratio", "2"]])
+def test_the_extension_of_the_output_says_what_is_written(place, capsys, words):
+    for output in ("small.onnx", "small.lowbit"):
+        assert call(words[0], "net.onnx", "--data", "data.npz", *words[1:], "-o", output) == 0
+    onnx.checker.check_model(onnx.load("small.onnx"))
+    assert lowbit.inspect("small.lowbit").unpacked_size > Path("small.lowbit").stat().st_size
+    found = [
+        lowbit.load(path).run({"x": np.ones((2, 3, 8, 8), np.float32)})["logits"]
+        for path in ("small.onnx", "small.lowbit")
+    ]
+    assert np.array_equal(*found)
+
+
+def test_a_format_of_a_module_of_mine_is_usable(place, capsys):
+    Path("mine.py").write_text(
+        "import lowbit as lb\nlb.FORMATS['tern'] = lb.Format(lb.Int(2, narrow=True), lb.channel(0))\n"
+    )
+    words = ["-m", "lowbit", "quantize", "net.onnx", "--recipe", "tern"]
+    told = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert told.returncode == 1
+    for given in ("mine", "mine.py"):
+        told = subprocess.run([sys.executable, *words, "--import", given], capture_output=True, text=True)
+        assert told.returncode == 0, told.stderr
+        assert "wrote net.tern.onnx" in told.stdout
+
+
+def test_a_note_is_one_line_on_stderr(place, capsys):
+    half = small_net()
+    for tensor in half.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for port in (*half.graph.input, *half.graph.output):
+        port.type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.save(half, "half.onnx")
+    assert call("quantize", "half.onnx", "--data", "data.npz") == 0
+    told = capsys.readouterr()
+    assert told.err == (
+        "lowbit: note: half.onnx computes in float16: it was converted to float32, from which it is quantized.\n"
+    )
+    assert call("compare", "half.onnx", "half.int8.onnx", "--data", "data.npz", "--no-latency") == 0
+
+
 def test_show_lists_the_tensors_of_any_onnx_file(place, capsys):
     assert call("show", "net.onnx", "--all") == 0
     page = capsys.readouterr().out
@@ -214,7 +261,15 @@ def test_a_bar_that_is_not_met_is_status_2(place, capsys):
         (["compare", "net.onnx", "net.onnx", "--data", "data.npz", "--preprocess", "sacle=2"], "Did you mean 'scale'"),
         (["compare", "net.onnx", "net.onnx", "--data", "data.npz", "--names", "x"], "not INPUT=ARRAY"),
         (["run", "net.onnx", "--data", "data.npz"], "give -o y.npz"),
-        (["run", "net.onnx", "--data", "data.npz", "-o", "y.txt"], "written to an .npz"),
+        (["run", "net.onnx", "--data", "data.npz", "-o", "y.txt"], "can be .npz (an array for each output), .npy"),
+        (["quantize", "net.onnx", "--data", "data.npz", "-o", "net.tflite"], "can be .onnx (an ONNX file), .lowbit"),
+        (["compress", "net.onnx", "--data", "data.npz", "-o", "net.zip"], "can be .onnx (an ONNX file), .lowbit"),
+        (["pack", "net.onnx", "-o", "net.onnx2"], "can be .lowbit"),
+        (["formats", "--on", "net.onnx", "--plot", "f.png"], "can be .svg"),
+        (["quantize", "net.onnx"], "give some hundred typical inputs"),
+        (["quantize", "net.pt", "--recipe", "nf4"], "a PyTorch checkpoint; give the module"),
+        (["quantize", "net.onnx", "--recipe", "nf4", "--import", "nowhere"], "'nowhere' cannot be imported"),
+        (["quantize", "net.onnx", "--import"], "--import needs the name of a module"),
         (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--engine", "abacus"], "no engine 'abacus'"),
         (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--skip", "99"], "no samples after the first 99"),
         (["run", "net.onnx", "--data", "bad.npz", "-o", "y.npz"], "in sample 3"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+import warnings
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,12 +42,14 @@ class Model:
     program    the `onnx_ir.Model`; opset ≥ 21, constants folded, unique names
     source     where it came from, for messages
     metadata   what travels in the file: recipe and ledger among it
+    converted  the types that the source computed in, where load made float32 of it
     After changing the program, call `changed()`: the session is built again at the next run.
     """
 
-    def __init__(self, program: ir.Model, source: str = "model") -> None:
+    def __init__(self, program: ir.Model, source: str = "model", converted: tuple[str, ...] = ()) -> None:
         self.program = program
         self.source = source
+        self.converted = converted
         self._run: Run | None = None
 
     def __repr__(self) -> str:
@@ -94,7 +97,7 @@ class Model:
 
     def copy(self) -> Model:
         """An independent copy; weights are shared until replaced, since tensors are never edited in place."""
-        return Model(self.program.clone(), self.source)
+        return Model(self.program.clone(), self.source, self.converted)
 
 
 def load(
@@ -114,32 +117,52 @@ def load(
 
     InputError where the source is not a usable model, ModelError where a module cannot be exported.
     """
+    if isinstance(source, Model):
+        return source.copy()
+    program, name = _read(source, example_inputs, dynamic_axes, dynamic_shapes, allow_nonfinite)
+    converted = program.meta.get(reading.CONVERTED, ())
+    if converted:
+        warnings.warn(
+            f"{name} computes in {' and '.join(converted)}: it was converted to float32, from which it is quantized.",
+            stacklevel=2,
+        )
+    return Model(program, name, converted)
+
+
+def _read(
+    source: Any, example_inputs: Any, dynamic_axes: Axes | None, dynamic_shapes: Any, allow_nonfinite: bool
+) -> tuple[ir.Model, str]:
+    """The program of whatever `load` takes, and what to call it in messages."""
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".lowbit":
         from lowbit.storage.container import unpacked_bytes
 
-        return Model(reading.read_bytes(unpacked_bytes(source), allow_nonfinite=allow_nonfinite), str(source))
-    if isinstance(source, (str, os.PathLike)):
-        return Model(reading.read_file(source, allow_nonfinite=allow_nonfinite), str(source))
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return Model(reading.read_bytes(bytes(source), allow_nonfinite=allow_nonfinite), "bytes")
-    if isinstance(source, onnx.ModelProto):
-        return Model(reading.read_proto(source, allow_nonfinite=allow_nonfinite), "ModelProto")
-    if isinstance(source, ir.Model):
-        return Model(reading.canonical(source.clone(), allow_nonfinite=allow_nonfinite), "ir.Model")
-    if isinstance(source, Model):
-        return source.copy()
-    if _is_module(source):
-        from lowbit.graph.torch_export import export_module
-
-        program = export_module(
-            source,
-            example_inputs,
-            dynamic_axes=dynamic_axes,
-            dynamic_shapes=dynamic_shapes,
-            allow_nonfinite=allow_nonfinite,
+        return reading.read_bytes(unpacked_bytes(source), source=str(source), allow_nonfinite=allow_nonfinite), str(
+            source
         )
-        return Model(program, type(source).__name__)
-    raise InputError(f"cannot load a {type(source).__name__}: give an ONNX file, its bytes, or a torch.nn.Module.")
+    if isinstance(source, (str, os.PathLike)):
+        return reading.read_file(source, allow_nonfinite=allow_nonfinite), str(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return reading.read_bytes(bytes(source), allow_nonfinite=allow_nonfinite), "bytes"
+    if isinstance(source, onnx.ModelProto):
+        return reading.read_proto(source, allow_nonfinite=allow_nonfinite), "ModelProto"
+    if isinstance(source, ir.Model):
+        return reading.canonical(source.clone(), allow_nonfinite=allow_nonfinite), "ir.Model"
+    if isinstance(source, Mapping):
+        raise InputError("a state dict holds weights, no network: give the torch module that it was loaded into.")
+    if isinstance(source, type):
+        raise InputError(f"{source.__name__} is a class: give a module made of it, {source.__name__}(…).")
+    if not _is_module(source):
+        raise InputError(f"cannot load a {type(source).__name__}: give an ONNX file, its bytes, or a torch.nn.Module.")
+    from lowbit.graph.torch_export import export_module
+
+    program = export_module(
+        source,
+        example_inputs,
+        dynamic_axes=dynamic_axes,
+        dynamic_shapes=dynamic_shapes,
+        allow_nonfinite=allow_nonfinite,
+    )
+    return program, type(source).__name__
 
 
 def check_batch(batch: Batch, ports: tuple[Port, ...]) -> Batch:

@@ -138,6 +138,14 @@ class Recipe:
         """The same recipe with these layers (globs) left in float."""
         return replace(self, rules=(*self.rules, *(Rule(layer, FLOAT, FLOAT) for layer in layers)))
 
+    def looks_at_data(self) -> str | None:
+        """Why it cannot do without calibration data, in words; None where it needs none."""
+        for rule in self.rules:
+            if rule.activations is not None and rule.activations.format is not None:
+                return f"the recipe quantizes activations (rule '{rule.layers}'), whose ranges are measured on data"
+        looking = [name for name in self.passes if name in IMPROVE]
+        return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
+
     def check_used(self, layers: Iterable[Iterable[str]]) -> None:
         """Raise UnusedRuleError for a rule that matched no layer; `layers` holds the names of each."""
         known = [tuple(names) for names in layers]

@@ -183,3 +183,61 @@ def test_shared_weights_stay_shared():
     module, ids = Tied(), torch.arange(8).reshape(2, 4)
     model = load(module, ids)
     np.testing.assert_allclose(model.run({"ids": ids.numpy()})["output"], run(module, ids).numpy(), atol=1e-6)
+
+
+class Sequence(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.cells = kind(4, 6, **options)
+
+    def forward(self, x):
+        return self.cells(x)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_the_second_recurrent_network_of_a_process_exports_like_the_first(kind):
+    axes = {"x": {0: "batch", 1: "time"}}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        module = Sequence(kind, batch_first=True)
+        model = load(module, torch.randn(3, 7, 4), dynamic_axes=axes)
+        # The exporter declares the example's 7 steps behind an LSTM; axes that vary are declared as what they are.
+        assert (model.inputs[0].shape, model.outputs[0].shape) == (("batch", "time", 4), ("batch", "time", 6))
+        assert [n.op_type for n in model.program.graph if n.op_type in ("MatMul", kind.__name__)] == [kind.__name__]
+        x = torch.randn(2, 11, 4)
+        np.testing.assert_allclose(model.run({"x": x.numpy()})["output_0"], run(module, x)[0].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2, "bidirectional": True},
+        {"bias": False, "batch_first": True},
+        {"nonlinearity": "relu"},
+    ],
+    ids=str,
+)
+def test_an_elman_network_is_written_as_one_rnn_a_layer(options):
+    torch.manual_seed(0)
+    module, x = Sequence(nn.RNN, **options), torch.randn(5, 3, 4)
+    model = load(module, x, dynamic_axes={"x": {0: "a", 1: "b"}})
+    operators = [node.op_type for node in model.program.graph]
+    assert operators.count("RNN") == options.get("num_layers", 1)
+    assert "MatMul" not in operators
+    found = model.run({"x": x.numpy()})
+    for name, wanted in zip(("output_0", "output_1"), run(module, x), strict=True):
+        np.testing.assert_allclose(found[name], wanted.numpy(), atol=1e-6)
+
+
+def test_an_export_leaves_the_dispatcher_as_it_was():
+    operator = torch.ops.aten.rnn_tanh.input
+    before = dict(operator.py_kernels)
+    load(Sequence(nn.RNN), torch.randn(5, 3, 4))
+    assert dict(operator.py_kernels) == before
+    assert not operator._dispatch_cache
+
+
+def test_axes_that_cannot_vary_are_named_with_the_reason():
+    with pytest.raises(ModelError, match=r"inferred a static shape of 2 for dimension inputs\['x'\]\.shape\[0\]"):
+        load(FixedBatch(), torch.ones(2, 3, 4), dynamic_axes={"x": [0]})

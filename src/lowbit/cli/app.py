@@ -6,7 +6,9 @@
 import os
 import sys
 import traceback
-from typing import Annotated, NoReturn
+import warnings
+from pathlib import Path
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -18,7 +20,7 @@ from lowbit.cli.pack import pack, unpack
 from lowbit.cli.quantize import quantize
 from lowbit.cli.run import run
 from lowbit.cli.show import show
-from lowbit.errors import LowbitError
+from lowbit.errors import InputError, LowbitError
 
 COMMANDS = (quantize, compare, show, run, formats, compress, pack, unpack)
 app = typer.Typer(
@@ -48,6 +50,14 @@ def lowbit_command(
     show_traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where an error arose; may stand anywhere in a command.")
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="A Python module, or a .py file, that adds formats of yours to lowbit.FORMATS; may stand anywhere.",
+        ),
+    ] = None,
 ) -> None:
     """Quantize a trained network to few bits, and prove on the deployed file that it still does its job."""
 
@@ -57,9 +67,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "--traceback" in given
     given = [word for word in given if word != "--traceback"]
+    warnings.showwarning = _show_warning
     if not given or given in ([command.__name__] for command in COMMANDS if command is not formats):
         given.append("--help")  # `lowbit quantize` alone asks what it wants
     try:
+        given = _import_modules(given)
         status = app(given, prog_name="lowbit", standalone_mode=False)
         sys.stdout.flush()
         if status == 130:  # typer's own word for Ctrl-C
@@ -83,6 +95,39 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         what = f"{type(error).__name__}: {error}"
         _fail(f"internal error: {what} (a bug in lowbit or its input; --traceback shows where)", 1, wants_traceback)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _import_modules(given: list[str]) -> list[str]:
+    """The words of the command without `--import MODULE`, wherever it stands; the modules are imported."""
+    rest: list[str] = []
+    words = iter(given)
+    for word in words:
+        option, equals, name = word.partition("=")
+        if option != "--import":
+            rest.append(word)
+            continue
+        name = name if equals else next(words, "")
+        if not name:
+            raise InputError("--import needs the name of a module, or a .py file.")
+        from lowbit.data.sources import imported_module
+
+        imported_module(name)
+    return rest
+
+
+_show_elsewhere = warnings.showwarning
+_OWN_FILES = str(Path(lowbit.__file__).parent)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: TextIO | None = None, line: str | None = None,
+) -> None:  # fmt: skip
+    """A warning of lowbit is one line for a person; where in the source it arose says nothing to them."""
+    if not filename.startswith(_OWN_FILES):
+        _show_elsewhere(message, category, filename, lineno, file, line)
+        return
+    print("lowbit: note: " + " ".join(str(message).split()), file=file or sys.stderr)
 
 
 def _fail(message: str, status: int, wants_traceback: bool) -> NoReturn:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowbit.cli.options import (
+    MODEL_FILES,
     DataOption,
     JsonOption,
     LimitOption,
@@ -18,6 +19,7 @@ from lowbit.cli.options import (
     check_output,
     open_data,
     print_json,
+    save_model,
     show_page,
 )
 from lowbit.errors import InputError
@@ -30,7 +32,14 @@ def compress(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")],
     data: DataOption,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.lowbit")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write: .lowbit, or .onnx to leave out the entropy coding.",
+            show_default="MODEL.lowbit",
+        ),
     ] = None,
     ratio: Annotated[
         float | None,
@@ -111,11 +120,7 @@ def compress(
         raise InputError("--ratio and --max-drop both decide the size: give one of them.")
     output = output or Path(f"{model.stem}.lowbit")
     checkpoint = checkpoint or output.with_name(output.name + ".state")
-    if output.suffix != ".lowbit":
-        raise InputError(
-            f"'{output}': the file that compress writes ends in .lowbit; `lowbit unpack` makes .onnx of it."
-        )
-    check_output(output, [model, data])
+    check_output(output, [model, data], MODEL_FILES)
     check_output(checkpoint, [model, data, output])
 
     from lowbit.flows.compress import Compression
@@ -123,7 +128,6 @@ def compress(
     from lowbit.model import load
     from lowbit.report.words import bytes_text, times_text
     from lowbit.solve.prune import Pruning
-    from lowbit.storage.container import pack
 
     start = time.perf_counter()
     network = load(model)
@@ -143,7 +147,7 @@ def compress(
 
             found = shrink(network, samples, max_drop, settings, checkpoint=checkpoint, progress=progress)
             small, verdict = found.model, found.verdict()
-    size, before = pack(small, output), model.stat().st_size
+    size, before = save_model(small, output), model.stat().st_size
     summary = {
         "output": str(output),
         "bytes": size,

@@ -47,7 +47,7 @@ def formats(
     from lowbit.ranges import parse_range
 
     if plot is not None:
-        check_output(plot, [on])
+        check_output(plot, [on], {".svg": "a drawing"})
     model = load(on)
     rows = formats_on(model, tuple(names or COMPARED), parse_range(range))
     if plot is not None:

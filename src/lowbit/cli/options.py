@@ -13,17 +13,16 @@ from lowbit.errors import InputError
 
 if TYPE_CHECKING:
     from lowbit.data import Data
-    from lowbit.model import Port
+    from lowbit.model import Model, Port
 
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        "-d",
-        metavar="SOURCE",
-        help="Samples: an .npz (arrays named like the model's inputs, 'labels' if there are any), an .npy, a folder or "
-        "zip of images (labels.csv, or a folder for each class), or module:function that returns batches.",
-    ),
+_SOURCE = (
+    "Samples: an .npz (arrays named like the model's inputs, 'labels' if there are any), an .npy, a folder or "
+    "zip of images (labels.csv, or a folder for each class), or module:function that returns batches."
+)
+DataOption = Annotated[str, typer.Option("--data", "-d", metavar="SOURCE", help=_SOURCE)]
+OptionalDataOption = Annotated[
+    str | None,
+    typer.Option("--data", "-d", metavar="SOURCE", help=f"{_SOURCE} Recipes of weights alone need none."),
 ]
 PreprocessOption = Annotated[
     str | None,
@@ -84,18 +83,36 @@ def open_data(
     return Data.of(source, inputs, preprocess=preprocess, names=names_of(names), skip=skip, limit=limit, watch=watch)
 
 
-def check_output(output: Path, inputs: Sequence[str | Path]) -> None:
-    """Raise before the work starts where the output cannot be written, or is one of the inputs."""
+MODEL_FILES = {".onnx": "an ONNX file", ".lowbit": "the same, entropy-coded"}
+
+
+def check_output(output: Path, inputs: Sequence[str | Path | None], kinds: Mapping[str, str] | None = None) -> None:
+    """Raise before the work starts where the output cannot be written, or is one of the inputs.
+
+    kinds   what can be written: extension → in words; None: anything
+    """
     from lowbit.storage.atomic import refuse_overwriting_input
 
     if output.is_dir():
         raise InputError(f"'{output}' is a folder; give a file name.")
+    if kinds is not None and output.suffix not in kinds:
+        listed = ", ".join(f"{suffix} ({what})" for suffix, what in kinds.items())
+        raise InputError(f"'{output}': the extension says what is written, and can be {listed}.")
     folder = output.parent
     if not folder.is_dir():
         raise InputError(f"'{output}' cannot be written: there is no folder '{folder}'.")
     if not os.access(folder, os.W_OK):
         raise InputError(f"'{output}' cannot be written: the folder '{folder}' is read-only.")
-    refuse_overwriting_input(output, *[path for path in inputs if Path(path).exists()])
+    refuse_overwriting_input(output, *[path for path in inputs if path is not None and Path(path).exists()])
+
+
+def save_model(model: "Model", output: Path) -> int:
+    """Write a model as the extension says; its bytes on disk."""
+    if output.suffix != ".lowbit":
+        return model.save(output)
+    from lowbit.storage.container import pack
+
+    return pack(model, output)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ def pack(
     Example: lowbit pack net.int8.onnx -o net.lowbit
     """
     output = output or Path(f"{model.stem}.lowbit")
-    check_output(output, [model])
+    check_output(output, [model], {".lowbit": "a container; `lowbit unpack` gives the model back"})
 
     from lowbit.report.words import bytes_text, times_text
     from lowbit.storage.container import pack as pack_model
@@ -64,7 +64,7 @@ def unpack(
 
     Example: lowbit unpack net.lowbit -o net.onnx
     """
-    check_output(output, [container])
+    check_output(output, [container], {".onnx": "an ONNX file", ".safetensors": "where that was packed"})
 
     from lowbit.report.words import bytes_text
     from lowbit.storage.container import unpack as unpack_model

@@ -8,26 +8,34 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.options import (
-    DataOption,
+    MODEL_FILES,
     JsonOption,
     LimitOption,
     NamesOption,
+    OptionalDataOption,
     PreprocessOption,
     SkipOption,
     check_output,
     open_data,
     print_json,
     progress,
+    save_model,
     show_page,
 )
 
 
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")],
-    data: DataOption,
+    data: OptionalDataOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.RECIPE.onnx, here"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write: .onnx, or .lowbit to entropy-code it as well.",
+            show_default="MODEL.RECIPE.onnx, here",
+        ),
     ] = None,
     recipe: Annotated[
         str,
@@ -52,14 +60,16 @@ def quantize(
 ) -> None:
     """Turn a trained network into an int8 one that a standard engine runs.
 
-    Some hundred typical samples, without labels, are enough. The written file is checked against the simulation, layer
-    by layer, and carries its recipe and the ledger of every tensor: see `lowbit show`.
+    Some hundred typical samples, without labels, are enough; recipes of weights alone need none. The written file is
+    checked against the simulation, layer by layer, and carries its recipe and the ledger of every tensor: see
+    `lowbit show`.
 
     Example: lowbit quantize net.onnx --data samples.npz -o net.int8.onnx
+             lowbit quantize net.onnx --recipe nf4
     """
-    stem = Path(recipe).stem
+    stem = Path(recipe).stem.replace(" ", "-").replace(":", "")
     output = output or Path(f"{model.stem}.{stem}.onnx")
-    check_output(output, [model, data, recipe])
+    check_output(output, [model, data, recipe], MODEL_FILES)
 
     from lowbit.flows.ptq import quantize as quantize_model
     from lowbit.graph.notes import sizes
@@ -75,12 +85,13 @@ def quantize(
         bar(done)
 
     with progress("calibrating", json) as bar:
-        samples = open_data(data, network.inputs, preprocess, names, skip, limit, watch)
+        samples = None if data is None else open_data(data, network.inputs, preprocess, names, skip, limit, watch)
         quantized = quantize_model(network, samples, recipe, target=target)
-    quantized.metadata["lowbit.calibration"] = dumps(
-        {"data": Path(data).name, "samples": seen[0], "skip": skip, "preprocess": preprocess, "names": names}
-    )
-    size, before = quantized.save(output), sizes(model)
+    if data is not None:
+        quantized.metadata["lowbit.calibration"] = dumps(
+            {"data": Path(data).name, "samples": seen[0], "skip": skip, "preprocess": preprocess, "names": names}
+        )
+    size, before = save_model(quantized, output), sizes(model)
     ledger = Ledger.of(quantized)
     summary = {
         "output": str(output),

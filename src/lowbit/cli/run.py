@@ -52,17 +52,17 @@ def run(
     if output is None and metric is None:
         raise InputError("nothing to do: give -o y.npz to write the outputs, or --metric to measure them.")
     if output is not None:
-        check_output(output, [model, data])
+        check_output(
+            output, [model, data], {".npz": "an array for each output", ".npy": "the array of the only output"}
+        )
 
     from lowbit.data.archive import write_arrays
     from lowbit.flows.evaluate import predict
     from lowbit.model import load
 
     network = load(model, allow_nonfinite=True)
-    if output is not None and (
-        output.suffix not in (".npz", ".npy") or (output.suffix == ".npy" and len(network.outputs) > 1)
-    ):
-        raise InputError(f"'{output}': outputs are written to an .npz, or to an .npy where there is only one.")
+    if output is not None and output.suffix == ".npy" and len(network.outputs) > 1:
+        raise InputError(f"'{output}' holds one array, and the network has {len(network.outputs)} outputs: give .npz.")
     with progress("running", json) as watch:
         samples = open_data(data, network.inputs, preprocess, names, skip, limit, watch)
         outputs, value = predict(model, samples, metric, engine=engine, threads=threads, batch=batch)

@@ -146,7 +146,7 @@ def shape_text(port: "Port") -> str:
 def _cast(array: np.ndarray, port: "Port", what: str, *, stated: bool) -> np.ndarray:
     """To the input's type, where no number changes but by the rounding of floats; else an error with advice."""
     have, want = array.dtype, port.dtype
-    if have == want:
+    if have == want or want.kind == "O":  # a network not loaded yet takes what comes
         return array
     if _is_float(want) and (_is_float(have) or stated):
         return array.astype(want)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from lowbit.model import Port
 
 
+BATCH_NAMES = ("batch", "batch_size", "batchsize")
+
+
 @dataclass(frozen=True)
 class Samples:
     """Some samples, ready for the network.
@@ -41,7 +44,13 @@ class Batching:
 
     @classmethod
     def of(cls, inputs: "Sequence[Port]") -> "Batching":
-        """Read off the shapes: the first axis of the first input leads; the others follow its symbol or its size."""
+        """Read off the shapes: an axis called `batch` leads, else the first axis of the first input; others follow.
+
+        They follow its symbol, or its size where it is fixed.
+        """
+        symbols = (side for port in inputs for side in port.shape if isinstance(side, str))
+        if named := next((symbol for symbol in symbols if symbol.lower() in BATCH_NAMES), None):
+            return cls({port.name: _axis_like(port, named) for port in inputs}, None, named)
         lead = next((port for port in inputs if isinstance(_first(port), str)), None)
         lead = lead or next((port for port in inputs if port.shape), None)
         if lead is None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -191,30 +192,35 @@ def from_memory(given: Any, fitting: Fitting) -> Source:
 def imported(text: str) -> Callable[[], Any]:
     """The function of `module:function` or `file.py:function`; modules are looked for in the current folder too."""
     module_name, _, function_name = text.rpartition(":")
-    try:
-        if module_name.endswith(".py"):
-            file = Path(module_name)
-            if not file.is_file():
-                raise InputError(f"there is no file '{file}' (from '{text}').")
-            spec = importlib.util.spec_from_file_location(file.stem, file)
-            if spec is None or spec.loader is None:
-                raise InputError(f"'{file}' is not a Python file.")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules.setdefault(file.stem, module)
-            sys.path.insert(0, str(file.parent.resolve()))
-            spec.loader.exec_module(module)
-        else:
-            sys.path.insert(0, str(Path.cwd()))
-            module = importlib.import_module(module_name)
-    except InputError:
-        raise
-    except Exception as problem:
-        raise InputError(f"'{module_name}' cannot be imported: {type(problem).__name__}: {problem}.") from problem
+    module = imported_module(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise InputError(f"'{module_name}' has no function '{function_name}'; it has {', '.join(names[:8]) or 'none'}.")
     return function  # type: ignore[no-any-return]
+
+
+def imported_module(name: str) -> ModuleType:
+    """A module by its name, looked for in the current folder too, or by its file `folder/name.py`."""
+    try:
+        if not name.endswith(".py"):
+            sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(name)
+        file = Path(name)
+        if not file.is_file():
+            raise InputError(f"there is no file '{file}'.")
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        if spec is None or spec.loader is None:
+            raise InputError(f"'{file}' is not a Python file.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(file.stem, module)
+        sys.path.insert(0, str(file.parent.resolve()))
+        spec.loader.exec_module(module)
+        return module
+    except InputError:
+        raise
+    except Exception as problem:
+        raise InputError(f"'{name}' cannot be imported: {type(problem).__name__}: {problem}.") from problem
 
 
 def _stored(path: Path, fitting: Fitting) -> Source:
@@ -288,7 +294,7 @@ def _has_rows(array: Any, port: "Port", axis: int | None, preprocess: Preprocess
         return False
     if preprocess is not None and preprocess.of_images:
         return len(array.shape) == 4 or (len(array.shape) == 3 and array.shape[-1] not in (1, 3, 4))
-    return len(array.shape) == len(port.shape)
+    return not port.ranked or len(array.shape) == len(port.shape)
 
 
 def _is_array(value: Any) -> bool:

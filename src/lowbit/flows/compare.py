@@ -21,10 +21,11 @@ from lowbit.deploy.profile import OperatorTime, slowest_operator
 from lowbit.errors import ModelError
 from lowbit.flows.evaluate import engine_of, needed_labels
 from lowbit.flows.fidelity import Closeness, Fidelity, LayerFidelity, layer_fidelity
+from lowbit.flows.given import model_and_data
 from lowbit.flows.latency import Timing, side_by_side
 from lowbit.flows.metrics import METRICS, Metric, Tally, default_metric, metric_of
 from lowbit.graph.notes import sizes
-from lowbit.model import Model, load
+from lowbit.model import Model
 from lowbit.report.words import db_text, times_text
 
 if TYPE_CHECKING:
@@ -179,8 +180,8 @@ class Comparison:
 
 
 def compare(
-    reference: Model | str | os.PathLike[str],
-    candidate: Model | str | os.PathLike[str],
+    reference: Any,
+    candidate: Any,
     data: Any,
     metric: str | Metric | Callable[..., float] | None = None,
     *,
@@ -194,17 +195,19 @@ def compare(
 ) -> Comparison:
     """Run both networks on the same data and say how they differ: quality, closeness, bytes and speed.
 
+    reference, candidate   a Model, a path (its file is run as it is), whatever else `load` takes, or a torch module
     data        anything that `Data.of` takes, with labels where there are any
     metric      a name of METRICS, `module:function`, or function(outputs, labels) -> float; None: top1 where there are
                 class labels, else closeness alone
     latency     measure it, on one sample at a time (or the network's fixed batch), on `threads` threads of `engine`
     layers      measure signal-to-noise inside the networks, on the first samples
     """
-    first, second = _Subject.of(reference), _Subject.of(candidate)
+    opened, samples = model_and_data(reference, data, preprocess=preprocess, names=names, allow_nonfinite=True)
+    other, _ = model_and_data(candidate, samples, allow_nonfinite=True)
+    first, second = _Subject.of(reference, opened), _Subject.of(candidate, other)
     if first.name == second.name:
         first, second = replace(first, name="reference"), replace(second, name="candidate")
     _same_interface(first.model, second.model)
-    samples = Data.of(data, first.model.inputs, preprocess=preprocess, names=names)
     pass_ = _Pass.over(samples, first, second, None if metric is None else metric_of(metric), batch)
     timings: dict[str, Timing] = {}
     sample = samples.cut(pass_.kept[0], 1).inputs
@@ -288,15 +291,14 @@ class _Subject:
     file: Path | None
 
     @classmethod
-    def of(cls, given: Model | str | os.PathLike[str]) -> "_Subject":
-        if isinstance(given, Model):
-            return cls(given.source, given, None)
-        return cls(str(given), load(given, allow_nonfinite=True), Path(given))
+    def of(cls, given: Any, model: Model) -> "_Subject":
+        return cls(model.source, model, Path(given) if isinstance(given, (str, os.PathLike)) else None)
 
     @property
     def program(self) -> ir.Model | Path:
         """What an engine reads: the file as it is, where it is one."""
-        return self.model.program if self.file is None or self.packed else self.file
+        as_it_is = self.file if not self.packed and not self.model.converted else None
+        return as_it_is or self.model.program
 
     def compiled(self, engine: str, threads: int | None = None) -> Run:
         return engine_of(engine).compile(self.program, threads=threads)

@@ -25,10 +25,11 @@ from lowbit.errors import InputError, MismatchError, UnsupportedError
 from lowbit.flows.compress_run import Run
 from lowbit.flows.compression import Compression, Layer, Progress
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
+from lowbit.flows.given import model_and_data, refuse_quantized
 from lowbit.flows.train import Samples
 from lowbit.graph import PASSES
 from lowbit.graph.notes import drop_notes
-from lowbit.model import Model, load
+from lowbit.model import Model
 from lowbit.simulate.build import build
 from lowbit.simulate.compressed import CompressedNetwork
 from lowbit.simulate.weights import weights_of
@@ -54,7 +55,7 @@ def compress(
 ) -> Model:
     """A model whose weights are codes into small tables, most of them zero; `pack` makes it one small file.
 
-    model        a Model, whatever `load` takes, or a torch module, whose example input is the first batch of the data
+    model        a Model, whatever `load` takes, or a torch module: its example inputs are the first of the data
     data         samples, with class labels where there are any; to train, all of them are kept in memory
     settings     a Compression; `changes` are its fields: `prune=0.95, codebook=3`, or `ratio=8` for a size
     checkpoint   a file to keep the state in: an interrupted run resumes to the same result, bit for bit
@@ -64,12 +65,12 @@ def compress(
     The written program is run in onnxruntime and compared with what was trained: MismatchError if they differ.
     """
     chosen = replace(settings or Compression(), **changes)
-    model = model if isinstance(model, Model) else load(model, _example(model, data))
+    model, given = model_and_data(model, data)
+    refuse_quantized(model)
     prepared = model.copy()
     for name in PREPARE:
         PASSES[name](prepared.program)
     weights = compressible(prepared.program)
-    given = Data.of(data, model.inputs)
     measure = partial(_packed_bytes, prepared, chosen)
     told = progress or (lambda *_: None)
     if chosen.ratio and not chosen.trains and not chosen.pruning.sparsity:
@@ -193,15 +194,6 @@ def _check_axes(model: Model) -> None:
                 f"input '{name}' has {where}; compress trains networks whose inputs all have them along axis 0. "
                 "`lb.compress_tensors` prunes and shares the weights without training."
             )
-
-
-def _example(module: Any, data: Any) -> Any:
-    """The first batch, for a torch module; files need none."""
-    if not isinstance(module, torch.nn.Module):
-        return None
-    first = next(iter(data.values())) if isinstance(data, Mapping) else next(iter(data))
-    first = first[0] if isinstance(first, (tuple, list)) else first
-    return torch.as_tensor(first)[:2]
 
 
 def write(program: ir.Model, network: CompressedNetwork, settings: Compression, keys: Mapping[str, str]) -> ir.Model:

@@ -11,12 +11,13 @@ from lowbit.data import Data, Preprocessing
 from lowbit.data.samples import Batching
 from lowbit.deploy.engines import ENGINES, Engine
 from lowbit.errors import DataError, InputError
+from lowbit.flows.given import model_and_data
 from lowbit.flows.metrics import Metric, metric_of
 from lowbit.model import Model, load
 
 
 def evaluate(
-    model: Model | str | os.PathLike[str],
+    model: Any,
     data: Any,
     metric: "str | Metric | Callable[..., float]",
     *,
@@ -25,8 +26,7 @@ def evaluate(
     batch: int | None = None,
 ) -> float:
     """The metric of a network over data with labels: a name of METRICS, `module:function`, or a function."""
-    loaded = load(model, allow_nonfinite=True) if isinstance(model, (str, os.PathLike)) else model
-    samples = Data.of(data, loaded.inputs, preprocess=preprocess, names=names)
+    loaded, samples = model_and_data(model, data, preprocess=preprocess, names=names, allow_nonfinite=True)
     chosen = metric_of(metric)
     tally = chosen.tally()
     for inputs, labels in samples.batches(batch):

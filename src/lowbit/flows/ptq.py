@@ -15,6 +15,7 @@ from lowbit.errors import UnsupportedError
 from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights, tensors
 from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
+from lowbit.flows.given import float_model_and_data
 from lowbit.flows.improve import float_outputs, keep_if_better
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, room
 from lowbit.flows.protect import protect
@@ -37,8 +38,8 @@ BIAS_SAMPLES = 64  # that biases are corrected by
 
 
 def quantize(
-    model: Model,
-    calibration: Any,
+    model: Any,
+    calibration: Any = None,
     recipe: "str | Path | Format | Recipe" = "int8",
     *,
     target: str | None = None,
@@ -46,7 +47,9 @@ def quantize(
 ) -> Model:
     """A model in integers that a standard engine runs.
 
-    calibration   some hundred typical inputs, unlabelled: arrays, tensors, dicts, a DataLoader, any iterable of batches
+    model         a Model, whatever `load` takes, or a torch module: its example inputs are the first of the data
+    calibration   some hundred typical inputs, unlabelled: arrays, tensors, dicts, a DataLoader, any iterable of
+                  batches; None where the recipe quantizes weights alone
     recipe        a preset ("int8"), a format for all weights ("mxfp4"), a TOML file or a Recipe
     target        engine profile, see lowbit.TARGETS; None: the recipe's own
     memory        bytes that samples and activations may take; how many go through the network at once follows from it
@@ -54,9 +57,9 @@ def quantize(
     The deployed program is run against the simulation before it is returned; MismatchError if they differ by more than
     one step anywhere. What became of each tensor is in the ledger, which travels in the saved file.
     """
-    chosen = find_recipe(recipe, target)
+    model, data, chosen = _given(model, calibration, recipe, target)
     chosen.check_deployable()
-    ready = _calibrated(model, calibration, chosen, memory)
+    ready = _calibrated(model, data, chosen, memory)
     program = export(ready.simulation)
     parity = verify(ready.simulation, program, ready.judging)
     program = compact(program, ready.simulation.program)
@@ -73,8 +76,8 @@ def quantize(
 
 
 def simulation(
-    model: Model,
-    calibration: Any,
+    model: Any,
+    calibration: Any = None,
     recipe: "str | Path | Format | Recipe" = "int8",
     *,
     target: str | None = None,
@@ -84,7 +87,14 @@ def simulation(
 
     `with simulation.mode("quantize"): simulation.module(x)` gives {output: tensor}.
     """
-    return _calibrated(model, calibration, find_recipe(recipe, target), memory).simulation
+    return _calibrated(*_given(model, calibration, recipe, target), memory).simulation
+
+
+def _given(
+    model: Any, calibration: Any, recipe: "str | Path | Format | Recipe", target: str | None
+) -> tuple[Model, Data, Recipe]:
+    chosen = find_recipe(recipe, target)
+    return *float_model_and_data(model, calibration, chosen), chosen
 
 
 @dataclass(frozen=True)
@@ -97,9 +107,8 @@ class _Calibrated:
     judging: list[Batch]
 
 
-def _calibrated(model: Model, calibration: Any, chosen: Recipe, memory: int) -> _Calibrated:
+def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int) -> _Calibrated:
     prepared = model.copy()
-    data = Data.of(calibration, model.inputs)
     stream = data.samples(BATCH, memory // 16)
     kept = keep(data, stream, memory // 4)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lowbit.data import Data
 from lowbit.errors import DataError, InputError, TooSmallError
 from lowbit.flows.compress import Compression, Progress, compress
+from lowbit.flows.given import model_and_data
 from lowbit.flows.train import Samples
 from lowbit.model import Model
 
@@ -55,7 +55,7 @@ class Found:
 
 
 def shrink(
-    model: Model,
+    model: Any,
     data: Any,
     max_drop: float,
     settings: Compression | None = None,
@@ -73,7 +73,8 @@ def shrink(
     base = settings or Compression(ratio=SMALLEST_RATIO)
     if base.codebook is not None or base.layers:
         raise InputError("a budget decides how many values each weight has: leave out codebook and layers.")
-    every = Samples.of(Data.of(data, model.inputs).batches(256))
+    model, given = model_and_data(model, data)
+    every = Samples.of(given.batches(256))
     if len(every) < 20:
         raise DataError(f"{len(every)} samples are too few to train on some and judge on others; give 20 or more.")
     rows = torch.arange(len(every))

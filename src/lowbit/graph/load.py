@@ -1,8 +1,8 @@
 """ONNX from anywhere → the program that everything else works on.
 
 A program is an `onnx_ir.Model` with: default opset ≥ 21, initialisers that are not inputs, constants folded and held
-as initialisers, shapes inferred, no dead nodes, unique names. Input and output names, their order, the documentation
-and the metadata stay exactly those of the source.
+as initialisers, shapes inferred, no dead nodes, unique names, float32 where it was float16, bfloat16 or float64. Input
+and output names, their order, the documentation and the metadata stay exactly those of the source.
 """
 
 from __future__ import annotations
@@ -19,10 +19,19 @@ from lowbit.errors import InputError, LowbitError, ModelError
 from lowbit.graph.check import check_model
 from lowbit.graph.fold import fold_constants, infer_shapes, name_uniquely, quiet
 from lowbit.graph.opset import TARGET_OPSET, raise_opset
+from lowbit.graph.to_float32 import to_float32
 
+CONVERTED = "lowbit.converted"  # key of program.meta: the types that the source computed in, where not float32
 LARGEST_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit; larger models keep their weights in external data
 MINIMUM_IR_VERSION = 10  # what opset 21 needs
 _PIECE = 1 << 22
+_NO_ONNX = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), "a PyTorch checkpoint; give the module: load(module, example)"),
+    ".pt2": "a torch.export program; write it with torch.onnx.export(program, 'net.onnx')",
+    **dict.fromkeys((".keras", ".h5"), "a Keras model; write it with model.export('net.onnx', format='onnx')"),
+    **dict.fromkeys((".pb", ".tflite"), "a TensorFlow model; convert it with tf2onnx"),
+    ".safetensors": "weights without a network; give the module that they are loaded into",
+}
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "BatchNormalization"})
 
 
@@ -35,6 +44,8 @@ def read_file(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) ->
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        if path.suffix in _NO_ONNX:
+            raise InputError(f"{path}: {_NO_ONNX[path.suffix]}.")
         if path.is_dir():
             raise InputError(f"{path}: a folder, not an ONNX file.")
         if path.exists() and not path.is_file():
@@ -120,6 +131,8 @@ def _bring_to_form(program: ir.Model) -> None:
         if program.functions:
             common.InlinePass()(program)
             common.RemoveUnusedFunctionsPass()(program)  # type: ignore[no-untyped-call]
+        if converted := to_float32(program):
+            program.meta[CONVERTED] = converted
     program.ir_version = max(program.ir_version, MINIMUM_IR_VERSION)
     fold_constants(program)
     infer_shapes(program)

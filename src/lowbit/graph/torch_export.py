@@ -74,9 +74,11 @@ def export_module(
                 stacklevel=3,
             )
     _own_the_weights(program)
+    declared = _forget_output_shapes(program)
     _name_outputs(program, names)
     program = canonical(program, source=type(module).__name__, allow_nonfinite=allow_nonfinite, trust_shapes=True)
     _simplify(program)
+    _declare_output_shapes(program, declared)
     return program
 
 
@@ -172,7 +174,9 @@ def _any_dynamic(shapes: Any) -> bool:
 def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ir.Model:
     import torch
 
-    with warnings.catch_warnings(), quiet(), contextlib.redirect_stdout(io.StringIO()):
+    from lowbit.graph.torch_recurrent import recurrent_operators, translations
+
+    with warnings.catch_warnings(), quiet(), contextlib.redirect_stdout(io.StringIO()), recurrent_operators():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
@@ -184,6 +188,7 @@ def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
                 dynamic_shapes=shapes,
                 opset_version=EXPORT_OPSET,
                 dynamo=True,
+                custom_translation_table=translations(),
                 optimize=False,
                 verbose=False,
             )
@@ -193,6 +198,26 @@ def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         raise ModelError("torch.onnx.export returned nothing.")
     program: ir.Model = exported.model
     return program
+
+
+def _forget_output_shapes(program: ir.Model) -> list[ir.Shape | None]:
+    """The shapes that the exporter declared; what is so is inferred anew."""
+    declared = [value.shape for value in program.graph.outputs]
+    for value in program.graph.outputs:
+        value.shape = None
+    return declared
+
+
+def _declare_output_shapes(program: ir.Model, declared: list[ir.Shape | None]) -> None:
+    """As inferred, and where that knows nothing as declared: behind an LSTM that is the example's length in time."""
+    symbols = {side.value for value in program.graph.inputs for side in value.shape or () if not isinstance(side, int)}
+    for value, old in zip(program.graph.outputs, declared, strict=True):
+        new = value.shape
+        if new is None or old is None or len(new) != len(old):
+            value.shape = old
+        else:
+            sides = [a if isinstance(a, int) or a.value in symbols else b for a, b in zip(new, old, strict=True)]
+            value.shape = ir.Shape(sides)
 
 
 def _own_the_weights(program: ir.Model) -> None:
@@ -296,7 +321,14 @@ def _explained(module: torch.nn.Module, error: BaseException) -> str:
 
 
 def _root_cause(error: BaseException) -> str:
+    """The innermost error in a line; where its first line only announces a list, with what stands in it."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:240].rstrip('.')}" if lines else type(error).__name__
+    lines = [line for line in lines if "TORCH_LOGS" not in line] or lines
+    if not lines:
+        return type(error).__name__
+    text = lines[0][:240]
+    if listed := [line.lstrip("-* ") for line in lines[1:] if line.startswith(("-", "*"))]:
+        text = f"{text.rstrip(':. ')}: {' '.join(listed)[:240]}"
+    return f"{type(error).__name__}: {text.rstrip('.')}"
