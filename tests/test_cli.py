@@ -196,6 +196,7 @@ def test_weights_alone_are_quantized_without_data(place, capsys):
 
 @pytest.mark.parametrize("words", [["quantize", "--recipe", "int8"], ["compress", "--ratio", "2"]])
 def test_the_extension_of_the_output_says_what_is_written(place, capsys, words):
+    onnx.save(wide_net(), "net.onnx")
     for output in ("small.onnx", "small.lowbit"):
         assert call(words[0], "net.onnx", "--data", "data.npz", *words[1:], "-o", output) == 0
     onnx.checker.check_model(onnx.load("small.onnx"))
