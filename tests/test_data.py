@@ -432,3 +432,16 @@ def test_the_real_archives_open(data):
     photos = Data.of(data / "imagenet-sample-a.zip", image, preprocess="size=128 scale=127.5 mean=1", limit=3)
     assert everything(photos)[1].tolist() == [0, 2, 4]
     assert photos.count == 3
+
+
+@pytest.mark.parametrize("symbols", [("time", "batch"), ("batch", "time")])
+def test_an_axis_called_batch_counts_samples_wherever_it_is(symbols):
+    from lowbit.data.samples import Batching
+
+    ports = (Port("x", np.dtype(np.float32), (*symbols, 4)), Port("h", np.dtype(np.float32), (1, "batch", 6)))
+    batching = Batching.of(ports)
+    assert batching.axes == {"x": symbols.index("batch"), "h": 1}
+    assert batching.fixed is None
+    arrays = {"x": np.zeros((5, 5, 4), np.float32), "h": np.zeros((1, 5, 6), np.float32)}
+    sizes = [part["x"].shape for part, _ in Data.of(arrays, ports).batches(2)]
+    assert sizes == [(5, 2, 4), (5, 2, 4), (5, 1, 4)] if symbols[1] == "batch" else [(2, 5, 4), (2, 5, 4), (1, 5, 4)]

@@ -22,6 +22,12 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "net.int8.onnx").read_bytes()
 
 
+def test_the_page_on_simulation_runs():
+    found: dict[str, object] = {}
+    exec("\n".join(blocks(ROOT / "docs" / "simulation.md", "python")), found)
+    assert 0 < float(((found["quantized"] - found["exact"]) ** 2).sum() / (found["exact"] ** 2).sum()) < 0.1
+
+
 def test_recipes_on_the_pages_are_recipes():
     texts = blocks(ROOT / "docs" / "recipes.md", "toml")
     assert texts

@@ -74,6 +74,19 @@ def _weights(model: lb.Model) -> dict[str, ir.Value]:
     return {str(name): value for name, value in model.program.graph.initializers.items() if "weight" in str(name)}
 
 
+def test_blocks_of_what_a_convolution_reads_run_along_its_channels():
+    from toy_networks import convolutions, images
+
+    recipe = Recipe((Rule("*", TensorSpec("int8 channel:0"), TensorSpec("mxfp4", "minmax")),), target="generic")
+    simulation = lb.simulation(convolutions(), images(), recipe)
+    x = torch.from_numpy(images(seed=5))
+    quantizer = simulation.activations()["x"]
+    with simulation.mode("quantize"):
+        found = quantizer(x)
+    # 3 channels of one pixel share a scale; along the rows 8 pixels would
+    assert torch.equal(found, quantize(x.movedim(1, -1), FORMATS["mxfp4"]).dequantize().movedim(-1, 1))
+
+
 def test_dynamic_integers_follow_each_input(model):
     spec = TensorSpec(FORMATS["uint8"], dynamic=True)
     recipe = Recipe((Rule("*", TensorSpec(parse_format("int8 channel:0")), spec),))

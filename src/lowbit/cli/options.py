@@ -95,15 +95,15 @@ def check_output(output: Path, inputs: Sequence[str | Path | None], kinds: Mappi
 
     if output.is_dir():
         raise InputError(f"'{output}' is a folder; give a file name.")
-    if kinds is not None and output.suffix not in kinds:
-        listed = ", ".join(f"{suffix} ({what})" for suffix, what in kinds.items())
-        raise InputError(f"'{output}': the extension says what is written, and can be {listed}.")
     folder = output.parent
     if not folder.is_dir():
         raise InputError(f"'{output}' cannot be written: there is no folder '{folder}'.")
     if not os.access(folder, os.W_OK):
         raise InputError(f"'{output}' cannot be written: the folder '{folder}' is read-only.")
     refuse_overwriting_input(output, *[path for path in inputs if path is not None and Path(path).exists()])
+    if kinds is not None and output.suffix not in kinds:
+        listed = ", ".join(f"{suffix} ({what})" for suffix, what in kinds.items())
+        raise InputError(f"'{output}': the extension says what is written, and can be {listed}.")
 
 
 def save_model(model: "Model", output: Path) -> int:

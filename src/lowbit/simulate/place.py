@@ -223,6 +223,8 @@ class _Placer:
         spec = self.specs[str(owner.name)][1]
         if spec.format is None:  # a float layer feeds a quantized one: the reader's rule counts
             spec = next(s for u in value.uses() if (s := self.specs.get(str(u.node.name), (FLOAT, FLOAT))[1]).format)
+        if spec.format is not None and any(u.node.op_type in ("Conv", "ConvTranspose") for u in value.uses()):
+            spec = replace(spec, format=spec.format.along(1))  # blocks along what is summed over: the channels
         return Site(str(value.name), "activation", spec, str(owner.name), self._root(str(value.name)), readers)
 
     def _from_kernel(self, clip: ir.Node) -> bool:
