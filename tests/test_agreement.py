@@ -66,7 +66,7 @@ def test_a_file_that_computes_something_else_is_refused():
     array = codes.const_value.numpy().copy()
     array[0, 0, 1, 1] -= np.int8(40 if array[0, 0, 1, 1] > 0 else -40)
     codes.const_value = type(codes.const_value)(array, name=codes.name)
-    with pytest.raises(MismatchError, match=r"layer .relu_4.: .* steps in .e."):
+    with pytest.raises(MismatchError, match=r"layer .conv_3.: .* steps in .e."):
         verify(simulation, program, batches)
 
 

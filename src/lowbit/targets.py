@@ -53,6 +53,7 @@ class Target:
     activations: Format
     roles: Mapping[str, Role] = field(repr=False)
     products: bool = False  # also multiply two activations in integers (attention scores)
+    engine: str = "onnxruntime"  # what the file is for, and what the proof reads back
 
 
 _ONNXRUNTIME = _roles(
@@ -81,8 +82,8 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             Target("onnxruntime", _CHANNELS, UINT8, _ONNXRUNTIME),
             # Without VNNI two u8·s8 products are added in 16 bits and can saturate; 7-bit weights cannot.
             Target("onnxruntime-avx2", Format(Int(7), channel(0)), UINT8, _ONNXRUNTIME),
-            Target("openvino", _CHANNELS, UINT8, _FUSING),
-            Target("tensorrt", _CHANNELS, INT8, _FUSING),
+            Target("openvino", _CHANNELS, UINT8, _FUSING, engine="openvino"),
+            Target("tensorrt", _CHANNELS, INT8, _FUSING, engine="tensorrt"),
             Target("generic", _CHANNELS, UINT8, _ONNXRUNTIME),
         )
     }

@@ -15,7 +15,7 @@ def absorb_clips(program: ir.Model) -> list[str]:
         clip = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] is not None else None
         if clip is None or clip.op_type not in ("Relu", "Clip") or len(clip.outputs[0].uses()) != 1:
             continue
-        if clip.outputs[0].is_graph_output() or not _saturates_within(node, *_bounds(clip)):
+        if clip.outputs[0].is_graph_output() or not _saturates_within(node, *bounds_of(clip)):
             continue
         node.replace_input_with(0, clip.inputs[0])
         program.graph.remove(clip, safe=True)
@@ -23,7 +23,8 @@ def absorb_clips(program: ir.Model) -> list[str]:
     return absorbed
 
 
-def _bounds(clip: ir.Node) -> tuple[float, float]:
+def bounds_of(clip: ir.Node) -> tuple[float, float]:
+    """(lowest, highest) value that a Relu or Clip lets through."""
     if clip.op_type == "Relu":
         return 0.0, np.inf
     ends = [clip.inputs[i] if len(clip.inputs) > i else None for i in (1, 2)]

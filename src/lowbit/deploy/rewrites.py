@@ -23,7 +23,9 @@ def keep_bias_apart(program: ir.Model) -> None:
             if value is None or value.const_value is None or other is None or other.shape is None:
                 continue
             bias = value.const_value.numpy()
-            if bias.ndim == 1 and len(other.shape) > 2:
+            if bias.ndim == 1 and len(other.shape) <= 2:
+                node.op_type = "Sum"  # the rank does not tell them apart: the same operation, which is not fused
+            elif bias.ndim == 1:
                 shaped = bias.reshape((1,) * (len(other.shape) - 1) + bias.shape)
                 node.replace_input_with(index, _constant(program, f"{value.name}_ranked", shaped))
 

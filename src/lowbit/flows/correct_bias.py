@@ -34,6 +34,8 @@ def correct_bias(simulation: Simulation, batches: Sequence[Batch]) -> list[str]:
             name, axis = layers[node]
             shift = _shift([e[node] - r[node] for e, r in zip(exact, rough, strict=True)], axis)
             bias = simulation.module.get_parameter(name)
+            if bias.numel() != shift.numel():
+                continue  # one number for all outputs: it cannot carry a shift of each
             bias.add_(shift.reshape(bias.shape))
             simulation.edited.add(values[name])
             for env in rough:
@@ -64,7 +66,7 @@ def _layers(module: fx.GraphModule) -> Iterator[tuple[fx.Node, str, int]]:
         for argument in candidates:
             if (name := _parameter_name(argument)) is not None:
                 bias = module.get_parameter(name)
-                if bias.numel() == bias.shape[-1] and len(_readers(module, name)) == 1:
+                if bias.dim() and bias.numel() == bias.shape[-1] and len(_readers(module, name)) == 1:
                     yield node, name, 1 if operator in ("Conv", "ConvTranspose") else -1
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from lowbit.deploy.kernels import keep_float_apart, keep_kernels_from_clips
+from lowbit.deploy.read_back import BY_BLOCK, FLOAT, INTEGERS, ReadBack
 from lowbit.deploy.write import ExpandedTensor, IntegerTensor, write
 from lowbit.errors import UnsupportedError
 from lowbit.numerics import TENSOR, Format, Int, describe_format, group
@@ -16,7 +18,6 @@ from lowbit.simulate.sites import Site
 from lowbit.simulate.weights import weights_of
 
 Row = dict[str, Any]
-INTEGERS, BY_BLOCK, FLOAT = "integers", "activations int8 per block", "float"
 
 
 def export(simulation: Simulation) -> ir.Model:
@@ -24,7 +25,18 @@ def export(simulation: Simulation) -> ir.Model:
     for name in simulation.edited - simulation.placement.sites.keys():
         tensor = ir.tensor(simulation.parameter(name).detach().numpy(), name=name)
         simulation.program.graph.initializers[name].const_value = tensor
-    return write(simulation.program, integer_tensors(simulation))
+    written = write(simulation.program, integer_tensors(simulation))
+    integer = _integer_nodes(simulation)
+    keep_kernels_from_clips(written, integer)
+    keep_float_apart(written, integer)
+    return written
+
+
+def _integer_nodes(simulation: Simulation) -> set[str]:
+    """The nodes that compute in integers: those of the placement whose weights an integer kernel can read."""
+    weights = (site for site, _ in simulation.constants().values() if site.role == "weight")
+    in_float = {site.layer for site in weights if _arithmetic(simulation, site) == FLOAT}
+    return set(simulation.placement.integer - in_float)
 
 
 def integer_tensors(simulation: Simulation) -> Iterator[IntegerTensor | ExpandedTensor]:
@@ -104,7 +116,7 @@ def _activations_beside(simulation: Simulation, site: Site, node: ir.Node) -> Fo
     """The format of what a weight is multiplied with; None: float."""
     data = simulation.placement.sites.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
     multiplies = node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")
-    if not multiplies or data is None or not (data.readers is None or (site.layer, 0) in data.readers):
+    if not multiplies or data is None or site.layer not in simulation.placement.integer:
         return None
     return data.spec.format
 
@@ -116,10 +128,20 @@ def _bias(simulation: Simulation, site: Site, quantizer: FakeBias) -> IntegerTen
     return IntegerTensor(site.value, scale.numpy(), np.zeros(bias.shape, np.int32), 32, True, codes, axis=0)
 
 
-def ledger(simulation: Simulation) -> list[Row]:
-    """A row for every stored tensor and every quantized value: what became of it and why."""
+def ledger(simulation: Simulation, runs: ReadBack | None = None) -> list[Row]:
+    """A row for every stored tensor and every quantized value: what became of it and why.
+
+    runs   what the engine made of the file; an operator that could run in integers and does not is then named
+    """
     rows = [_site_row(simulation, site) for site in simulation.placement.sites.values()]
+    if runs is not None and not runs.unread:
+        for row in rows:
+            if row["role"] == "activation" and row["layer"] in simulation.placement.integer:
+                row |= {} if runs.of(row["layer"]) == INTEGERS else {"arithmetic": runs.of(row["layer"])}
     reasons = simulation.placement.float_reasons
+    multiplied = {
+        w.value.name for node in simulation.program.graph for w in weights_of(node) if node.op_type != "Gather"
+    }
     for name, value in simulation.program.graph.initializers.items():
         if name in simulation.placement.sites or value.const_value is None:
             continue
@@ -138,6 +160,8 @@ def ledger(simulation: Simulation) -> list[Row]:
                 "reason": reason or _why_float(value),
             }
         )
+        if name in multiplied:
+            rows[-1]["arithmetic"] = FLOAT
     for node in simulation.program.graph:
         if node.name in reasons:
             rows.append({"tensor": node.outputs[0].name, "role": "activation", "layer": node.name, "format": "float32",

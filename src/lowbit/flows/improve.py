@@ -18,15 +18,20 @@ def float_outputs(simulation: Simulation, batches: Sequence[Batch]) -> Outputs:
 
 
 def output_error(simulation: Simulation, batches: Sequence[Batch], exact: Outputs) -> float:
-    """Squared error of the quantized outputs relative to the power of the exact ones, averaged over the outputs."""
+    """Squared error of the quantized outputs relative to the power of the exact ones, averaged over the outputs.
+
+    Where the exact output is infinite there is nothing to compare; where only the quantized one is, its power is lost.
+    """
     noise: dict[str, float] = {}
     power: dict[str, float] = {}
     with simulation.mode("quantize"):
         for batch, wanted in zip(batches, exact, strict=True):
             for name, y in forward(simulation, batch).items():
                 if y.is_floating_point():
-                    noise[name] = noise.get(name, 0.0) + float((y - wanted[name]).double().square().sum())
-                    power[name] = power.get(name, 0.0) + float(wanted[name].double().square().sum())
+                    known, x = wanted[name].isfinite(), wanted[name]
+                    off = torch.where(y.isfinite(), y - x, x)[known]
+                    noise[name] = noise.get(name, 0.0) + float(off.double().square().sum())
+                    power[name] = power.get(name, 0.0) + float(x[known].double().square().sum())
     return sum(noise[n] / max(power[n], 1e-30) for n in noise) / max(1, len(noise))
 
 

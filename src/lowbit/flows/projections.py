@@ -15,8 +15,9 @@ Weighing = Callable[[Tensor, Tensor], Tensor]
 
 
 def squares(y: Tensor, signs: Tensor) -> Tensor:
-    """Squared error relative to the power of the output."""
-    return signs / y.square().sum().sqrt().clamp(min=1e-12)
+    """Squared error relative to the power of the output, where that is finite."""
+    finite = y.isfinite()
+    return torch.where(finite, signs / y[finite].square().sum().sqrt().clamp(min=1e-12), 0.0)
 
 
 def cross_entropy(y: Tensor, signs: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import lowbit
 from lowbit.data import Data
 from lowbit.deploy.compact import compact
+from lowbit.deploy.read_back import read_back
 from lowbit.errors import UnsupportedError
 from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights, tensors
 from lowbit.flows.correct_bias import correct_bias
@@ -21,7 +22,7 @@ from lowbit.flows.kept_samples import BATCH, batches, first, keep, room
 from lowbit.flows.protect import protect
 from lowbit.flows.ranges import choose_ranges
 from lowbit.flows.smooth import smooth_activations
-from lowbit.flows.verify import verify
+from lowbit.flows.verify import check_arithmetic, verify
 from lowbit.graph import PASSES
 from lowbit.metadata import to_text
 from lowbit.model import Model
@@ -31,6 +32,7 @@ from lowbit.simulate.fakequant import Simulation
 from lowbit.simulate.footprint import footprint
 from lowbit.simulate.place import place
 from lowbit.simulate.sites import Placement
+from lowbit.targets import find_target
 
 MEMORY = 2**30  # bytes that samples and activations may take, beside the network itself and what libraries take
 RANGE_SAMPLES = 32  # that ranges are chosen by, with gradients
@@ -63,13 +65,16 @@ def quantize(
     program = export(ready.simulation)
     parity = verify(ready.simulation, program, ready.judging)
     program = compact(program, ready.simulation.program)
+    runs = read_back(program, find_target(ready.recipe.target).engine)
+    rows = ledger(ready.simulation, runs)
+    check_arithmetic(ready.simulation, rows, runs)
     program.metadata_props.update(
         {
             "lowbit.version": lowbit.__version__,
             "lowbit.recipe": ready.recipe.to_toml(),
-            "lowbit.ledger": to_text(ledger(ready.simulation)),
+            "lowbit.ledger": to_text(rows),
             "lowbit.passes": json.dumps(ready.notes),
-            "lowbit.parity": json.dumps(asdict(parity)),
+            "lowbit.parity": json.dumps(asdict(parity) | {"read_back": runs.unread or runs.engine}),
         }
     )
     return Model(program, model.source)

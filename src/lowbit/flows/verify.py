@@ -3,6 +3,9 @@
 Differences of one step are expected and add up along a network, so outputs alone prove nothing about a layer. Here
 every layer of the simulation is fed the integers that the engine computed before it, and only its own result is
 compared.
+
+Equal numbers do not prove that a layer runs in integers, or that it does not: `check_arithmetic` reads that off the
+engine's own graph.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,10 +17,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from lowbit.deploy.cpu import saturation_advice
 from lowbit.deploy.engines import ENGINES
+from lowbit.deploy.read_back import FLOAT, ReadBack
 from lowbit.errors import MismatchError
 from lowbit.flows.calibrate import Batch, forward
 from lowbit.simulate.fakequant import FakeQuant, Simulation
+from lowbit.simulate.weights import weights_of
 
 OUTPUT_NOISE = 1e-4  # of an output's power, given equal integers before it: 40 dB
 FLOAT_SHARE = 1e-3  # of the largest output: float32 sums in another order, through a hundred layers, stay below
@@ -56,6 +62,7 @@ def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], 
             checker = _Checker(simulation, deployed)
             arrays = (torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in program.graph.inputs)
             for name, simulated in checker.run(*arrays).items():
+                _reject_nan(simulation, batch, name, simulated, deployed[name], engine)
                 _compare_output(name, simulated, deployed[name], engine)
             off, compared = off + checker.off, compared + checker.compared
             worst = max(worst, checker.worst, key=lambda pair: pair[1])
@@ -63,10 +70,35 @@ def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], 
         site = simulation.placement.sites[worst[0]]
         raise MismatchError(
             f"layer '{site.layer}': {engine} and the simulation differ by {worst[1]} steps in '{worst[0]}'. "
-            "On a CPU without VNNI, u8·s8 products saturate: use target 'onnxruntime-avx2'. Otherwise leave the layer "
-            "in float (a rule 'float') and report the model."
+            f"{saturation_advice()}Leave the layer in float (a rule 'float' for '{site.layer}') and report the model."
         )
     return Parity(len(sites), compared, off / max(1, compared), worst)
+
+
+def check_arithmetic(simulation: Simulation, rows: Iterable[Mapping[str, Any]], runs: ReadBack) -> None:
+    """MismatchError where a layer runs in integers that the ledger calls float, or the other way round.
+
+    rows   the ledger; those of weights say in which arithmetic their layers compute
+    """
+    if runs.unread:
+        return
+    stated = {row["tensor"]: row["arithmetic"] for row in rows if "arithmetic" in row and row["role"] != "activation"}
+    for node in simulation.program.graph:
+        for weight in weights_of(node):
+            said, found = stated.get(weight.value.name), runs.of(str(node.name))
+            if said is None or said == found:
+                continue
+            what = f"layer '{node.name}' ({node.op_type}, weight '{weight.value.name}')"
+            if found == FLOAT:
+                raise MismatchError(
+                    f"{what}: the ledger says {said}, and {runs.engine} computes it in float. Leave the layer in float "
+                    f"(a rule 'float' for '{node.name}'), or choose another target; report the model."
+                )
+            raise MismatchError(
+                f"{what}: the ledger says {said}, and {runs.engine} runs it as {runs.operators[str(node.name)]} "
+                f"({found}). Quantize the layer too (drop its rule 'float'), or leave its neighbours in float as well; "
+                "report the model."
+            )
 
 
 def _compare_output(name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str) -> None:
@@ -74,12 +106,38 @@ def _compare_output(name: str, simulated: Tensor, deployed: np.ndarray[Any, Any]
     if not simulated.is_floating_point() or tuple(simulated.shape) != deployed.shape:
         return
     own = simulated.double().numpy()
-    noise, power = float(np.square(own - deployed).sum()), float(np.square(own).sum())
-    if noise > OUTPUT_NOISE * power:
+    noise = float(np.square(_differences(own, deployed)).sum())
+    power = float(np.square(own[np.isfinite(own)]).sum())
+    if not noise <= OUTPUT_NOISE * power:
         raise MismatchError(
             f"output '{name}': {engine} and the simulation differ by {noise / max(power, 1e-30):.2g} of its power, "
             "though all integers before it agree. Leave the last layers in float (rules 'float') and report the model."
         )
+
+
+def _reject_nan(
+    simulation: Simulation, batch: Batch, name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str
+) -> None:
+    """MismatchError for a NaN in an output, unless the float network gives one too."""
+    if not simulated.is_floating_point():
+        return
+    where = np.isnan(deployed)
+    if bool(simulated.isnan().any()) or where.any():
+        with simulation.mode("off"):
+            exact = forward(simulation, batch)[name]
+        if not bool(exact.isnan().any()):
+            raise MismatchError(
+                f"output '{name}': {int(where.sum())} of {where.size} values are NaN in {engine}, "
+                f"{int(simulated.isnan().sum())} in the simulation, none in the float network. Leave the layers in "
+                "float (rules 'float') that divide, or take roots or logarithms; report the model."
+            )
+
+
+def _differences(own: np.ndarray[Any, Any], deployed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """deployed − own; 0 where both are the same infinity, or both no number."""
+    same = (own == deployed) | (np.isnan(own) & np.isnan(deployed))
+    apart: np.ndarray[Any, Any] = np.subtract(deployed, own, where=~same, out=np.zeros_like(own))
+    return apart
 
 
 def _verify_outputs(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], engine: str) -> Parity:
@@ -97,8 +155,10 @@ def _verify_outputs(simulation: Simulation, program: ir.Model, batches: Iterable
                 compared += simulated.numel()
                 if not simulated.is_floating_point() or not simulated.numel():
                     continue
-                own, theirs = simulated.double().numpy(), deployed[name].astype(np.float64)
-                off = np.abs(own - theirs).max() / max(np.abs(own).max(), 1e-30)
+                _reject_nan(simulation, batch, name, simulated, deployed[name], engine)
+                own = simulated.double().numpy()
+                largest = np.abs(own, where=np.isfinite(own), out=np.zeros_like(own)).max()
+                off = np.abs(_differences(own, deployed[name])).max() / max(largest, 1e-30)
                 if not off <= share:
                     raise MismatchError(
                         f"output '{name}': {engine} and the simulation differ by {off:.2g} of its largest value, "
@@ -136,6 +196,6 @@ class _Checker(fx.Interpreter):
         steps = (own - codes).abs()
         self.off += int((steps > 0).sum())
         self.compared += steps.numel()
-        if steps.numel() and steps.max() > self.worst[1]:
-            self.worst = (value, int(steps.max()))
+        if steps.numel() and not steps.max() <= self.worst[1]:
+            self.worst = (value, int(steps.nan_to_num(nan=float(2**31)).max()))
         return (codes - quantizer.zero) * quantizer.scale

@@ -71,6 +71,8 @@ def _elementwise_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
     match node.op_type:
         case "Mul":
             return c, zeros
+        case "Div" if not c.all():
+            return None  # infinite weights would not be the same
         case "Div":
             return 1 / c, zeros
         case "Add":

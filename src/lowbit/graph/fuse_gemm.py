@@ -1,15 +1,17 @@
-"""MatMul + Add of a constant bias on a matrix, said as one Gemm. Exact.
+"""MatMul + Add of a constant bias on a matrix, said as one Gemm that has a bias of its own. Exact.
 
-Engines quantize a Gemm's bias with it; after a MatMul the addition would be an operator of its own.
+Engines quantize a Gemm's bias with it; after a MatMul the addition would be an operator of its own. They want one
+number for each output, at the scale of this layer: a scalar is spread, and a bias that several Gemms share is copied.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
 from lowbit.graph.linear import linear_layer
-from lowbit.graph.weights import constant, remove_node
+from lowbit.graph.weights import constant, drop_unread, remove_node, set_constant
 
 
 def fuse_gemm(program: ir.Model) -> Changed:
@@ -30,4 +32,20 @@ def fuse_gemm(program: ir.Model) -> Changed:
             node.replace_input_with(2, bias)
             remove_node(layer.bias_node, node.outputs[0])
             done.append(f"MatMul and Add '{node.name}' fused into a Gemm")
+        done += [f"Gemm '{node.name}' got a bias of its own" for node in graph if _own_bias(node)]
+    drop_unread(program)
     return Changed(tuple(done))
+
+
+def _own_bias(node: ir.Node) -> bool:
+    """Make a Gemm's bias (outputs,) and its own, where it is a constant that is not; whether that changed it."""
+    layer = linear_layer(node) if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    value = None if layer is None else node.inputs[2]
+    array = constant(value)
+    if layer is None or value is None or array is None:
+        return False
+    if array.shape == (layer.outputs,) and len(value.uses()) == 1:
+        return False
+    bias = np.broadcast_to(array.reshape(-1), (layer.outputs,))
+    set_constant(node, 2, bias, f"{value.name}.{node.name}")
+    return True

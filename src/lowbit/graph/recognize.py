@@ -83,6 +83,8 @@ def _factors(value: ir.Value | None, depth: int = 0) -> tuple[list[ir.Value], fl
     product = 1.0
     for index, operand in enumerate(node.inputs):
         number = scalar(operand)
+        if number == 0 and node.op_type == "Div":
+            return [value], 1.0  # a division by 0 is no factor
         if number is not None:
             product = product * number if node.op_type == "Mul" or index == 0 else product / number
         elif node.op_type == "Mul" or index == 0:

@@ -61,7 +61,10 @@ class _Placer:
                 sites.setdefault(site.value, site)
             for site in self._bias_sites(node, sites):
                 sites.setdefault(site.value, site)
-        return Placement(sites, self.reasons)
+        computing = (Role.CONVOLVE, Role.MULTIPLY, Role.FOLLOW)
+        return Placement(
+            sites, self.reasons, frozenset(str(n.name) for n in self.nodes if self.role[n.name] in computing)
+        )
 
     # ---- roles -------------------------------------------------------------------------------------------------
 
@@ -77,6 +80,8 @@ class _Placer:
             return Role.STORE
         if role in (Role.CONVOLVE, Role.MULTIPLY):
             return self._multiplying_role(node, role, weights, activations)
+        if node.op_type == "Pad" and any(_is_sentinel(float_constant(v)) for v in node.inputs):
+            return self._keep(node, "pads with a value that must not stretch a range")
         if role is Role.FOLLOW:
             if activations.format is None:
                 return self._keep(node, "by rule")
@@ -104,6 +109,8 @@ class _Placer:
             or node.attributes.get_int("transA")
         ):
             return self._keep(node, "Gemm with alpha, beta or transA has no integer kernel")
+        if node.op_type == "Gemm" and not _has_own_bias(node):
+            return self._keep(node, "Gemm without a bias of its own, one number an output (pass 'fuse_gemm' makes one)")
         if activations.format is None or _mixes(weights.format, activations.format):
             return Role.STORE
         return role
@@ -220,12 +227,40 @@ class _Placer:
         if not integer:
             readers = frozenset((str(u.node.name), u.idx) for u in value.uses() if self._reads_integers(u.node, u.idx))
         owner = producer if producer is not None and producer.name in self.specs else next(iter(value.uses())).node
-        spec = self.specs[str(owner.name)][1]
-        if spec.format is None:  # a float layer feeds a quantized one: the reader's rule counts
-            spec = next(s for u in value.uses() if (s := self.specs.get(str(u.node.name), (FLOAT, FLOAT))[1]).format)
+        if integer and self.role.get(owner.name) is Role.ABSORB and (clipped := owner.inputs[0]) is not None:
+            owner = clipped.producer() or owner  # the kernel in front of its clip: what a rule would name
+        spec = next(s for node in self._nodes_that_ask(value) if (s := self.specs[str(node.name)][1]).format)
         if spec.format is not None and any(u.node.op_type in ("Conv", "ConvTranspose") for u in value.uses()):
             spec = replace(spec, format=spec.format.along(1))  # blocks along what is summed over: the channels
         return Site(str(value.name), "activation", spec, str(owner.name), self._root(str(value.name)), readers)
+
+    def _nodes_that_ask(self, value: ir.Value) -> Iterator[ir.Node]:
+        """Whose rules may give a quantized value its format: makers first, then readers, across clips and moves.
+
+        A clip or a move may be float by rule: neither has arithmetic of its own. One of the nodes behind them has a
+        format, because a value is quantized only where a kernel with one makes or reads it.
+        """
+        yield from self._makers(value)
+        yield from self._takers(value)
+
+    def _makers(self, value: ir.Value) -> Iterator[ir.Node]:
+        """The node that makes a value, and those behind it across clips and moves."""
+        node = value.producer()
+        if node is None or node.name not in self.specs:
+            return
+        yield node
+        if self.role[node.name] in (Role.ABSORB, Role.MOVE):
+            for source in self._data_inputs(node):
+                yield from self._makers(source)
+
+    def _takers(self, value: ir.Value) -> Iterator[ir.Node]:
+        """The nodes that read a value, and those behind them across clips and moves."""
+        for use in value.uses():
+            if use.node.name in self.specs:
+                yield use.node
+                if self.role[use.node.name] in (Role.ABSORB, Role.MOVE):
+                    for output in use.node.outputs:
+                        yield from self._takers(output)
 
     def _from_kernel(self, clip: ir.Node) -> bool:
         producer = clip.inputs[0].producer() if clip.inputs[0] is not None else None
@@ -306,6 +341,16 @@ def _have_a_product_scale(activations: Format | None, weights: Format | None) ->
         return False
     both_integers = isinstance(activations.grid, Int) and isinstance(weights.grid, Int)
     return both_integers and activations.block == TENSOR and weights.block.rest == WHOLE
+
+
+def _has_own_bias(node: ir.Node) -> bool:
+    """Whether a Gemm has no bias, or one that can be stored in int32 at the scale of its products."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    bias, weight = float_constant(value), float_constant(node.inputs[1])
+    if value is None or weight is None:
+        return value is None
+    outputs = weight.shape[0 if node.attributes.get_int("transB") else 1]
+    return bias is not None and bias.shape == (outputs,) and len(value.uses()) == 1
 
 
 def _is_float32(node: ir.Node) -> bool:

@@ -28,10 +28,16 @@ class Site:
 
 @dataclass(frozen=True)
 class Placement:
-    """sites: by value name, in graph order · float_reasons: value or node name → why it stays float"""
+    """Where quantizers are, and which nodes compute in integers.
+
+    sites           by value name, in graph order
+    float_reasons   value or node name → why it stays float
+    integer         names of the nodes that multiply, add or look up integers; all others compute in float or only move
+    """
 
     sites: Mapping[str, Site]
     float_reasons: Mapping[str, str]
+    integer: frozenset[str] = frozenset()
 
     def groups(self) -> dict[str, list[Site]]:
         """Activation sites by the scale that they share."""
