@@ -89,6 +89,22 @@ def test_weights_of_b_bits_take_b_bits_under_an_integer_kernel(bits, tmp_path):
     assert size == pytest.approx(weight.size * bits / 8 + 8 * 256, rel=0.02, abs=6000)  # scales, zeros; graph, ledger
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "shape", "layers"),
+    [("cifar10-resnet20", (3, 32, 32), 20), ("imagenet-mobilenet_v1_0.25_128", (3, 128, 128), 28)],
+)
+def test_a_trained_network_with_4_bit_weights_runs_in_integers(data, name, shape, layers, tmp_path):
+    """lb.quantize itself holds every code of the file against the simulation, to one step."""
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
+    quantized = lb.quantize(lb.load(data / f"{name}.onnx"), x, "w4a8")
+    found = run_by_the_engine(quantized, tmp_path)
+    assert found["QLinearConv"] + found["QGemm"] == layers
+    assert found["Conv"] + found["FusedConv"] == 0
+    weights = [row for row in from_text(quantized.metadata["lowbit.ledger"]) if row["role"] == "weight"]
+    assert all(row["format"].startswith("int4") for row in weights)
+
+
 # ---- activations of any width ----------------------------------------------------------------------------------------
 
 WIDTHS = [f"{kind}{bits}" for kind in ("uint", "int") for bits in range(2, 17)]
