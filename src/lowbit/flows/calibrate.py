@@ -1,6 +1,6 @@
 """Calibration: one pass over the data fills the statistics that answer every range."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowbit.errors import DataError
 from lowbit.numerics import Int, quantize
-from lowbit.simulate.fakequant import FakeBias, Simulation
+from lowbit.simulate.fakequant import FakeBias, FakeQuant, Simulation
 from lowbit.solve import SOLVERS
 
 LARGEST_BIAS = 2.0**30  # steps: half of int32, the other half is for the sum that it is added to
@@ -28,10 +28,13 @@ def forward(simulation: Simulation, batch: Batch) -> dict[str, Tensor]:
     return outputs
 
 
-def observe(simulation: Simulation, batches: Iterable[Batch]) -> int:
-    """Fold every activation of every batch into its quantizer's statistics; the number of batches seen."""
+def observe(simulation: Simulation, batches: Iterable[Batch], chosen: "Sequence[FakeQuant] | None" = None) -> int:
+    """Fold every activation of every batch into its quantizer's statistics; the number of batches seen.
+
+    chosen   the quantizers that look; None: those of all activations
+    """
     seen = 0
-    with simulation.mode("observe"):
+    with simulation.mode("observe", chosen):
         for batch in batches:
             forward(simulation, batch)
             seen += 1

@@ -1,4 +1,4 @@
-"""A step must prove itself: it stays only if the outputs come closer to float on samples that it did not see."""
+"""A step must prove itself: it stays only if the outputs come closer to float on samples that it was not fitted to."""
 
 from collections.abc import Callable, Sequence
 
@@ -37,20 +37,23 @@ def output_error(simulation: Simulation, batches: Sequence[Batch], exact: Output
 
 def keep_if_better(
     simulation: Simulation, step: Callable[[], list[str]], batches: Sequence[Batch], exact: Outputs
-) -> list[str]:
-    """Run a step that edits parameters; undo it unless the error on these batches fell. What was done, in words.
+) -> tuple[list[str], float]:
+    """Run a step that edits vectors, of any rank; undo it unless the error on these batches fell.
 
-    step   edits parameters in place, adds their names to `simulation.edited`, and says what it did
+    step     edits parameters in place, adds their names to `simulation.edited`, and says what it did
+    return   what was done, in words; the error that the outputs now have
     """
-    saved = {name: p.detach().clone() for name, p in simulation.module.named_parameters() if p.dim() <= 1}
+    vectors = {name: p for name, p in simulation.module.named_parameters() if p.numel() == max(p.shape, default=1)}
+    saved = {name: p.detach().clone() for name, p in vectors.items()}
     edited = set(simulation.edited)
     before = output_error(simulation, batches, exact)
     done = step()
     after = output_error(simulation, batches, exact)
     if after < before:
-        return [*done, f"kept: squared error of the outputs {before:.3g} → {after:.3g} of their power"]
+        return [*done, f"kept: squared error of the outputs {before:.3g} → {after:.3g} of their power"], after
     with torch.no_grad():
         for name, value in saved.items():
-            simulation.module.get_parameter(name).copy_(value)
+            vectors[name].copy_(value)
     simulation.edited = edited
-    return [f"undone: {'; '.join(done)}; squared error of the outputs {before:.3g} → {after:.3g} of their power"]
+    said = f"undone: {'; '.join(done)}; squared error of the outputs {before:.3g} → {after:.3g} of their power"
+    return [said], before

@@ -13,12 +13,12 @@ from math import log10
 import onnx_ir as ir
 
 from lowbit.flows.calibrate import Batch
-from lowbit.flows.improve import Outputs, output_error
 from lowbit.flows.ranges import quantizer_costs
 from lowbit.recipe import Recipe
 from lowbit.simulate.fakequant import FakeQuant, Simulation
 from lowbit.simulate.place import place
 from lowbit.simulate.sites import Placement
+from lowbit.targets import Role, Target, find_target
 
 TOLERANCE = 0.02  # squared error of the outputs, relative to their power: 17 dB
 ROUNDS = 4
@@ -27,28 +27,37 @@ ROUNDS = 4
 def protect(
     simulation: Simulation,
     recipe: Recipe,
-    settle: Callable[[Simulation], list[str]],
+    error: float,
+    settle: Callable[[Simulation], tuple[list[str], float]],
     judging: Sequence[Batch],
-    exact: Outputs,
 ) -> tuple[Simulation, Recipe, list[str]]:
-    """The simulation as it is, or one with the costliest layers in float; the recipe that says so; and what was done.
+    """The simulation as it is, or the best of some with the costliest layers in float; its recipe; and what was done.
 
-    settle   finds codes, ranges and biases of a simulation that has observed, and says what it did
-    exact    the float outputs for the judging batches
+    error    that the outputs have, relative to their power
+    settle   finds codes, ranges and biases of a simulation that has observed; what it did, and the error then
     """
     notes: list[str] = []
+    best = error, simulation, recipe, 0
     for _ in range(ROUNDS):
-        error = output_error(simulation, judging, exact)
         if error <= TOLERANCE:
             break
-        layers = _costliest(simulation, judging, error)
+        layers = _costliest(simulation, judging, error, find_target(recipe.target))
         if not layers:
             break
         recipe = recipe.keep_float(*(_literal(name) for name in layers))
         notes.append(f"outputs at {-10 * log10(error):.1f} dB: left in float, as they cost most: {', '.join(layers)}")
-        simulation = _placed_again(simulation, recipe)
-        notes += settle(simulation)
-    return simulation, recipe, notes
+        placement = place(simulation.program, recipe)
+        if not placement.sites:
+            notes[-1:] = [f"outputs at {-10 * log10(error):.1f} dB: left as they are, or nothing would be quantized"]
+            break
+        simulation = _placed_again(simulation, placement)
+        said, error = settle(simulation)
+        notes += said
+        if error < best[0]:
+            best = error, simulation, recipe, len(notes)
+    if best[1] is not simulation:
+        notes.append(f"taken back, as it did not help: what was done after {-10 * log10(best[0]):.1f} dB were reached")
+    return best[1], best[2], notes
 
 
 def _literal(name: str) -> str:
@@ -56,7 +65,7 @@ def _literal(name: str) -> str:
     return "".join(f"[{c}]" if c in "[*?" else c for c in name)
 
 
-def _costliest(simulation: Simulation, batches: Sequence[Batch], error: float) -> list[str]:
+def _costliest(simulation: Simulation, batches: Sequence[Batch], error: float, target: Target) -> list[str]:
     """The layers around the quantizers that together cost all but half of what is tolerated."""
     costs = quantizer_costs(simulation, batches)
     total, left = sum(costs.values()), sum(costs.values())
@@ -65,25 +74,33 @@ def _costliest(simulation: Simulation, batches: Sequence[Batch], error: float) -
         if left <= total * TOLERANCE / error / 2 or not total:
             break
         left -= costs[name]
-        layers |= dict.fromkeys(_around(simulation.program, simulation.placement, name))
+        layers |= dict.fromkeys(_around(simulation.program, simulation.placement, name, target))
     return list(layers)
 
 
-def _around(program: ir.Model, placement: Placement, name: str) -> list[str]:
-    """Nodes that would quantize this value (or any that shares its scale) again if they stayed in integers."""
+def _around(program: ir.Model, placement: Placement, name: str, target: Target) -> list[str]:
+    """Nodes that would quantize this value (or any that shares its scale) again if they stayed in integers.
+
+    Where a clip makes the value, what computes before it is one of them: a kernel does both at once.
+    """
     values = {s.value for s in placement.sites.values() if name in (s.value, s.group)}
-    return [
-        str(node.name)
-        for node in program.graph
-        if any(v is not None and v.name in values for v in (*node.inputs, *node.outputs))
-    ]
+    found: dict[str, None] = {}
+    for node in program.graph:
+        if any(v is not None and v.name in values for v in (*node.inputs, *node.outputs)):
+            before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+            makes = any(v.name in values for v in node.outputs)
+            if makes and before is not None and target.roles.get(node.op_type) is Role.ABSORB:
+                found[str(before.name)] = None
+            found[str(node.name)] = None
+    return list(found)
 
 
-def _placed_again(simulation: Simulation, recipe: Recipe) -> Simulation:
-    """A new simulation under another recipe, with what the old one has observed."""
-    renewed = Simulation(simulation.program, place(simulation.program, recipe))
+def _placed_again(simulation: Simulation, placement: Placement) -> Simulation:
+    """A new simulation under another placement, with what the old one has observed."""
+    renewed = Simulation(simulation.program, placement)
     for quantizer in renewed.activations().values():
-        known = next(q for v in quantizer.values if isinstance(q := simulation.quantizers.get(v), FakeQuant))
-        quantizer.statistics = known.statistics
-        quantizer.spec = replace(quantizer.spec, range=known.spec.range)
+        known = next((q for v in quantizer.values if isinstance(q := simulation.quantizers.get(v), FakeQuant)), None)
+        if known is not None:
+            quantizer.statistics = known.statistics
+            quantizer.spec = replace(quantizer.spec, range=known.spec.range)
     return renewed

@@ -17,7 +17,7 @@ from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights, t
 from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
 from lowbit.flows.given import float_model_and_data
-from lowbit.flows.improve import float_outputs, keep_if_better
+from lowbit.flows.improve import float_outputs, keep_if_better, output_error
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, room
 from lowbit.flows.protect import protect
 from lowbit.flows.ranges import choose_ranges
@@ -36,7 +36,7 @@ from lowbit.targets import find_target
 
 MEMORY = 2**30  # bytes that samples and activations may take, beside the network itself and what libraries take
 RANGE_SAMPLES = 32  # that ranges are chosen by, with gradients
-BIAS_SAMPLES = 64  # that biases are corrected by
+BIAS_SAMPLES = 32  # that biases are corrected by
 
 
 def quantize(
@@ -130,24 +130,29 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int) -> _Calib
     observe(simulation, in_batches(chain(kept.judging, kept.fitting, stream)))
     _warn_of_constant_inputs(simulation)
     judging = list(in_batches(kept.judging))
-    exact = float_outputs(simulation, judging)
+    exact = float_outputs(simulation, judging) if set(IMPROVE) & set(chosen.passes) else []
     by_gradient = list(in_batches(first(data, kept.fitting, RANGE_SAMPLES)))
     together = min(BIAS_SAMPLES, room(size, one, memory // 4))  # each twice: exact and rounded
     by_layer = list(in_batches(first(data, kept.fitting, together)))
 
-    def settle(simulation: Simulation) -> list[str]:
+    def settle(simulation: Simulation) -> tuple[list[str], float]:
+        new = [q for q in simulation.activations().values() if not (q.dynamic or q.statistics.count)]
+        if new:  # values that get a quantizer because a layer beside them lost its own
+            observe(simulation, in_batches(chain(kept.judging, kept.fitting)), new)
         solve_weights(simulation)
         choose_ranges(simulation, by_gradient)
         said = hold_biases(simulation)
-        if "correct_bias" in chosen.passes:
-            said += keep_if_better(simulation, lambda: correct_bias(simulation, by_layer), judging, exact)
-        return said
+        if "correct_bias" not in chosen.passes:
+            return said, output_error(simulation, judging, exact) if exact else 0.0
+        done, error = keep_if_better(simulation, lambda: correct_bias(simulation, by_layer), judging, exact)
+        return said + done, error
 
     if kept.shared and set(IMPROVE) & set(chosen.passes):
         notes.append("judged by the samples that were fitted to: there are no others")
-    notes += settle(simulation)
+    said, error = settle(simulation)
+    notes += said
     if "protect" in chosen.passes:
-        simulation, chosen, said = protect(simulation, chosen, settle, judging, exact)
+        simulation, chosen, said = protect(simulation, chosen, error, settle, judging)
         notes += said
     return _Calibrated(chosen, simulation, notes, judging)
 
