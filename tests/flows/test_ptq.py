@@ -195,10 +195,13 @@ def branching(rows: int) -> lb.Model:
 
     table = numpy_helper.from_array(np.ones((rows, 64), np.float32), "table")
     real = [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, [1]) for name in ("then", "else")]
-    then = helper.make_graph(
-        [helper.make_node("Mul", ["table", "top"], ["scaled"]), helper.make_node("ReduceMax", ["scaled"], ["total"], keepdims=0), helper.make_node("Reshape", ["total", "one"], ["then_out"])],
-        "then", [], real[:1], [table, numpy_helper.from_array(np.array([1]), "one")],
-    )  # fmt: skip
+    body = [
+        helper.make_node("Mul", ["table", "top"], ["scaled"]),
+        helper.make_node("ReduceMax", ["scaled"], ["total"], keepdims=0),
+        helper.make_node("Reshape", ["total", "one"], ["then_out"]),
+    ]
+    one = numpy_helper.from_array(np.array([1]), "one")
+    then = helper.make_graph(body, "then", [], real[:1], [table, one])
     other = helper.make_graph([helper.make_node("Identity", ["nothing"], ["else_out"])], "else", [], real[1:])
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], name="conv"),
