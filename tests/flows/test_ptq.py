@@ -184,3 +184,53 @@ def test_a_network_without_anything_to_quantize_is_an_error_that_says_why():
 def test_a_recipe_that_leaves_everything_in_float_is_an_error():
     with pytest.raises(UnsupportedError, match="by rule"):
         lb.quantize(convolutions(), images(), lb.RECIPES["int8"]().keep_float("*"))
+
+
+# ---- what stayed float ---------------------------------------------------------------------------------------------
+
+
+def branching(rows: int) -> lb.Model:
+    """x → conv → y, and in one branch of an If a constant of (rows, 64) that is read."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    table = numpy_helper.from_array(np.ones((rows, 64), np.float32), "table")
+    real = [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, [1]) for name in ("then", "else")]
+    body = [
+        helper.make_node("Mul", ["table", "top"], ["scaled"]),
+        helper.make_node("ReduceMax", ["scaled"], ["total"], keepdims=0),
+        helper.make_node("Reshape", ["total", "one"], ["then_out"]),
+    ]
+    one = numpy_helper.from_array(np.array([1]), "one")
+    then = helper.make_graph(body, "then", [], real[:1], [table, one])
+    other = helper.make_graph([helper.make_node("Identity", ["nothing"], ["else_out"])], "else", [], real[1:])
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="conv"),
+        helper.make_node("ReduceMax", ["a"], ["top"], keepdims=0),
+        helper.make_node("Greater", ["top", "zero"], ["positive"]),
+        helper.make_node("If", ["positive"], ["chosen"], then_branch=then, else_branch=other),
+        helper.make_node("Add", ["a", "chosen"], ["y"]),
+    ]
+    weights = {"w": np.ones((8, 4, 3, 3)) / 36, "zero": np.float32(0), "nothing": np.zeros(1)}
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8, 6, 6])],
+        [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in weights.items()],
+    )  # fmt: skip
+    return lb.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+
+
+def test_weights_in_the_body_of_an_if_are_in_the_ledger_and_in_the_verdict():
+    """16 kB in the branch against 1.2 kB in the convolution: 93 % of the weight bytes."""
+    x = np.random.default_rng(0).normal(size=(32, 4, 8, 8)).astype(np.float32)
+    quantized = lb.quantize(branching(64), x)
+    row = rows(quantized)["table"]
+    assert (row["status"], row["bytes"]) == ("float", 64 * 64 * 4)
+    assert "body of an If" in row["reason"]
+    told = Ledger.of(quantized).float_text()
+    assert told.startswith("93 % of the weight bytes stayed float: inside the body of an If")
+    assert told in lb.compare(branching(64), quantized, x, latency=False, layers=False).verdict
+
+
+def test_a_verdict_is_silent_where_most_weights_are_quantized():
+    assert Ledger.of(lb.quantize(convolutions(), images())).float_text() == ""

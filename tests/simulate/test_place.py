@@ -8,7 +8,7 @@ from lowbit.errors import UnusedRuleError
 from lowbit.model import Model
 from lowbit.numerics import INT8, UINT8, channel, parse_format
 from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec
-from lowbit.simulate.place import place
+from lowbit.simulate.place import place, rules_without_layers
 from lowbit.simulate.sites import Placement
 
 W = np.random.default_rng(0).normal(size=(4, 4, 3, 3))
@@ -131,3 +131,27 @@ def test_a_bias_that_two_layers_share_stays_in_float_and_says_so():
     placement = placed(model)
     assert "b" not in placement.sites
     assert "share" in placement.float_reasons["b"]
+
+
+def test_a_rule_that_names_only_a_relu_says_which_layer_was_meant():
+    recipe = RECIPES["int8"]().keep_float("relu_1", "op:Relu", "conv_3")
+    (told,) = rules_without_layers(convolutions().program, recipe)
+    assert told.startswith("rule 'relu_1' names no layer, only 'relu_1' (Relu)")
+    assert told.endswith("Did you mean 'conv_0' (Conv), which is in front of it?")
+
+
+def test_a_value_whose_clip_and_readers_are_float_by_rule_has_its_kernels_format():
+    """protect named the Relu and the readers of a costly value, not its Conv."""
+    sites = placed(convolutions(), RECIPES["int8"]().keep_float("relu_1", "maxpool_2", "conv_3")).sites
+    assert sites["b"].spec.format == UINT8
+    assert sites["b"].layer == "conv_0"
+
+
+def test_a_value_behind_a_move_that_is_float_by_rule_has_its_readers_format():
+    model = network(
+        "c (float[N,4,64] x) => (float y) { a = Reshape (x, s) y = Conv (a, w) }", w=W, s=np.array([0, 4, 8, 8])
+    )
+    assert {site.value for site in placed(model, RECIPES["int8"]().keep_float("reshape_0")).sites.values()} >= {
+        "x",
+        "w",
+    }

@@ -26,6 +26,7 @@ from lowbit.flows.latency import Timing, side_by_side
 from lowbit.flows.metrics import METRICS, Metric, Tally, default_metric, metric_of
 from lowbit.graph.notes import sizes
 from lowbit.model import Model
+from lowbit.report.ledger import Ledger
 from lowbit.report.words import db_text, times_text
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Comparison:
     engine: str
     threads: int
     latency_batch: int
+    left_in_float: str = ""  # where most weight bytes of the candidate stayed float: how many, and why
     slowest: OperatorTime | None = None
 
     @property
@@ -130,7 +132,9 @@ class Comparison:
         if self.times_faster is not None:
             threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
             facts.append(f"{times_text(self.times_faster, 'faster', 'slower', 'same speed')} on {threads}")
-        return f"{Path(self.candidate.name).name} {self.kept} the job: {', '.join(facts)} ({self.samples:,} samples)."
+        told = f" {self.left_in_float}." if self.left_in_float else ""
+        name = Path(self.candidate.name).name
+        return f"{name} {self.kept} the job: {', '.join(facts)} ({self.samples:,} samples).{told}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an infinite signal-to-noise ratio (equal values) is None."""
@@ -231,6 +235,7 @@ def compare(
         engine,
         threads,
         samples.fixed_batch or 1,
+        Ledger.of(second.model).float_text(),
     )
     if engine == "onnxruntime" and found.times_faster is not None and found.times_faster < NOT_SLOWER:
         return replace(found, slowest=slowest_operator(second.program, sample, threads))

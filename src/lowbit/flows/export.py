@@ -162,11 +162,33 @@ def ledger(simulation: Simulation, runs: ReadBack | None = None) -> list[Row]:
         )
         if name in multiplied:
             rows[-1]["arithmetic"] = FLOAT
+    for graph in simulation.program.graphs():
+        if graph is not simulation.program.graph:
+            rows += [_body_row(value) for value in graph.initializers.values() if value.const_value is not None]
     for node in simulation.program.graph:
         if node.name in reasons:
             rows.append({"tensor": node.outputs[0].name, "role": "activation", "layer": node.name, "format": "float32",
                          "bits": 32, "bytes": 0, "status": "float", "reason": reasons[str(node.name)]})  # fmt: skip
     return rows
+
+
+def _body_row(value: ir.Value) -> Row:
+    """A constant inside the body of an If, a Loop or a Scan."""
+    tensor = value.const_value
+    assert tensor is not None
+    real = tensor.dtype.is_floating_point()
+    return {
+        "tensor": value.name,
+        "role": "value",
+        "layer": next((str(use.node.name) for use in value.uses()), ""),
+        "format": str(tensor.dtype.name).lower(),
+        "bits": tensor.dtype.bitwidth,
+        "bytes": tensor.nbytes,
+        "status": "float" if real else "kept",
+        "reason": "inside the body of an If or a Loop, where nothing is quantized"
+        if real
+        else "not a floating-point tensor",
+    }
 
 
 def _why_float(value: ir.Value) -> str:

@@ -30,7 +30,7 @@ from lowbit.numerics import Format
 from lowbit.recipe import IMPROVE, Recipe, find_recipe
 from lowbit.simulate.fakequant import Simulation
 from lowbit.simulate.footprint import footprint
-from lowbit.simulate.place import place
+from lowbit.simulate.place import place, rules_without_layers
 from lowbit.simulate.sites import Placement
 from lowbit.targets import find_target
 
@@ -120,6 +120,8 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int) -> _Calib
     notes = [line for name in chosen.passes if name in PASSES for line in PASSES[name](prepared.program)]
     if "smooth" in chosen.passes:
         notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
+    for told in rules_without_layers(prepared.program, chosen):
+        warnings.warn(told, stacklevel=3)
     placement = place(prepared.program, chosen)
     if not placement.sites:
         raise UnsupportedError(_nothing_to_do(model, placement))

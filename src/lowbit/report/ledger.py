@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lowbit.model import Model
 
 Row = Mapping[str, Any]
+MOST = 0.5  # of the weight bytes: above, a verdict says that they stayed float
+REASONS_SHOWN = 2
 SMALL = 1024  # bytes; smaller stored tensors are summed up in one line unless all are asked for
 
 
@@ -72,6 +74,23 @@ class Ledger:
             "float_reasons": dict(Counter(str(row["reason"]) for row in left).most_common()),
         }
 
+    def float_text(self) -> str:
+        """What a verdict must add where most weight bytes stayed float; empty where they did not, or nobody says."""
+        left: Counter[str] = Counter()
+        for row in self.rows:
+            if row.get("status") == "float" and row.get("bytes"):
+                left[str(row.get("reason"))] += int(row["bytes"])
+        quantized = sum(
+            row["bytes"] * 32 / row["bits"]
+            for row in self.rows
+            if row.get("status") == "quantized" and row.get("bytes") and row.get("bits")
+        )
+        share = left.total() / max(1, left.total() + quantized)
+        if not self.own or share <= MOST:
+            return ""
+        reasons = "; ".join(reason for reason, _ in left.most_common(REASONS_SHOWN))
+        return f"{100 * share:.0f} % of the weight bytes stayed float: {reasons}"
+
     def to_dict(self, file: Path) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -107,6 +126,8 @@ class Ledger:
         if activations:
             parts += ["", _activation_table(activations)]
         parts += ["", self._totals(size)]
+        if told := self.float_text():
+            parts.append(f"\n{told}.")
         if not self.own:
             parts.append("\nNot written by lowbit: no ledger. 'lowbit quantize' makes it smaller.")
         return Group(*parts)
@@ -124,6 +145,8 @@ class Ledger:
             f"in integers: {counts['weights_quantized']} weights, {counts['biases_quantized']} biases, "
             f"{counts['activations_quantized']} activations",
         ]
+        if told := self.float_text():
+            lines.append(told)
         for reason, count in counts["float_reasons"].items():
             lines.append(f"in float: {count} tensor{'s' * (count != 1)}: {reason}")
         return "\n".join(lines)

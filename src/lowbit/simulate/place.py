@@ -10,6 +10,7 @@ A `Site` is a quantizer on one ONNX value. Sites that share a scale (through Con
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,7 @@ from lowbit.simulate.sites import Placement, Site
 from lowbit.simulate.weights import SMALLEST_WEIGHT, WEIGHT_AXES, float_constant, layer_names, orient, weights_of
 from lowbit.targets import Role, Target, find_target
 
+_COMPUTING = (Role.CONVOLVE, Role.MULTIPLY, Role.FOLLOW)  # nodes with arithmetic of their own
 SENTINEL = 1e8  # attention masks write −1e9 … −3.4e38 for "never": no such constant may stretch a range
 
 
@@ -29,6 +31,26 @@ def place(program: ir.Model, recipe: Recipe) -> Placement:
     nodes = [node for node in program.graph if node.domain in ("", "ai.onnx")]
     recipe.check_used(layer_names(n) for n in sorted(nodes, key=lambda n: n.op_type not in WEIGHT_AXES))
     return _Placer(program, recipe, find_target(recipe.target), nodes).place()
+
+
+def rules_without_layers(program: ir.Model, recipe: Recipe) -> list[str]:
+    """What to tell of rules that name only nodes without weights and change nothing there, where a layer was meant."""
+    named = [(node, layer_names(node)) for node in program.graph if node.domain in ("", "ai.onnx")]
+    roles = find_target(recipe.target).roles
+    told = []
+    for rule in recipe.rules:
+        found = [node for node, names in named if any(fnmatchcase(name, rule.layers) for name in names)]
+        computes = any(next(weights_of(n), None) is not None or roles.get(n.op_type) in _COMPUTING for n in found)
+        if not found or computes or rule.layers.startswith("op:"):
+            continue
+        node = found[0]
+        layer = next((v.producer() for v in node.inputs if v is not None and v.producer() is not None), None)
+        meant = "" if layer is None else f" Did you mean '{layer.name}' ({layer.op_type}), which is in front of it?"
+        told.append(
+            f"rule '{rule.layers}' names no layer, only '{node.name}' ({node.op_type}), which has no weights and no "
+            f"format of its own: it does nothing.{meant}"
+        )
+    return told
 
 
 class _Placer:
@@ -61,9 +83,8 @@ class _Placer:
                 sites.setdefault(site.value, site)
             for site in self._bias_sites(node, sites):
                 sites.setdefault(site.value, site)
-        computing = (Role.CONVOLVE, Role.MULTIPLY, Role.FOLLOW)
         return Placement(
-            sites, self.reasons, frozenset(str(n.name) for n in self.nodes if self.role[n.name] in computing)
+            sites, self.reasons, frozenset(str(n.name) for n in self.nodes if self.role[n.name] in _COMPUTING)
         )
 
     # ---- roles -------------------------------------------------------------------------------------------------
