@@ -152,3 +152,9 @@ def test_batches_follow_from_the_memory_that_is_given(monkeypatch):
     b = lb.quantize(model, x, memory=50_000)
     assert max(sizes) <= 4
     assert sqnr_db(a.run({"x": x})["logits"], b.run({"x": x})["logits"]) > 25
+
+
+def test_the_steps_are_told_as_they_begin():
+    told = []
+    lb.quantize(convolutions(), images(32), stage=told.append)
+    assert told == ["solving weights", "choosing ranges", "correcting biases", "writing and proving"]

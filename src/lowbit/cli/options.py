@@ -134,10 +134,10 @@ def show_page(page: object) -> None:
 
 
 @contextmanager
-def progress(what: str, quiet: bool, unit: str = "samples") -> Iterator[Callable[[int], None]]:
+def progress(what: str, quiet: bool, unit: str = "samples") -> Iterator[Callable[[int | str], None]]:
     """A bar on stderr while samples go by; nothing where stderr is no terminal or `quiet` is set.
 
-    The callable is told how many samples (or what `unit` says) are done.
+    The callable is told how many samples (or what `unit` says) are done, or in words what comes now.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda done: None
@@ -148,4 +148,11 @@ def progress(what: str, quiet: bool, unit: str = "samples") -> Iterator[Callable
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done: bar.update(task, completed=done)
+
+        def tell(news: int | str) -> None:
+            if isinstance(news, str):
+                bar.update(task, description=news)
+            else:
+                bar.update(task, completed=news)
+
+        yield tell

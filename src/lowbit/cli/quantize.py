@@ -86,7 +86,7 @@ def quantize(
 
     with progress("calibrating", json) as bar:
         samples = None if data is None else open_data(data, network.inputs, preprocess, names, skip, limit, watch)
-        quantized = quantize_model(network, samples, recipe, target=target)
+        quantized = quantize_model(network, samples, recipe, target=target, stage=bar)
     if data is not None:
         quantized.metadata["lowbit.calibration"] = dumps(
             {"data": Path(data).name, "samples": seen[0], "skip": skip, "preprocess": preprocess, "names": names}

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -38,6 +39,12 @@ MEMORY = 2**30  # bytes that samples and activations may take, beside the networ
 RANGE_SAMPLES = 32  # that ranges are chosen by, with gradients
 BIAS_SAMPLES = 32  # that biases are corrected by
 
+Stage = Callable[[str], object]
+
+
+def _silent(step: str) -> None:
+    pass
+
 
 def quantize(
     model: Any,
@@ -46,6 +53,7 @@ def quantize(
     *,
     target: str | None = None,
     memory: int = MEMORY,
+    stage: Stage = _silent,
 ) -> Model:
     """A model in integers that a standard engine runs.
 
@@ -55,13 +63,15 @@ def quantize(
     recipe        a preset ("int8"), a format for all weights ("mxfp4"), a TOML file or a Recipe
     target        engine profile, see lowbit.TARGETS; None: the recipe's own
     memory        bytes that samples and activations may take; how many go through the network at once follows from it
+    stage         called with a word or two when another step begins
 
     The deployed program is run against the simulation before it is returned; MismatchError if they differ by more than
     one step anywhere. What became of each tensor is in the ledger, which travels in the saved file.
     """
     model, data, chosen = _given(model, calibration, recipe, target)
     chosen.check_deployable()
-    ready = _calibrated(model, data, chosen, memory)
+    ready = _calibrated(model, data, chosen, memory, stage)
+    stage("writing and proving")
     program = export(ready.simulation)
     parity = verify(ready.simulation, program, ready.judging)
     program = compact(program, ready.simulation.program)
@@ -112,7 +122,7 @@ class _Calibrated:
     judging: list[Batch]
 
 
-def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int) -> _Calibrated:
+def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: Stage = _silent) -> _Calibrated:
     prepared = model.copy()
     stream = data.samples(BATCH, memory // 16)
     kept = keep(data, stream, memory // 4)
@@ -141,11 +151,14 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int) -> _Calib
         new = [q for q in simulation.activations().values() if not (q.dynamic or q.statistics.count)]
         if new:  # values that get a quantizer because a layer beside them lost its own
             observe(simulation, in_batches(chain(kept.judging, kept.fitting)), new)
+        stage("solving weights")
         solve_weights(simulation)
+        stage("choosing ranges")
         choose_ranges(simulation, by_gradient)
         said = hold_biases(simulation)
         if "correct_bias" not in chosen.passes:
             return said, output_error(simulation, judging, exact) if exact else 0.0
+        stage("correcting biases")
         done, error = keep_if_better(simulation, lambda: correct_bias(simulation, by_layer), judging, exact)
         return said + done, error
 
