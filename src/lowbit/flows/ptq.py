@@ -38,6 +38,7 @@ from lowbit.targets import find_target
 MEMORY = 2**30  # bytes that samples and activations may take, beside the network itself and what libraries take
 RANGE_SAMPLES = 32  # that ranges are chosen by, with gradients
 BIAS_SAMPLES = 32  # that biases are corrected by
+PROOF_SAMPLES = 8  # that the written file is run on: millions of codes, of most networks
 
 Stage = Callable[[str], object]
 
@@ -73,7 +74,7 @@ def quantize(
     ready = _calibrated(model, data, chosen, memory, stage)
     stage("writing and proving")
     program = export(ready.simulation)
-    parity = verify(ready.simulation, program, ready.judging)
+    parity = verify(ready.simulation, program, ready.proof)
     program = compact(program, ready.simulation.program)
     runs = read_back(program, find_target(ready.recipe.target).engine)
     rows = ledger(ready.simulation, runs)
@@ -119,7 +120,7 @@ class _Calibrated:
     recipe: Recipe
     simulation: Simulation
     notes: list[str]
-    judging: list[Batch]
+    proof: list[Batch]
 
 
 def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: Stage = _silent) -> _Calibrated:
@@ -169,7 +170,8 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
     if "protect" in chosen.passes:
         simulation, chosen, said = protect(simulation, chosen, error, settle, judging)
         notes += said
-    return _Calibrated(chosen, simulation, notes, judging)
+    proof = list(in_batches(first(data, kept.judging, PROOF_SAMPLES)))
+    return _Calibrated(chosen, simulation, notes, proof)
 
 
 def _nothing_to_do(model: Model, placement: Placement) -> str:
