@@ -18,6 +18,7 @@ from lowbit.storage import plan
 from lowbit.storage.container import Container, pack, unpack, unpacked_bytes
 from lowbit.storage.inspect import inspect, read_tensor, tensor_names
 from lowbit.storage.products import factor_between, multiplied
+from lowbit.storage.wire import numbers
 
 
 def round_trip(source: Path, folder: Path) -> int:
@@ -53,6 +54,18 @@ def test_unknown_fields_and_odd_orders_come_back_too(tmp_path: Path) -> None:
     odd = b"\xfa\x7f\x03abc" + model().SerializeToString() + b"\xc8\xbb\x01\x96\x01"  # fields 2047 and 3001
     (tmp_path / "net.onnx").write_bytes(odd)
     round_trip(tmp_path / "net.onnx", tmp_path)
+
+
+def test_a_file_that_no_library_would_write_comes_back_too(tmp_path: Path) -> None:
+    whole = model()
+    nodes, weights_first = onnx.GraphProto(name="g", node=whole.graph.node), onnx.GraphProto()
+    weights_first.initializer.extend(whole.graph.initializer)
+    graph = weights_first.SerializeToString() + nodes.SerializeToString()  # initialisers are field 5, nodes are field 1
+    data = b"\x3a" + numbers([len(graph)]) + graph
+    assert onnx.ModelProto.FromString(data).SerializeToString(deterministic=True) != data
+    (tmp_path / "net.onnx").write_bytes(data)
+    assert round_trip(tmp_path / "net.onnx", tmp_path) < 0.75 * len(data)
+    assert np.array_equal(read_tensor(tmp_path / "net.lowbit", "int8"), weights()["int8"])
 
 
 def test_external_data_comes_back_beside_the_model(tmp_path: Path) -> None:
