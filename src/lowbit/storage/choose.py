@@ -70,7 +70,7 @@ def _wide(elements: Elements, sparse: bool = True) -> Choice:
     choices: list[Choice] = [(8 + 8 * width * elements.size, Raw(width))]
     if elements.size < 4:
         return choices[0]
-    choices += [_planes(elements, 8, rotate, sparse=False) for rotate in (False, True)]
+    choices.append(_planes(elements, 8, _rotation(elements), sparse=False))
     values = _few_values(elements)
     if values is not None:
         bits, child = _bytes(np.searchsorted(values, elements).astype(np.uint8), sparse)
@@ -86,6 +86,15 @@ def _planes(elements: Elements, bits: int, rotate: bool, sparse: bool) -> Choice
     planes = Planes(elements.itemsize, bits, rotate, ()).split(elements)
     costs, codecs = zip(*(_bytes(plane, sparse) for plane in planes), strict=True)
     return 16 * len(planes) + sum(costs), Planes(elements.itemsize, bits, rotate, codecs)
+
+
+def _rotation(elements: Elements) -> bool:
+    """Whether the planes have less entropy when the sign goes to the end."""
+    bits = [
+        sum(_entropy_bits(histogram(plane)) for plane in Planes(elements.itemsize, 8, rotate, ()).split(elements))
+        for rotate in (False, True)
+    ]
+    return bits[1] < bits[0]
 
 
 def _few_values(elements: Elements, most: int = 256) -> Elements | None:
