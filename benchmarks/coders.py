@@ -25,9 +25,7 @@ from rich.table import Table
 
 from lowbit.storage.ans import Ans, histogram
 from lowbit.storage.choose import choose
-from lowbit.storage.codecs import Packed, Raw
-from lowbit.storage.configs import write_config
-from lowbit.storage.huffman import Huffman
+from lowbit.storage.codecs import describe
 
 Symbols = NDArray[np.uint8]
 Coder = tuple[Callable[[Symbols], Any], Callable[[Any], Symbols], Callable[[Any], int]]
@@ -53,27 +51,18 @@ def sources(count: int) -> dict[str, Symbols]:
     return {"16-value codebook, Laplace": codebook, "90 % zeros": zeros, "int8, Gauss": int8}
 
 
-def ours(kind: type[Ans] | type[Huffman]) -> Callable[[Symbols], Coder]:
-    def make(symbols: Symbols) -> Coder:
-        def encode(symbols: Symbols) -> Any:
-            fit = kind.fit(histogram(symbols))
-            return fit, fit.encode(symbols), len(fit.config())
+def ours(symbols: Symbols) -> Coder:
+    def encode(symbols: Symbols) -> Any:
+        fit = Ans.fit(histogram(symbols))
+        return fit, fit.encode(symbols), len(describe(fit))
 
-        return encode, lambda coded: coded[0].decode(coded[1], symbols.size), lambda coded: len(coded[1]) + coded[2]
-
-    return make
-
-
-def packed(symbols: Symbols) -> Coder:
-    bits = int(symbols.max()).bit_length()
-    codec = Packed(0, bits) if bits < 8 else Raw()
-    return codec.encode, lambda coded: codec.decode(coded, symbols.size), len
+    return encode, lambda coded: coded[0].decode(coded[1], symbols.size), lambda coded: len(coded[1]) + coded[2]
 
 
 def chosen(symbols: Symbols) -> Coder:
     def encode(symbols: Symbols) -> Any:
         codec = choose(symbols)
-        return codec, codec.encode(symbols), len(write_config(codec, []))
+        return codec, codec.encode(symbols), len(describe(codec))
 
     return encode, lambda coded: coded[0].decode(coded[1], symbols.size), lambda coded: len(coded[1]) + coded[2]
 
@@ -106,9 +95,7 @@ def constriction_ans(symbols: Symbols) -> Coder:
 
 
 CODERS: dict[str, Callable[[Symbols], Coder]] = {
-    "lowbit packed": packed,
-    "lowbit Huffman": ours(Huffman),
-    "lowbit ANS": ours(Ans),
+    "lowbit ANS": ours,
     "lowbit, smallest chosen": chosen,
     "zstandard 1": zstd(1),
     "zstandard 3": zstd(3),

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 import torch
 from container_models import model, save_external, weights
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from safetensors.numpy import save
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from lowbit.storage import plan
 from lowbit.storage.container import Container, pack, unpack, unpacked_bytes
 from lowbit.storage.inspect import inspect, read_tensor, tensor_names
 from lowbit.storage.products import factor_between, multiplied
+from lowbit.storage.wire import numbers
 
 
 def round_trip(source: Path, folder: Path) -> int:
@@ -54,6 +56,18 @@ def test_unknown_fields_and_odd_orders_come_back_too(tmp_path: Path) -> None:
     round_trip(tmp_path / "net.onnx", tmp_path)
 
 
+def test_a_file_that_no_library_would_write_comes_back_too(tmp_path: Path) -> None:
+    whole = model()
+    nodes, weights_first = onnx.GraphProto(name="g", node=whole.graph.node), onnx.GraphProto()
+    weights_first.initializer.extend(whole.graph.initializer)
+    graph = weights_first.SerializeToString() + nodes.SerializeToString()  # initialisers are field 5, nodes are field 1
+    data = b"\x3a" + numbers([len(graph)]) + graph
+    assert onnx.ModelProto.FromString(data).SerializeToString(deterministic=True) != data
+    (tmp_path / "net.onnx").write_bytes(data)
+    assert round_trip(tmp_path / "net.onnx", tmp_path) < 0.75 * len(data)
+    assert np.array_equal(read_tensor(tmp_path / "net.lowbit", "int8"), weights()["int8"])
+
+
 def test_external_data_comes_back_beside_the_model(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -88,11 +102,10 @@ def test_reading_one_tensor_reads_no_other_payload(tmp_path: Path) -> None:
     onnx.save(model(), tmp_path / "net.onnx")
     pack(tmp_path / "net.onnx", tmp_path / "net.lowbit")
     with Container(tmp_path / "net.lowbit") as container:
-        units = container.index.units
-        start, stop = max((unit.payload for unit in units), key=lambda payload: payload[1] - payload[0])
-        data_start = container.envelope.parts["data"][0]
+        sizes = [unit.payload_bytes for unit in container.index.units]
+        payload = container.payload(sizes.index(max(sizes)))
     damaged = bytearray((tmp_path / "net.lowbit").read_bytes())
-    damaged[data_start + (start + stop) // 2] ^= 1
+    damaged[damaged.index(payload) + len(payload) // 2] ^= 1
     (tmp_path / "net.lowbit").write_bytes(damaged)
     failed = []
     for name, array in weights().items():
@@ -147,7 +160,7 @@ def test_int4_codes_cost_their_entropy_with_all_overhead_counted(tmp_path: Path)
     rng = np.random.default_rng(0)
     codes = np.clip(np.round(rng.laplace(0, 1.4, 400_001)), -8, 7).astype(np.int64)
     small = helper.make_model(
-        helper.make_graph([], "g", [], [], [helper.make_tensor("codes", TensorProto.INT4, [400_001], codes)]),
+        helper.make_graph([], "g", [], [], [numpy_helper.from_array(codes.astype(ml_dtypes.int4), "codes")]),
     )
     onnx.save(small, tmp_path / "net.onnx")
     _, counts = np.unique(codes, return_counts=True)

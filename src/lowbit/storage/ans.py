@@ -16,7 +16,7 @@ from lowbit.errors import InputError
 from lowbit.storage import tables
 from lowbit.storage.kernel import kernel, load64, store64
 from lowbit.storage.tables import Counts, Table
-from lowbit.storage.wire import BitReader, BitWriter, Reader, varint
+from lowbit.storage.wire import Reader, join
 
 MIN_BITS, MAX_BITS = 5, 14
 SEGMENTS = 4
@@ -30,7 +30,7 @@ Bytes = NDArray[np.uint8]
 class Ans:
     """tANS over symbols 0 … 255 whose frequencies `table` describes, with 2**bits states."""
 
-    tag: ClassVar[int] = 4
+    tag: ClassVar[int] = 1
     name: ClassVar[str] = "ans"
     width: ClassVar[int] = 1
     children: ClassVar[tuple[()]] = ()
@@ -61,31 +61,19 @@ class Ans:
         segments = 1 if ideal < 8 * ONE_SEGMENT_BYTES else SEGMENTS
         return 8 + ideal + segments * (self.bits + 6) + 24 * (segments - 1)
 
-    def config_bits(self) -> float:
-        """Length of `config`, in bits."""
-        return 4 + self.table.size_bits()
-
-    def config(self) -> bytes:
-        """bits - 5 (4 bits), then the table."""
-        writer = BitWriter()
-        writer.write(self.bits - MIN_BITS, 4)
-        self.table.write(writer)
-        return writer.bytes()
+    def numbers(self) -> list[int]:
+        """bits - 5, then the table."""
+        return [self.bits - MIN_BITS, *self.table.numbers()]
 
     @staticmethod
-    def read(source: Reader, read_child: Any = None) -> "Ans":
-        """The inverse of config."""
-        reader = BitReader(source)
-        bits = reader.read(4) + MIN_BITS
-        if bits > MAX_BITS:
-            raise InputError(
-                f"{source.what} is damaged: ANS with 2**{bits} states; at most 2**{MAX_BITS} are possible."
-            )
-        return Ans(Table.read(reader), bits)
+    def read(source: Reader) -> "Ans":
+        """The coder of these numbers."""
+        bits = source.number(MAX_BITS - MIN_BITS) + MIN_BITS
+        return Ans(Table.read(source), bits)
 
     def encode(self, symbols: Bytes) -> bytes:
-        """The number of segments (1 byte), the length of each but the last (varint), the segments."""
-        counts = np.bincount(symbols, minlength=256) if symbols.size < 4096 else histogram(symbols)
+        """The number of segments (1 byte), the length of each but the last, the segments."""
+        counts = histogram(symbols)
         bits = self.payload_bits(counts)
         if bits == float("inf"):
             missing = int(np.flatnonzero((counts > 0) & (self.frequencies == 0))[0])
@@ -96,20 +84,19 @@ class Ans:
         following, shift, offset = _encoding_tables(self.frequencies, self.bits)
         starts = _encode(symbols, segments, following, shift, offset, self.bits, buffer, room)
         parts = [buffer[start : (i + 1) * room].tobytes() for i, start in enumerate(starts.tolist())]
-        return b"".join([bytes([segments]), *(varint(len(part)) for part in parts[:-1]), *parts])
+        return bytes([segments]) + join(parts)
 
     def decode(self, data: bytes | memoryview, count: int) -> Bytes:
         """The `count` symbols of `encode`'s result. Every segment must end where, and as, it should."""
         source = Reader(data, "an ANS stream")
-        segments = source.byte()
+        segments = source.number()
         if segments not in (1, SEGMENTS):
             raise InputError(f"an ANS stream is damaged: it has {segments} segments, not 1 or {SEGMENTS}.")
-        lengths = [source.varint(source.left) for _ in range(segments - 1)]
-        ends = np.cumsum([*lengths, source.left - sum(lengths)])
-        if (np.diff(ends, prepend=0) < 1).any():
+        parts = source.parts(segments)
+        if not all(parts):
             raise InputError("an ANS stream is damaged: one of its segments is empty.")
-        padded = np.zeros(source.left + 8, np.uint8)  # so that words can be read at the last byte
-        padded[:-8] = np.frombuffer(source.take(source.left), np.uint8)
+        padded = np.frombuffer(b"".join([*parts, bytes(8)]), np.uint8)  # so that words can be read at the last byte
+        ends = np.cumsum([len(part) for part in parts])
         symbols = np.empty(count, np.uint8)
         if not _decode(padded, ends, _decoding_table(self.frequencies, self.bits), self.bits, symbols):
             raise InputError("an ANS stream is damaged: it does not end where its symbols end.")

@@ -1,28 +1,25 @@
-"""Codecs: exact, self-contained ways to write an array in fewer bytes, and the choice of the smallest.
+"""Codecs: exact ways to write an array of unsigned integers (a tensor's bytes, whatever they mean) in fewer bytes.
 
-A codec's configuration (frequency tables and the like) and its payload are written apart, so that several tensors can
-share one configuration. Elements are unsigned integers: what a tensor's bytes are, whatever they mean.
+A codec's description (frequency tables and the like) and its payload are written apart: descriptions stand together in
+the index of a container, where LZMA finds what they have in common.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.errors import InputError
-from lowbit.storage import bits as bit_packing
-from lowbit.storage import sparse, varints
 from lowbit.storage.ans import Ans
-from lowbit.storage.huffman import Huffman
-from lowbit.storage.wire import Reader, varint
+from lowbit.storage.wire import Reader, join, numbers
 
 Elements = NDArray[Any]
-ReadChild = Callable[[int], "Codec"]
-"""Reads the configuration of a child codec whose elements have the given width in bytes."""
 
-WIDTHS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+WIDTHS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+MAX_DEPTH = 2
+"""Planes of what is sparse, of a palette's codes or of a sparse tensor's values; no codec needs more."""
 
 
 class Codec(Protocol):
@@ -31,7 +28,7 @@ class Codec(Protocol):
     decode(encode(elements), len(elements)) == elements, bit for bit
     decode accepts any bytes: what encode could not have written is an InputError, found before more is allocated
     than the `count` elements asked for
-    children are the codecs of the parts that this one splits its elements into
+    children are the codecs of the parts that this one splits its elements into; numbers() describe the rest of it
     """
 
     tag: ClassVar[int]
@@ -44,131 +41,87 @@ class Codec(Protocol):
     def children(self) -> tuple["Codec", ...]: ...
     def encode(self, elements: Elements) -> bytes: ...
     def decode(self, data: bytes | memoryview, count: int) -> Elements: ...
-    def config(self) -> bytes: ...
+    def numbers(self) -> list[int]: ...
 
 
 @dataclass(frozen=True)
 class Raw:
     """Elements of `width` bytes as they are, little-endian."""
 
-    tag: ClassVar[int] = 1
-    width: int = 1
+    tag: ClassVar[int] = 0
     name: ClassVar[str] = "raw"
     children: ClassVar[tuple[Codec, ...]] = ()
+    width: int = 1
 
     def encode(self, elements: Elements) -> bytes:
-        return elements.astype(WIDTHS[self.width], copy=False).tobytes()
+        return elements.tobytes()
 
     def decode(self, data: bytes | memoryview, count: int) -> Elements:
         if len(data) != count * self.width:
             raise InputError(f"raw data is damaged: {count} elements of {self.width} bytes in {len(data)} bytes.")
         return np.frombuffer(data, WIDTHS[self.width])
 
-    def config(self) -> bytes:
-        return bytes([self.width])
-
-    @staticmethod
-    def read(source: Reader, read_child: ReadChild) -> "Raw":
-        return Raw(_width(source))
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Bytes from `offset` up, `bits` bits each, 0 … 7; with 0 bits all are `offset`."""
-
-    tag: ClassVar[int] = 2
-    offset: int
-    bits: int
-    width: ClassVar[int] = 1
-    children: ClassVar[tuple[Codec, ...]] = ()
-
-    @property
-    def name(self) -> str:
-        return f"packed:{self.bits}" if self.bits else "constant"
-
-    def encode(self, elements: Elements) -> bytes:
-        codes = elements - np.uint8(self.offset)
-        if not self.bits:
-            if codes.any():
-                raise InputError(f"an element is not {self.offset}, which the codec 'constant' writes.")
-            return b""
-        return bit_packing.pack(codes, self.bits).tobytes()
-
-    def decode(self, data: bytes | memoryview, count: int) -> Elements:
-        if not self.bits:
-            if len(data):
-                raise InputError(f"a constant tensor is damaged: it has {len(data)} bytes of data.")
-            return np.full(count, self.offset, np.uint8)
-        codes = bit_packing.unpack(np.frombuffer(data, np.uint8), self.bits, count)
-        return codes + np.uint8(self.offset)
-
-    def config(self) -> bytes:
-        return bytes([self.offset, self.bits])
-
-    @staticmethod
-    def read(source: Reader, read_child: ReadChild) -> "Packed":
-        offset, bits = source.byte(), source.byte()
-        if bits > 7:
-            raise InputError(f"{source.what} is damaged: {bits}-bit codes (at most 7).")
-        return Packed(offset, bits)
+    def numbers(self) -> list[int]:
+        return []
 
 
 @dataclass(frozen=True)
 class Planes:
-    """Elements of several bytes as one plane for each byte, the most significant first.
+    """Elements cut into fields of `bits` bits, one plane of bytes for each, the most significant first.
 
-    rotate: elements are first rotated left by one bit, so that of a float32 or bfloat16 the first plane is exactly
-    the exponent and the sign, which is random, goes to the end
+    bits     8: the bytes of wider elements; 2 or 4: the codes that share a byte
+    rotate   elements are first rotated left by one bit, so that of a float32 or bfloat16 the first plane is exactly
+             the exponent and the sign, which is random, goes to the end
     """
 
-    tag: ClassVar[int] = 5
+    tag: ClassVar[int] = 2
+    width: int
+    bits: int
     rotate: bool
     children: tuple[Codec, ...]
 
     @property
-    def width(self) -> int:
-        return len(self.children)
+    def name(self) -> str:
+        names = [child.name for child in self.children]
+        return f"planes({names[0]})" if len(set(names)) == 1 else f"planes({' '.join(names)})"
 
     @property
-    def name(self) -> str:
-        return "planes(" + " ".join(child.name for child in self.children) + ")"
+    def shifts(self) -> range:
+        """Where each field begins in its element."""
+        return range(8 * self.width - self.bits, -1, -self.bits)
 
-    def split(self, elements: Elements) -> Iterator[Elements]:
-        """Each plane in turn."""
+    def split(self, elements: Elements) -> list[Elements]:
+        """The planes."""
         kind = WIDTHS[self.width]
         if self.rotate:
             elements = elements << kind(1) | elements >> kind(8 * self.width - 1)
-        for i in reversed(range(self.width)):
-            yield (elements >> kind(8 * i)).astype(np.uint8)
+        return [(elements >> kind(shift) & kind((1 << self.bits) - 1)).astype(np.uint8) for shift in self.shifts]
 
     def encode(self, elements: Elements) -> bytes:
-        return join_parts([c.encode(plane) for c, plane in zip(self.children, self.split(elements), strict=True)])
+        return join([child.encode(part) for child, part in zip(self.children, self.split(elements), strict=True)])
 
     def decode(self, data: bytes | memoryview, count: int) -> Elements:
         kind = WIDTHS[self.width]
         elements = np.zeros(count, kind)
-        for child, part in zip(self.children, split_parts(data, self.width), strict=True):
-            elements = elements << kind(8) | child.decode(part, count)
+        parts = Reader(data, "a tensor of planes").parts(len(self.children))
+        for child, part, shift in zip(self.children, parts, self.shifts, strict=True):
+            elements |= child.decode(part, count).astype(kind) << kind(shift)
         return elements << kind(8 * self.width - 1) | elements >> kind(1) if self.rotate else elements
 
-    def config(self) -> bytes:
-        return bytes([self.width, self.rotate])
-
-    @staticmethod
-    def read(source: Reader, read_child: ReadChild) -> "Planes":
-        width, rotate = _width(source), source.byte()
-        if width == 1 or rotate > 1:
-            raise InputError(f"{source.what} is damaged: byte planes of {width} bytes, rotation {rotate}.")
-        return Planes(bool(rotate), tuple(read_child(1) for _ in range(width)))
+    def numbers(self) -> list[int]:
+        return [self.bits, self.rotate]
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """The elements that differ from `background`, and the distances between them, at most 2**gap_bits - 1."""
+    """The elements that differ from `background`, and the gaps between them.
 
-    tag: ClassVar[int] = 6
+    gaps[i] elements of the background lie before values[i]; a gap of 255 may be followed by the background itself, a
+    filler, from which counting goes on. Source: relative indices, Han et al. 2016 (arXiv 1510.00149), section 3.
+    """
+
+    tag: ClassVar[int] = 3
     background: int
-    gap_bits: int
     children: tuple[Codec, Codec]
 
     @property
@@ -180,34 +133,41 @@ class Sparse:
         gaps, values = self.children
         return f"sparse+{gaps.name}" if gaps.name == values.name else f"sparse+{gaps.name}+{values.name}"
 
+    @staticmethod
+    def split(elements: Elements, background: int) -> tuple[Elements, Elements]:
+        """(m,) gaps and (m,) the element that follows each. What comes after the last one is background."""
+        at = np.flatnonzero(elements != background)
+        fillers, gaps = np.divmod(np.diff(at, prepend=-1) - 1, 256)
+        ends = np.cumsum(fillers + 1) - 1
+        all_gaps = np.full(at.size + fillers.sum(), 255, np.uint8)
+        values = np.full(all_gaps.size, background, elements.dtype)
+        all_gaps[ends], values[ends] = gaps, elements[at]
+        return all_gaps, values
+
     def encode(self, elements: Elements) -> bytes:
-        gaps, values = sparse.split(elements, self.background, self.gap_bits)
-        return varint(gaps.size) + join_parts([self.children[0].encode(gaps), self.children[1].encode(values)])
+        gaps, values = self.split(elements, self.background)
+        return numbers([gaps.size]) + join([self.children[0].encode(gaps), self.children[1].encode(values)])
 
     def decode(self, data: bytes | memoryview, count: int) -> Elements:
         source = Reader(data, "a sparse tensor")
-        entries = source.varint(count)
-        parts = list(split_parts(source.take(source.left), 2))
-        gaps, values = (child.decode(part, entries) for child, part in zip(self.children, parts, strict=True))
-        return sparse.join(gaps, values, self.background, count)
+        entries = source.number(count)
+        gaps, values = (child.decode(part, entries) for child, part in zip(self.children, source.parts(2), strict=True))
+        at = np.cumsum(gaps + np.int64(1)) - 1
+        if entries and at[-1] >= count:
+            raise InputError(f"a sparse tensor is damaged: its entries lie beyond its {count} elements.")
+        elements = np.full(count, self.background, WIDTHS[self.width])
+        elements[at] = values
+        return elements
 
-    def config(self) -> bytes:
-        return bytes([self.width, self.gap_bits]) + self.background.to_bytes(self.width, "little")
-
-    @staticmethod
-    def read(source: Reader, read_child: ReadChild) -> "Sparse":
-        width, gap_bits = _width(source), source.byte()
-        if not 1 <= gap_bits <= 8:
-            raise InputError(f"{source.what} is damaged: relative indices of {gap_bits} bits.")
-        background = int.from_bytes(source.take(width), "little")
-        return Sparse(background, gap_bits, (read_child(1), read_child(width)))
+    def numbers(self) -> list[int]:
+        return [self.background]
 
 
 @dataclass(frozen=True)
 class Palette:
     """At most 256 different elements, listed once in rising order; bytes say which is where."""
 
-    tag: ClassVar[int] = 7
+    tag: ClassVar[int] = 4
     width: int
     values: tuple[int, ...]
     children: tuple[Codec]
@@ -217,10 +177,7 @@ class Palette:
         return f"palette:{len(self.values)}({self.children[0].name})"
 
     def encode(self, elements: Elements) -> bytes:
-        values = np.array(self.values, WIDTHS[self.width])
-        codes = np.searchsorted(values, elements)
-        if codes.max(initial=0) >= len(values) or (values[codes] != elements).any():
-            raise InputError("an element is not in this codec's palette.")
+        codes = np.searchsorted(np.array(self.values, WIDTHS[self.width]), elements)
         return self.children[0].encode(codes.astype(np.uint8))
 
     def decode(self, data: bytes | memoryview, count: int) -> Elements:
@@ -229,123 +186,43 @@ class Palette:
             raise InputError(f"a palette tensor is damaged: code {codes.max()} of {len(self.values)} values.")
         return np.array(self.values, WIDTHS[self.width])[codes]
 
-    def config(self) -> bytes:
-        return bytes([self.width, len(self.values) - 1]) + np.array(self.values, WIDTHS[self.width]).tobytes()
-
-    @staticmethod
-    def read(source: Reader, read_child: ReadChild) -> "Palette":
-        width, count = _width(source), source.byte() + 1
-        values = np.frombuffer(source.take(width * count), WIDTHS[width])
-        return Palette(width, tuple(values.tolist()), (read_child(1),))
+    def numbers(self) -> list[int]:
+        steps = (after - before for before, after in zip((0, *self.values), self.values, strict=False))
+        return [len(self.values) - 1, *steps]
 
 
-@dataclass(frozen=True)
-class Unpacked:
-    """Bytes that hold several codes of `bits` bits (2 or 4) each, the first in the lowest bits: coded code by code."""
-
-    tag: ClassVar[int] = 8
-    bits: int
-    children: tuple[Codec]
-    width: ClassVar[int] = 1
-
-    @property
-    def name(self) -> str:
-        return f"int{self.bits}({self.children[0].name})"
-
-    def encode(self, elements: Elements) -> bytes:
-        return self.children[0].encode(self.split(elements))
-
-    def split(self, elements: Elements) -> Elements:
-        """The codes, 8 / bits for each byte."""
-        return bit_packing.unpack(elements, self.bits, elements.size * 8 // self.bits)
-
-    def decode(self, data: bytes | memoryview, count: int) -> Elements:
-        codes = self.children[0].decode(data, count * 8 // self.bits)
-        if codes.max(initial=0) >> self.bits:
-            raise InputError(f"a tensor of {self.bits}-bit codes is damaged: it holds the code {codes.max()}.")
-        return bit_packing.pack(codes, self.bits)
-
-    def config(self) -> bytes:
-        return bytes([self.bits])
-
-    @staticmethod
-    def read(source: Reader, read_child: ReadChild) -> "Unpacked":
-        bits = source.byte()
-        if bits not in (2, 4):
-            raise InputError(f"{source.what} is damaged: packed codes of {bits} bits.")
-        return Unpacked(bits, (read_child(1),))
+CODECS: tuple[type[Any], ...] = (Raw, Ans, Planes, Sparse, Palette)
+"""A file names a codec by its `tag`, its place in this table."""
 
 
-@dataclass(frozen=True)
-class Varints:
-    """The bytes of protobuf varints, coded number by number; each must be written as short as it can be.
-
-    The child's elements are the low bytes of the numbers; signed: their sign fills the rest of the 64 bits.
-    """
-
-    tag: ClassVar[int] = 9
-    signed: bool
-    children: tuple[Codec]
-    width: ClassVar[int] = 1
-
-    @property
-    def name(self) -> str:
-        return f"varints({self.children[0].name})"
-
-    def encode(self, elements: Elements) -> bytes:
-        numbers = varints.parse(elements)
-        if numbers is None:
-            raise InputError("bytes that are not varints cannot be coded as varints.")
-        return varint(numbers.size) + self.children[0].encode(numbers.astype(WIDTHS[self.children[0].width]))
-
-    def decode(self, data: bytes | memoryview, count: int) -> Elements:
-        source = Reader(data, "a tensor of varints")
-        size = source.varint(count)
-        numbers = self.children[0].decode(source.take(source.left), size)
-        kind = f"{'i' if self.signed else 'u'}{self.children[0].width}"
-        return varints.write(numbers.view(kind).astype(np.int64), count)
-
-    def config(self) -> bytes:
-        return bytes([self.children[0].width, self.signed])
-
-    @staticmethod
-    def read(source: Reader, read_child: ReadChild) -> "Varints":
-        width, signed = _width(source), source.byte()
-        if signed > 1:
-            raise InputError(f"{source.what} is damaged: signedness {signed} of varints.")
-        return Varints(bool(signed), (read_child(width),))
+def describe(codec: Codec) -> bytes:
+    """The description of `codec`: its tag, its numbers, its children's descriptions."""
+    return numbers([codec.tag, *codec.numbers()]) + b"".join(map(describe, codec.children))
 
 
-CODECS: dict[str, Any] = {
-    "raw": Raw,
-    "packed": Packed,
-    "huffman": Huffman,
-    "ans": Ans,
-    "planes": Planes,
-    "sparse": Sparse,
-    "palette": Palette,
-    "unpacked": Unpacked,
-    "varints": Varints,
-}
-"""Name → codec class. A file names a codec by its `tag`, which never changes."""
-
-
-def _width(source: Reader) -> int:
-    width = source.byte()
-    if width not in WIDTHS:
-        raise InputError(f"{source.what} is damaged: elements of {width} bytes.")
-    return width
-
-
-def join_parts(parts: list[bytes]) -> bytes:
-    """The length of each part but the last (varint), then the parts."""
-    return b"".join([*(varint(len(part)) for part in parts[:-1]), *parts])
-
-
-def split_parts(data: bytes | memoryview, count: int) -> Iterator[memoryview]:
-    """The `count` parts that join_parts put together."""
-    source = Reader(data, "a tensor of several parts")
-    lengths = [source.varint(source.left) for _ in range(count - 1)]
-    for length in lengths:
-        yield source.take(length)
-    yield source.take(source.left)
+def read_codec(source: Reader, width: int, depth: int = 0) -> Codec:
+    """The inverse of describe, for elements of `width` bytes."""
+    if depth > MAX_DEPTH:
+        raise InputError(f"{source.what} is damaged: codecs inside codecs, {depth} deep (at most {MAX_DEPTH}).")
+    tag = source.number()
+    if tag == Raw.tag:
+        return Raw(width)
+    if tag == Sparse.tag:
+        background = source.number(2 ** (8 * width) - 1)
+        return Sparse(background, (read_codec(source, 1, depth + 1), read_codec(source, width, depth + 1)))
+    if tag == Ans.tag and width == 1:
+        return Ans.read(source)
+    if tag == Planes.tag:
+        bits, rotate = source.number(8), source.number(1)
+        if bits not in (2, 4, 8) or bits == 8 * width:
+            raise InputError(f"{source.what} is damaged: {width}-byte elements in fields of {bits} bits.")
+        fields = 8 * width // bits
+        return Planes(width, bits, bool(rotate), tuple(read_codec(source, 1, depth + 1) for _ in range(fields)))
+    if tag == Palette.tag and width > 1:
+        values = tuple(accumulate(source.column(source.number(255) + 1)))
+        if values[-1] >> 8 * width:
+            raise InputError(f"{source.what} is damaged: a value of a palette is over {width} bytes.")
+        return Palette(width, values, (read_codec(source, 1, depth + 1),))
+    raise InputError(
+        f"{source.what} needs codec {tag} for {width}-byte elements, which this lowbit does not have; upgrade it."
+    )

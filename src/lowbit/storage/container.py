@@ -5,30 +5,35 @@ metadata) is compressed as it is. Nothing is parsed and written anew, so nothing
 docs/container.md specifies every byte.
 """
 
+import json
 import os
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from lowbit.errors import InputError
-from lowbit.storage import envelope
 from lowbit.storage.atomic import refuse_overwriting_input, replacing
 from lowbit.storage.choose import choose
-from lowbit.storage.codecs import WIDTHS, Codec
-from lowbit.storage.configs import write_config
-from lowbit.storage.envelope import Envelope
-from lowbit.storage.index import MAX_INDEX_BYTES, ONNX, SAFETENSORS, Cut, File, Index, Unit, read_blob, write_blob
-from lowbit.storage.plan import Plan, mapped, plan, safe_name
+from lowbit.storage.codecs import WIDTHS
+from lowbit.storage.index import Cut, File, Index, Unit, expand, squeeze
+from lowbit.storage.plan import Pending, Plan, external_files, mapped, safe_name
 from lowbit.storage.products import multiplied
+from lowbit.storage.tensors import Tensor, onnx_tensors, safetensors_tensors
+from lowbit.storage.wire import Reader
 
-CACHED_UNIT_BYTES = 1 << 20
+VERSION = "2"
+MAX_HEADER_BYTES = 4096
+MAX_INDEX_BYTES = 1 << 26
+CACHED_UNITS = 8
+"""Small tensors of a kind share a unit: the pools of a few kinds are asked for in turn."""
 
 
 def pack(source: Any, out: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> int:
@@ -42,26 +47,30 @@ def pack(source: Any, out: str | os.PathLike[str], progress: Callable[[int, int]
     `out` is one of the files that are read.
     """
     out = Path(out)
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        refuse_overwriting_input(out, path)
-        data = mapped(path)
-        planned = plan(data, _kind(data, str(path)), ONNX, path.parent)
-        refuse_overwriting_input(out, *(path.parent / file.name for file in planned.files[1:]))
-        return _write(planned, out, progress)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        data = memoryview(source)
-        return _write(plan(data, _kind(data, "the model"), ONNX, None), out, progress)
-    if isinstance(source, Mapping):
-        data = memoryview(_state_dict_bytes(source))
-        return _write(plan(data, SAFETENSORS, ONNX, None), out, progress)
     if hasattr(source, "save") and hasattr(source, "program"):
         with TemporaryDirectory() as folder:
             source.save(Path(folder) / "model.onnx")
             return pack(Path(folder) / "model.onnx", out, progress)
-    raise InputError(
-        f"cannot pack a {type(source).__name__}: give an ONNX or safetensors file, a Model or a state dict."
-    )
+    name, folder_read = "the model", None
+    if isinstance(source, (str, os.PathLike)):
+        name, folder_read = str(source), Path(source).parent
+        refuse_overwriting_input(out, source)
+        data = mapped(Path(source))
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = memoryview(source)
+    elif isinstance(source, Mapping):
+        data = memoryview(_state_dict_bytes(source))
+    else:
+        raise InputError(
+            f"cannot pack a {type(source).__name__}: give an ONNX or safetensors file, a Model or a state dict."
+        )
+    tensors = _tensors(data, name)
+    external = external_files(tensors, folder_read)
+    refuse_overwriting_input(out, *external.values())
+    plan = Plan()
+    for file, contents in {"": data, **{file: mapped(path) for file, path in external.items()}}.items():
+        plan.add(file, contents, [tensor for tensor in tensors if tensor.location == file])
+    return _write(plan, out, progress)
 
 
 def unpack(path: str | os.PathLike[str], out: str | os.PathLike[str], max_bytes: int | None = None) -> int:
@@ -105,67 +114,46 @@ class Container:
             raise InputError(f"'{path}' is not a file that can be read.")
         self.size = self.path.stat().st_size
         self.max_bytes = max(1 << 30, 1024 * self.size) if max_bytes is None else max_bytes
-        self.handle = self.path.open("rb")
-        try:
-            self.envelope = Envelope.read(self.handle, self.size, str(path))
-            data_start, data_stop = self.envelope.parts["data"]
-            index = read_blob(self._part("index"), MAX_INDEX_BYTES, f"the index of '{path}'")
-            self.index = Index.read(index, data_stop - data_start, self.max_bytes)
-            self.index_size = len(index)
-            self.program = memoryview(read_blob(self._part("program"), self.max_bytes, f"the program of '{path}'"))
-            if len(self.program) != sum(file.rest_size for file in self.index.files):
-                raise InputError(f"'{path}' is damaged: its program is {len(self.program)} bytes long.")
-        except BaseException:
-            self.handle.close()
-            raise
-        uses = Counter(cut.unit for file in self.index.files for cut in file.cuts)
-        self.shared = {unit for unit, count in uses.items() if count > 1}
-        self.cache: dict[int, bytes] = {}
+        self._open = _opened(self.path)
+        self.data = self._open.get_slice("data")
+        self.squeezed = self._open.get_tensor("index").tobytes()
+        inside = expand(self.squeezed, self.max_bytes + MAX_INDEX_BYTES, f"the index of '{path}'")
+        source = Reader(inside, f"the index of '{path}'")
+        self.index = Index.read(source, self.data.get_shape()[0], self.max_bytes)
+        self.program = source.take(source.left)
+        if len(self.program) != sum(file.rest_size for file in self.index.files):
+            raise InputError(f"'{path}' is damaged: its program is {len(self.program)} bytes long.")
+        self.payloads = np.cumsum([0, *(unit.payload_bytes for unit in self.index.units)]).tolist()
+        self.unit_bytes = lru_cache(CACHED_UNITS)(self._unit_bytes)
 
     def __enter__(self) -> "Container":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.handle.close()
+        self._open.__exit__(None, None, None)
 
-    def _part(self, name: str) -> bytes:
-        start, stop = self.envelope.parts[name]
-        self.handle.seek(start)
-        return self.handle.read(stop - start)
-
-    def payload(self, unit: Unit) -> bytes:
+    def payload(self, unit: int) -> bytes:
         """The coded bytes of a unit."""
-        start, stop = unit.payload
-        self.handle.seek(self.envelope.parts["data"][0] + start)
-        return self.handle.read(stop - start)
+        return bytes(self.data[self.payloads[unit] : self.payloads[unit + 1]].tobytes())
 
-    def unit_bytes(self, number: int) -> bytes:
+    def _unit_bytes(self, number: int) -> bytes:
         """The decoded bytes of a unit, checked against their CRC-32."""
-        if number in self.cache:
-            return self.cache[number]
         unit = self.index.units[number]
-        data = unit.codec.decode(self.payload(unit), unit.size // unit.codec.width).tobytes()
+        data = unit.codec.decode(self.payload(number), unit.size // unit.codec.width).tobytes()
         if len(data) != unit.size or zlib.crc32(data) != unit.crc:
             raise InputError(f"'{self.path}' is damaged: the checksum of tensor data {number} does not fit.")
-        if number in self.shared and unit.size <= CACHED_UNIT_BYTES:
-            self.cache[number] = data
         return data
 
     def cut_bytes(self, cut: Cut) -> bytes:
         """The bytes of a cut."""
         data = self.unit_bytes(cut.unit)[cut.offset : cut.offset + cut.length]
-        return data if cut.factor is None else multiplied(np.frombuffer(data, np.float32), cut.factor).tobytes()
-
-    def rest(self, number: int) -> memoryview:
-        """What is left of a file where its cuts were taken out."""
-        start = sum(file.rest_size for file in self.index.files[:number])
-        return self.program[start : start + self.index.files[number].rest_size]
+        return multiplied(np.frombuffer(data, np.float32), cut.factor).tobytes() if cut.factor else data
 
     def stream(self, number: int) -> Iterator[bytes | memoryview]:
         """The bytes of a file in order; at the end they are checked against its SHA-256."""
         file = self.index.files[number]
         digest = sha256()
-        for part in self._pieces(file, self.rest(number), 0, file.size):
+        for part in self._pieces(file, 0, file.size, self.cut_bytes):
             digest.update(part)
             yield part
         if digest.digest() != file.sha256:
@@ -178,66 +166,106 @@ class Container:
         file = self.index.files[number]
         if not 0 <= start <= stop <= file.size:
             raise InputError(f"'{self.path}': bytes {start} to {stop} of a file of {file.size} were asked for.")
-        return b"".join(self._pieces(file, self.rest(number), start, stop))
+        return b"".join(self._pieces(file, start, stop, self.cut_bytes))
 
-    def _pieces(self, file: File, rest: memoryview, start: int, stop: int) -> Iterator[bytes | memoryview]:
-        position = missing = 0
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the model, without decoding one: each cut is filled with bytes that occur nowhere else."""
+
+        def filler(cut: Cut) -> bytes:
+            return (cut.start.to_bytes(8, "little") * (cut.length // 8 + 1))[: cut.length]
+
+        file = self.index.files[0]
+        return _tensors(memoryview(b"".join(self._pieces(file, 0, file.size, filler))), str(self.path))
+
+    def _pieces(
+        self, file: File, start: int, stop: int, contents: Callable[[Cut], bytes]
+    ) -> Iterator[bytes | memoryview]:
+        """The bytes from start to stop of a file, those of its cuts as `contents` says."""
+        base = sum(other.rest_size for other in self.index.files[: self.index.files.index(file)])
+        position = 0
         for cut in file.cuts:
-            if cut.start >= stop:
-                break
-            if cut.start > start and cut.start > position:
-                yield rest[max(start, position) - missing : cut.start - missing]
-            position = cut.start + cut.length
-            missing += cut.length
-            if position > start:
-                low, high = max(start, cut.start) - cut.start, min(stop, position) - cut.start
-                yield self.cut_bytes(cut)[low:high]
-        if stop > position:
-            yield rest[max(start, position) - missing : stop - missing]
+            yield self.program[base + max(0, start - position) : base + max(0, min(cut.start, stop) - position)]
+            base, position = base + cut.start - position, cut.start + cut.length
+            if cut.start < stop and position > start:
+                yield contents(cut)[max(0, start - cut.start) : stop - cut.start]
+        yield self.program[base + max(0, start - position) : base + max(0, stop - position)]
 
 
-def _write(planned: Plan, out: Path, progress: Callable[[int, int], None] | None) -> int:
-    """Code every unit and write the container."""
-    known: list[Codec] = []
+def _opened(path: Path) -> Any:
+    """The envelope: a safetensors file of the byte arrays `data` and `index`."""
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > MAX_HEADER_BYTES:
+            raise InputError(f"'{path}' is not a .lowbit container: its header is over {MAX_HEADER_BYTES} bytes long.")
+    try:
+        opened: Any = safe_open(path, "numpy")
+        version = (opened.metadata() or {}).get("lowbit", "")
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        shapes = {name: (part.get_dtype(), len(part.get_shape())) for name, part in parts.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"'{path}' is not a .lowbit container, or it is damaged or cut short: {error}.") from None
+    if version and version != VERSION:
+        raise InputError(
+            f"'{path}' is a container of version {version!r:.20}; this lowbit reads {VERSION}. Upgrade it."
+        )
+    if not version or shapes != {"data": ("U8", 1), "index": ("U8", 1)}:
+        raise InputError(f"'{path}' is not a .lowbit container, or its header is damaged.")
+    return opened
+
+
+def _header(data: int, index: int) -> bytes:
+    """The safetensors header of parts of these lengths."""
+    entries = {"data": (0, data), "index": (data, data + index)}
+    header: dict[str, Any] = {"__metadata__": {"lowbit": VERSION}}
+    for name, (start, stop) in entries.items():
+        header[name] = {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]}
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
+def _write(plan: Plan, out: Path, progress: Callable[[int, int], None] | None) -> int:
+    """Code every unit and write the container; the header stands in front and is written last."""
     units: list[Unit] = []
-    total, done = sum(unit.size for unit in planned.units), 0
-    most = 1024 + 2 * sum(file.size + 256 * len(file.cuts) for file in planned.files)  # coded, nothing doubles
-    with envelope.writing(out, most) as writer:
-        for wanted in planned.units:
-            data = planned.unit_bytes(wanted)
-            width = max(1, wanted.bits // 8)
-            elements = np.frombuffer(data, WIDTHS[width])
-            codec = choose(elements, known, packed_bits=min(wanted.bits, 8), numbers=wanted.varints)
-            payload = codec.encode(elements)
-            if codec.decode(payload, len(data) // codec.width).tobytes() != data:
-                raise InputError(
-                    f"codec '{codec.name}' did not give a tensor back; nothing was written. Please report it."
-                )
-            write_config(codec, known)
-            start = writer.data_bytes
-            writer.add(payload)
-            units.append(Unit(codec, len(data), zlib.crc32(data), (start, writer.data_bytes)))
-            done += len(data)
+    total, done = sum(unit.size for unit in plan.units), 0
+    most = 1024 + 2 * sum(file.size for file in plan.files)
+    header_bytes = -(-len(_header(most, most)) // 8) * 8
+    with replacing(out) as aside, aside.open("wb") as writer:
+        writer.write(bytes(8 + header_bytes))
+        for pending in plan.units:
+            unit, payload = _coded(pending)
+            writer.write(payload)
+            units.append(unit)
+            done += unit.size
             if progress:
                 progress(done, total)
-        index = Index(planned.kind, planned.files, units)
-        writer.finish(write_blob(planned.rest()), write_blob(index.write()))
+        index = squeeze(b"".join([Index(units, plan.files).write(), *plan.program]))
+        writer.write(index)
+        header = _header(sum(unit.payload_bytes for unit in units), len(index)).ljust(header_bytes)
+        writer.seek(0)
+        writer.write(header_bytes.to_bytes(8, "little") + header)
     return out.stat().st_size
 
 
-def _kind(data: memoryview, name: str) -> int:
-    """Whether bytes are an ONNX or a safetensors file."""
+def _coded(pending: Pending) -> tuple[Unit, bytes]:
+    """A unit and its payload, which gives its bytes back."""
+    data = b"".join(pending.parts)
+    elements = np.frombuffer(data, WIDTHS[max(1, pending.bits // 8)])
+    codec = choose(elements, min(pending.bits, 8))
+    payload = codec.encode(elements)
+    if codec.decode(payload, elements.size).tobytes() != data:
+        raise InputError(f"codec '{codec.name}' did not give a tensor back; nothing was written. Please report it.")
+    return Unit(codec, len(data), len(payload), zlib.crc32(data)), payload
+
+
+def _tensors(data: memoryview, name: str) -> list[Tensor]:
+    """The tensors of an ONNX or a safetensors file; InputError if it is neither."""
     if len(data) < 9:
         raise InputError(f"{name!r} is {len(data)} bytes long: neither an ONNX nor a safetensors file.")
-    if bytes(data[8:9]) != b"{" or int.from_bytes(data[:8], "little") > len(data):
-        if bytes(data[:4]) in (b"PK\x03\x04", b"\x80\x02}q", b"\x80\x02\x8a\n"):
-            raise InputError(
-                f"{name!r} is a pickle or a zip file, which is never opened; save it as safetensors or ONNX."
-            )
-        return ONNX
-    if b'"lowbit"' in bytes(data[:64]):
-        raise InputError(f"{name!r} is packed already.")
-    return SAFETENSORS
+    if data[8] == ord("{") and int.from_bytes(data[:8], "little") <= len(data):
+        if b'"lowbit"' in bytes(data[:64]):
+            raise InputError(f"{name!r} is packed already.")
+        return safetensors_tensors(data)
+    if bytes(data[:4]) in (b"PK\x03\x04", b"\x80\x02}q", b"\x80\x02\x8a\n"):
+        raise InputError(f"{name!r} is a pickle or a zip file, which is never opened; save it as safetensors or ONNX.")
+    return onnx_tensors(bytes(data))
 
 
 def _state_dict_bytes(tensors: Mapping[str, Any]) -> bytes:

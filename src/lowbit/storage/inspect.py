@@ -4,27 +4,16 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from lowbit.errors import InputError
-from lowbit.storage.codecs import Codec, Planes, Sparse, split_parts
-from lowbit.storage.configs import write_config
+from lowbit.storage.codecs import Codec, Sparse, describe
 from lowbit.storage.container import Container
-from lowbit.storage.index import ONNX
-from lowbit.storage.protobuf import View
-from lowbit.storage.tensors import Tensor, onnx_tensors, safetensors_tensors
+from lowbit.storage.index import squeeze
+from lowbit.storage.tensors import Tensor
 from lowbit.storage.wire import Reader
 
-SAFETENSORS_TYPES: dict[str, Any] = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
-    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16,
-    "U8": np.uint8, "BOOL": np.bool_, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-}  # fmt: skip
 MOST_DIFFERENT = 1 << 16
 """Entropy is not given for tensors of more different elements: nothing could be coded by such a table."""
 
@@ -75,82 +64,53 @@ class ContainerReport:
 def tensor_names(path: str | os.PathLike[str]) -> list[str]:
     """The names of all tensors in a container, in the order of its file; no payload is read."""
     with Container(path) as container:
-        return [tensor.name for tensor in _tensors(container)]
+        return [tensor.name for tensor in container.tensors()]
 
 
 def read_tensor(path: str | os.PathLike[str], name: str) -> NDArray[Any]:
     """One tensor of a container; of the payloads only its own are read, and their checksums verified."""
     with Container(path) as container:
-        for tensor in _tensors(container):
+        tensors = container.tensors()
+        for tensor in tensors:
             if tensor.name == name:
                 return _array(container, tensor)
-        raise InputError(f"'{path}' has no tensor '{name}'; its first ones are {tensor_names(path)[:8]}.")
+        raise InputError(f"'{path}' has no tensor '{name}'; its first ones are {[t.name for t in tensors[:8]]}.")
 
 
 def inspect(path: str | os.PathLike[str]) -> ContainerReport:
     """Per tensor: sparsity, entropy, bits achieved, codec; and where every byte went."""
     with Container(path) as container:
-        uses = _bytes_by_use(container)
-        reports = [_report(container, tensor) for tensor in _tensors(container)]
+        reports = [_report(container, tensor) for tensor in container.tensors()]
         unpacked = sum(file.size for file in container.index.files)
-        return ContainerReport(container.size, unpacked, uses, reports)
-
-
-def _tensors(container: Container) -> list[Tensor]:
-    view = View(container.rest(0), [(cut.start, cut.length) for cut in container.index.files[0].cuts])
-    return onnx_tensors(view) if container.index.kind == ONNX else safetensors_tensors(view)
+        return ContainerReport(container.size, unpacked, _bytes_by_use(container), reports)
 
 
 def _array(container: Container, tensor: Tensor) -> NDArray[Any]:
-    try:
-        return _decoded(container, tensor)
-    except (ValueError, TypeError, KeyError, DecodeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"tensor '{tensor.name}' of '{container.path}' does not hold what it says: {error}.") from None
+    return tensor.array(container.read(*_place(container, tensor)))
 
 
-def _decoded(container: Container, tensor: Tensor) -> NDArray[Any]:
-    if container.index.kind != ONNX:
-        kind = SAFETENSORS_TYPES.get(str(tensor.kind))
-        if kind is None:
-            raise InputError(f"tensor '{tensor.name}' is of type {tensor.kind}, which numpy has no type for.")
-        return np.frombuffer(container.read(0, tensor.start, tensor.stop), kind).reshape(tensor.shape)
-    proto = onnx.TensorProto.FromString(container.read(0, tensor.start, tensor.stop))
-    for contents in tensor.contents:
-        if contents.location:
-            number, start, stop = _place(container, contents.location, contents.start, contents.stop)
-            proto.raw_data = container.read(number, start, stop)
-            del proto.external_data[:]
-            proto.data_location = onnx.TensorProto.DEFAULT
-    return np.asarray(numpy_helper.to_array(proto))
-
-
-def _place(container: Container, location: str, start: int, stop: int) -> tuple[int, int, int]:
+def _place(container: Container, tensor: Tensor) -> tuple[int, int, int]:
+    """The number of the file that holds a tensor's contents, and where in it they begin and end."""
     for number, file in enumerate(container.index.files):
-        if file.name == location and (location or number == 0):
-            return number, start, file.size if stop < 0 else stop
-    raise InputError(f"'{container.path}' does not hold the external file '{location}' that its model names.")
+        if file.name == tensor.location:
+            return number, tensor.start, file.size if tensor.stop < 0 else tensor.stop
+    raise InputError(f"'{container.path}' does not hold the external file '{tensor.location}' that its model names.")
 
 
 def _report(container: Container, tensor: Tensor) -> TensorReport:
     array = _array(container, tensor)
+    number, start, stop = _place(container, tensor)
     stored = 0.0
-    file_bytes = 0
-    codecs: list[str] = []
-    for contents in tensor.contents:
-        number, start, stop = _place(container, contents.location, contents.start, contents.stop)
-        file_bytes += stop - start
-        for cut in container.index.files[number].cuts:
-            if start <= cut.start < stop:
-                unit = container.index.units[cut.unit]
-                stored += (unit.payload[1] - unit.payload[0]) * cut.length / unit.size
-                codecs.append(unit.codec.name)
-    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
-    kind = str(tensor.kind if isinstance(tensor.kind, str) else names.get(tensor.kind, tensor.kind)).lower()
+    codec = "program"
+    for cut in container.index.files[number].cuts:
+        if start <= cut.start < stop:
+            unit = container.index.units[cut.unit]
+            stored += unit.payload_bytes * cut.length / unit.size
+            codec = unit.codec.name
     sparsity, entropy = _statistics(array)
-    codec = codecs[0] if codecs else "program"
-    return TensorReport(tensor.name, kind, tensor.shape, array.size, file_bytes, stored, sparsity, entropy, codec)
+    return TensorReport(
+        tensor.name, tensor.type, tensor.shape, array.size, stop - start, stored, sparsity, entropy, codec
+    )
 
 
 def _statistics(array: NDArray[Any]) -> tuple[float, float | None]:
@@ -165,29 +125,27 @@ def _statistics(array: NDArray[Any]) -> tuple[float, float | None]:
 
 
 def _bytes_by_use(container: Container) -> dict[str, int]:
-    parts = {name: stop - start for name, (start, stop) in container.envelope.parts.items()}
-    indices = sum(_index_bytes(unit.codec, container.payload(unit)) for unit in container.index.units)
-    known: list[Codec] = []
-    configs = sum(len(write_config(unit.codec, known)) for unit in container.index.units)
-    tables = round(parts["index"] * configs / max(1, container.index_size))
+    units = container.index.units
+    data = sum(unit.payload_bytes for unit in units)
+    indices = sum(_index_bytes(unit.codec, container.payload(number)) for number, unit in enumerate(units))
+    index, squeezed = container.index.write(), len(container.squeezed)
+    index_bytes = min(squeezed, len(squeeze(index)))
+    tables = round(index_bytes * sum(len(describe(unit.codec)) for unit in units) / len(index))
     return {
-        "codes": parts["data"] - indices,
+        "codes": data - indices,
         "indices": indices,
         "tables": tables,
-        "index": parts["index"] - tables,
-        "program": parts["program"],
-        "header": container.size - sum(parts.values()),
+        "index": index_bytes - tables,
+        "program": squeezed - index_bytes,
+        "header": container.size - data - squeezed,
     }
 
 
 def _index_bytes(codec: Codec, payload: bytes | memoryview) -> int:
-    """How many bytes of a payload are relative indices."""
+    """How many bytes of a payload are relative indices; planes have none."""
     if isinstance(codec, Sparse):
         source = Reader(payload, "a sparse tensor")
-        source.varint()
-        gaps, values = split_parts(source.take(source.left), 2)
+        source.number()
+        gaps, values = source.parts(2)
         return len(gaps) + _index_bytes(codec.children[1], values)
-    if isinstance(codec, Planes):
-        pairs = zip(codec.children, split_parts(payload, codec.width), strict=True)
-        return sum(_index_bytes(child, part) for child, part in pairs)
-    return _index_bytes(codec.children[0], payload) if codec.children else 0
+    return _index_bytes(codec.children[0], payload) if len(codec.children) == 1 else 0

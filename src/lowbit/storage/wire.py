@@ -1,26 +1,33 @@
-"""Numbers in bytes and bits: variable-length integers, Exp-Golomb codes, and readers that never run past their end.
+"""Whole numbers in bytes, and a reader that never runs past its end.
 
-A varint is little-endian base 128, the top bit of a byte saying that another follows (as in protobuf and WebAssembly).
-Bits fill each byte from its least significant end.
+A number is little-endian in base 128; the top bit of a byte says that another byte follows (LEB128, as in protobuf).
 """
+
+from collections.abc import Iterable, Sequence
 
 from lowbit.errors import InputError
 
 
-def varint(value: int) -> bytes:
-    """`value` >= 0 in base 128, least significant digit first."""
+def numbers(values: Iterable[int]) -> bytes:
+    """Whole numbers, 0 or more, one after the other."""
     digits = bytearray()
-    while value > 0x7F:
-        digits.append(value & 0x7F | 0x80)
-        value >>= 7
-    digits.append(value)
+    for value in values:
+        while value > 0x7F:
+            digits.append(value & 0x7F | 0x80)
+            value >>= 7
+        digits.append(value)
     return bytes(digits)
+
+
+def join(parts: Sequence[bytes]) -> bytes:
+    """The length of each part but the last, then the parts."""
+    return numbers(len(part) for part in parts[:-1]) + b"".join(parts)
 
 
 class Reader:
     """Reads bytes in order; asking for more than there is raises InputError naming `what` is being read."""
 
-    def __init__(self, data: bytes | memoryview, what: str = "data") -> None:
+    def __init__(self, data: bytes | memoryview, what: str) -> None:
         self.data = memoryview(data)
         self.position = 0
         self.what = what
@@ -37,95 +44,26 @@ class Reader:
         self.position += count
         return self.data[self.position - count : self.position]
 
-    def byte(self) -> int:
-        """The next byte as a number."""
-        return self.take(1)[0]
-
-    def varint(self, limit: int = 2**63 - 1) -> int:
-        """The next varint, at most `limit`."""
+    def number(self, most: int = 2**64 - 1) -> int:
+        """The next number, at most `most`."""
         value = shift = 0
         while True:
-            digit = self.byte()
+            digit = self.take(1)[0]
             value |= (digit & 0x7F) << shift
             if digit < 0x80:
                 break
             shift += 7
             if shift > 63:
                 raise InputError(f"{self.what} is damaged: a number runs over ten bytes.")
-        if value > limit:
-            raise InputError(f"{self.what} is damaged: it says {value} where at most {limit} is possible.")
+        if value > most:
+            raise InputError(f"{self.what} is damaged: it says {value} where at most {most} is possible.")
         return value
 
-    def finish(self) -> None:
-        """Raise unless everything has been read."""
-        if self.left:
-            raise InputError(f"{self.what} is damaged: {self.left} bytes are left over.")
+    def column(self, count: int, most: int = 2**64 - 1) -> list[int]:
+        """The next `count` numbers."""
+        return [self.number(most) for _ in range(count)]
 
-
-class BitWriter:
-    """Bits in the order written, the first in the least significant place of the first byte."""
-
-    def __init__(self) -> None:
-        self.value = 0
-        self.length = 0
-
-    def write(self, value: int, bits: int) -> None:
-        """The low `bits` bits of `value`, least significant first."""
-        self.value |= value << self.length
-        self.length += bits
-
-    def golomb(self, value: int, order: int) -> None:
-        """`value` >= 0 in the Exp-Golomb code of `order`: zeros count the bits that follow the first one."""
-        head = (value >> order) + 1
-        zeros = head.bit_length() - 1
-        self.write(1 << zeros, zeros + 1)
-        self.write(head - (1 << zeros), zeros)
-        self.write(value & ((1 << order) - 1), order)
-
-    def bytes(self) -> bytes:
-        """All bits so far; the last byte is filled with zeros."""
-        return self.value.to_bytes((self.length + 7) // 8, "little")
-
-
-class BitReader:
-    """Reads what BitWriter wrote, from the next byte of `source` on."""
-
-    def __init__(self, source: Reader) -> None:
-        self.source = source
-        self.value = 0
-        self.length = 0
-
-    def read(self, bits: int) -> int:
-        """The next `bits` bits as a number."""
-        while self.length < bits:
-            self.value |= self.source.byte() << self.length
-            self.length += 8
-        value = self.value & ((1 << bits) - 1)
-        self.value >>= bits
-        self.length -= bits
-        return value
-
-    def golomb(self, order: int) -> int:
-        """The next number of the Exp-Golomb code of `order`."""
-        zeros = 0
-        while not self.read(1):
-            zeros += 1
-            if zeros > 32:
-                raise InputError(f"{self.source.what} is damaged: a table entry is longer than 32 bits.")
-        head = (1 << zeros) + self.read(zeros)
-        return (head - 1 << order) + self.read(order)
-
-
-def golomb_bits(value: int, order: int) -> int:
-    """Length of `value` in the Exp-Golomb code of `order`, in bits."""
-    return 2 * ((value >> order) + 1).bit_length() - 1 + order
-
-
-def zigzag(value: int) -> int:
-    """0, -1, 1, -2, 2 … become 0, 1, 2, 3, 4 …"""
-    return 2 * value if value >= 0 else -2 * value - 1
-
-
-def unzigzag(value: int) -> int:
-    """The inverse of zigzag."""
-    return value >> 1 if value % 2 == 0 else -(value + 1 >> 1)
+    def parts(self, count: int) -> list[memoryview]:
+        """The `count` parts that `join` put together; the last one takes all that is left."""
+        lengths = self.column(count - 1, self.left)
+        return [*(self.take(length) for length in lengths), self.take(self.left)]
