@@ -206,7 +206,9 @@ def test_onnx_own_operators_compute_the_same_after_loading_and_every_exact_pass(
         got = model.run(batch).values()
         for want, have in zip(expected, got, strict=True):
             if isinstance(want, np.ndarray) and want.dtype.kind in "fc":
-                np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6, err_msg=case.name)
+                # A float16 network computes in float32 once it is loaded; what onnxruntime rounds on the way differs.
+                tolerance = 2e-3 if want.dtype == np.float16 else 1e-5
+                np.testing.assert_allclose(have, want, rtol=tolerance, atol=tolerance / 10, err_msg=case.name)
             elif isinstance(want, np.ndarray):
                 assert np.array_equal(have, want), case.name
         agreed += 1

@@ -2,10 +2,11 @@
 
 It makes an integer kernel of any operator between DequantizeLinear and QuantizeLinear, and none of an integer layer
 with a Relu or Clip behind it that no range absorbs. Read off its optimized graphs (1.31, CPU); other engines read the
-same operations.
+same operations. TensorRT fuses a Relu with the kernel in front of it, so there it stays.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -77,6 +78,19 @@ def keep_kernels_from_clips(program: ir.Model, integer: Collection[str]) -> None
             program.graph.insert_before(clip, ir.node("LeakyRelu", [value], {"alpha": 1.0}, outputs=[between]))
             clip.replace_input_with(0, between)
     _pair_signed_codes(program)
+
+
+REWRITES: Mapping[str, tuple[Callable[[ir.Model, Collection[str]], None], ...]] = MappingProxyType(
+    {
+        "onnxruntime": (keep_kernels_from_clips, keep_float_apart),
+        "openvino": (keep_kernels_from_clips, keep_float_apart),
+        "tensorrt": (keep_float_apart,),
+    }
+)
+"""Engine → rewrites in order, in place on the written program, given the names of the integer nodes.
+
+The proof runs every file in onnxruntime: float layers are kept apart for all.
+"""
 
 
 def _clip_codes(program: ir.Model, clip: ir.Node, quantize: ir.Node) -> None:

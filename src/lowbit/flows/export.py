@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from lowbit.deploy.kernels import keep_float_apart, keep_kernels_from_clips
+from lowbit.deploy.kernels import REWRITES
 from lowbit.deploy.read_back import BY_BLOCK, FLOAT, INTEGERS, ReadBack
 from lowbit.deploy.write import ExpandedTensor, IntegerTensor, write
 from lowbit.errors import UnsupportedError
@@ -27,8 +27,8 @@ def export(simulation: Simulation) -> ir.Model:
         simulation.program.graph.initializers[name].const_value = tensor
     written = write(simulation.program, integer_tensors(simulation))
     integer = _integer_nodes(simulation)
-    keep_kernels_from_clips(written, integer)
-    keep_float_apart(written, integer)
+    for rewrite in REWRITES[simulation.placement.engine]:
+        rewrite(written, integer)
     return written
 
 

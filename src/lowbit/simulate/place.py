@@ -83,9 +83,8 @@ class _Placer:
                 sites.setdefault(site.value, site)
             for site in self._bias_sites(node, sites):
                 sites.setdefault(site.value, site)
-        return Placement(
-            sites, self.reasons, frozenset(str(n.name) for n in self.nodes if self.role[n.name] in _COMPUTING)
-        )
+        integer = frozenset(str(n.name) for n in self.nodes if self.role[n.name] in _COMPUTING)
+        return Placement(sites, self.reasons, integer, self.target.engine)
 
     # ---- roles -------------------------------------------------------------------------------------------------
 
