@@ -133,6 +133,10 @@ class _Placer:
             return self._keep(node, "Gemm without a bias of its own, one number an output (pass 'fuse_gemm' makes one)")
         if activations.format is None or _mixes(weights.format, activations.format):
             return Role.STORE
+        products = constant[0].size
+        if node.op_type == "Conv" and products < self.target.silu_products and _feeds_silu(node):
+            self._keep(node, f"{products} products an output save less time in integers than its SiLU loses there")
+            return Role.STORE
         return role
 
     def _keep(self, node: ir.Node, reason: str) -> Role | None:
@@ -348,6 +352,15 @@ class _Placer:
         if self.role.get(node.name) is Role.MULTIPLY:
             inputs = node.inputs[:2]
         return [v for v in inputs if v is not None and float_constant(v) is None]
+
+
+def _feeds_silu(node: ir.Node) -> bool:
+    """Whether only x · sigmoid(x) reads what the node makes."""
+    value = node.outputs[0]
+    readers = {use.node.op_type: use.node for use in value.uses()}
+    if readers.keys() != {"Sigmoid", "Mul"} or len(value.uses()) != 2 or value.is_graph_output():
+        return False
+    return readers["Sigmoid"].outputs[0] in readers["Mul"].inputs
 
 
 def _mixes(weights: Format, activations: Format) -> bool:
