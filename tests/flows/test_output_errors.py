@@ -7,7 +7,7 @@ from toy_networks import convolutions, images, network
 
 from lowbit.flows.calibrate import forward, observe, solve_weights
 from lowbit.flows.improve import float_outputs
-from lowbit.flows.ranges import PROJECTIONS, choose_ranges, output_errors, quantizer_costs
+from lowbit.flows.ranges import choose_ranges, output_errors, quantizer_costs
 from lowbit.model import Model
 from lowbit.numerics import INT8, UINT8, channel
 from lowbit.ranges import MinMax
@@ -32,8 +32,8 @@ def in_batches(x: np.ndarray) -> list[dict[str, np.ndarray]]:
 
 
 def prices(simulation: Simulation, batches: list) -> dict[str, float]:
-    """What each quantizer adds, a batch; 64 batches and 2 projections: √(2/128) = 13 % of spread for weights."""
-    return {n: c / PROJECTIONS / len(batches) for n, c in quantizer_costs(simulation, batches).items()}
+    """What each quantizer adds, a batch; 64 batches: √(2/64) = 18 % of spread for weights."""
+    return {n: c / len(batches) for n, c in quantizer_costs(simulation, batches).items()}
 
 
 def switched_on(simulation: Simulation, names: list[str], batches: list) -> dict[str, float]:

@@ -43,9 +43,13 @@ def keep(data: Data, stream: Iterator[Samples], most_bytes: int) -> Kept:
 def batches(data: Data, kept: Iterable[Samples], footprint: Footprint, most_bytes: int) -> Iterator[Batch]:
     """These samples in batches whose activations take at most `most_bytes`, or one by one."""
     for samples in kept:
-        each = max(1.0, footprint.made * _bytes(samples) / samples.count)
-        for piece in data.pieces(samples, max(1, min(BATCH, int(most_bytes // each)))):
+        for piece in data.pieces(samples, max(1, min(BATCH, passing(footprint, samples, most_bytes)))):
             yield piece.inputs
+
+
+def passing(footprint: Footprint, samples: Samples, most_bytes: int) -> int:
+    """How many such samples make that many bytes on their way through a network."""
+    return int(most_bytes // max(1.0, footprint.made * _bytes(samples) / samples.count))
 
 
 def room(footprint: Footprint, samples: Samples, most_bytes: int) -> int:

@@ -3,7 +3,7 @@
 A rounding error δ in an activation x changes the outputs y by J δ, to first order. For random signs v,
 E (vᵀ J δ)² = |J δ|², and vᵀ J is one backward pass. So a few backward passes over a few samples price every candidate
 of every tensor at once, where quantizing one tensor at a time would take a forward pass for each.
-The estimator is Hutchinson's (1990); with 2 projections of 32 samples its spread is about √(2/64) = 18 %.
+The estimator is Hutchinson's (1990); with a projection of each of 64 samples its spread is about √(2/64) = 18 %.
 
 Other losses need other v (`flows.projections`). With the probabilities p of the outputs, cross-entropy against the
 float network's own answers grows by ½ (J δ)ᵀ (diag p − p pᵀ) (J δ), to second order; a v of that covariance prices it.
@@ -30,7 +30,6 @@ from lowbit.numerics.noise import SquaredError
 from lowbit.ranges import LOSSES, Auto, Range
 from lowbit.simulate.fakequant import FakeQuant, Simulation, as_stored, fake_quantize
 
-PROJECTIONS = 2
 LARGEST_LOCAL_ERROR = 4.0  # relative to the least among the candidates
 
 
@@ -53,7 +52,10 @@ def choose_ranges(simulation: Simulation, batches: Sequence[Batch]) -> None:
         if costs is not None or len(tried[name]) == 1:
             quantizer.spec = replace(quantizer.spec, range=list(tried[name])[best])
     for name, quantizer in static.items():
-        _set(quantizer, *_bounds(quantizer, quantizer.spec.range, name))
+        chosen = quantizer.spec.range
+        known = tried.get(name, {}).get(chosen)
+        scale, zero = known or scale_and_zero(*_bounds(quantizer, chosen, name), quantizer.format)
+        quantizer.set_parameters(scale.reshape(()), zero.reshape(()))
 
 
 Parameters = tuple[Tensor, Tensor]
@@ -79,11 +81,6 @@ def _bounds(quantizer: FakeQuant, range: Range, name: str) -> Parameters:
         return range.bounds(quantizer.statistics, quantizer.format)
     except DataError as error:
         raise DataError(f"'{name}': {error}") from None
-
-
-def _set(quantizer: FakeQuant, lo: Tensor, hi: Tensor) -> None:
-    scale, zero = scale_and_zero(lo, hi, quantizer.format)
-    quantizer.set_parameters(scale.reshape(()), zero.reshape(()))
 
 
 def quantizer_costs(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, float]:
@@ -125,11 +122,8 @@ def output_errors(
         for name, x in probes:
             x.register_hook(partial(arrived, name, x.detach()))  # type: ignore[no-untyped-call]
         leaves = [x for _, x in probes if x.is_leaf]
-        for step in range(PROJECTIONS if outputs else 0):
-            weights = projections(outputs, generator, loss)
-            torch.autograd.backward(outputs, weights, retain_graph=step < PROJECTIONS - 1, inputs=leaves)
-            for leaf in leaves:
-                leaf.grad = None
+        if outputs:
+            torch.autograd.backward(outputs, projections(outputs, generator, loss), inputs=leaves)
 
     with _frozen(simulation.module):
         for batch in batches:

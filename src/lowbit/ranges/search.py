@@ -1,5 +1,6 @@
 """Ranges found by search: least squared error by trying bounds, by Newton–Raphson (OCTAV), least divergence (KL)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import Format
-from lowbit.numerics.grids import grid_table
+from lowbit.numerics.grids import Int, grid_table
 from lowbit.numerics.kernels import kernel
 from lowbit.numerics.noise import SquaredError
 from lowbit.numerics.quantize import raw_scale, scale_and_zero
@@ -91,14 +92,20 @@ class _Search:
 
     def walk(self, factors: list[float], *, lo: bool, hi: bool) -> None:
         """Try factors on the best shares so far; only shares of at most 1 count."""
-        start_low, start_high = self.low, self.high
-        for factor in factors:
-            low = (start_low * factor).clamp(max=1) if lo else self.low
-            high = (start_high * factor).clamp(max=1) if hi else self.high
-            error = self._error(low, high)
+        shares = torch.tensor(factors, device=self.low.device).reshape(-1, 1, 1)
+        lows = (self.low * shares).clamp(max=1) if lo else self.low.expand(len(factors), -1, -1)
+        highs = (self.high * shares).clamp(max=1) if hi else self.high.expand(len(factors), -1, -1)
+        for low, high, error in zip(lows, highs, self._errors(lows, highs), strict=True):
             better = (error < self.error) & ~self.held
             self.low, self.high = torch.where(better, low, self.low), torch.where(better, high, self.high)
             self.error = torch.where(better, error, self.error)
+
+    def _errors(self, lows: Tensor, highs: Tensor) -> Iterable[Tensor]:
+        """Of each pair of shares; (n_factors, n_blocks, 1) each."""
+        if lows.shape[1] > 1 or self.format.scale is not None or not isinstance(self.format.grid, Int):
+            return map(self._error, lows, highs)
+        # One block: the factors take its place. One by one they cost 0.1 ms each, and a tensor tries 150.
+        return self._error(lows.reshape(-1, 1), highs.reshape(-1, 1)).reshape(lows.shape)
 
     def take_better(self, other: "_Search") -> None:
         better = other.error < self.error
