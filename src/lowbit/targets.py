@@ -77,8 +77,8 @@ _FUSING = _roles(  # engines whose convolutions fuse what follows them; a residu
 # onnxruntime 1.31 with VNNI, one thread, ns for each output of yolox_nano's 1×1 convolutions, float less integers:
 # 0.02 to 0.15 for 16 and 32 products, 0.3 for 64, 0.65 for 128, 1.5 for 256; depthwise ones are slower in integers
 # (−0.2). Their SiLU takes 0.5 in integers (QLinearSigmoid, QLinearMul) and 0.17 in float (QuickGelu).
-# Whole networks, ms: yolox_nano 7.5 (all in integers 8.4, float 7.6), EfficientNet-B0 6.7 (6.6, 7.4). Depthwise ones
-# alone in float are slower than either (8.0 on EfficientNet): then every layer converts.
+# Whole networks, ms: yolox_nano 7.0 (all in integers 8.4, float 7.5), EfficientNet-B0 6.4 (6.5, 7.3). Depthwise ones
+# alone in float are slower than all or none (EfficientNet-B0 8.0, in a run where all took 6.3): every layer converts.
 _SILU_PRODUCTS = 128
 
 _CHANNELS = INT8.with_block(channel(0))
