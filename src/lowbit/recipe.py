@@ -16,7 +16,7 @@ import tomli_w
 
 from lowbit.errors import InputError, UnsupportedError, UnusedRuleError
 from lowbit.graph import PASSES
-from lowbit.numerics import Format, parse_format, spell_format
+from lowbit.numerics import Format, Int, parse_format, spell_format
 from lowbit.ranges import MSE, Auto, MinMax, Range, parse_range, range_words
 from lowbit.solve import SOLVERS
 from lowbit.targets import find_target
@@ -122,6 +122,12 @@ class Recipe:
                 raise UnsupportedError(
                     f"rule '{rule.layers}': no engine measures the range of an activation at run time between Q/DQ; "
                     "lowbit.simulation does. Leave out dynamic=True for a file."
+                )
+            grid = getattr(rule.activations and rule.activations.format, "grid", None)
+            if isinstance(grid, Int) and grid.bits == 16 and find_target(self.target).engine == "openvino":
+                raise UnsupportedError(
+                    f"rule '{rule.layers}': OpenVINO computes other numbers with 16-bit activations (uint16 always, "
+                    "int16 beyond the calibrated range). Use 15 bits, or another target."
                 )
 
     def specs(self, names: Iterable[str]) -> tuple[TensorSpec, TensorSpec]:

@@ -77,7 +77,6 @@ def keep_kernels_from_clips(program: ir.Model, integer: Collection[str]) -> None
             between = ir.Value(name=f"{value.name}_unclipped", shape=value.shape, type=value.type)
             program.graph.insert_before(clip, ir.node("LeakyRelu", [value], {"alpha": 1.0}, outputs=[between]))
             clip.replace_input_with(0, between)
-    _pair_signed_codes(program)
 
 
 REWRITES: Mapping[str, tuple[Callable[[ir.Model, Collection[str]], None], ...]] = MappingProxyType(
@@ -107,35 +106,6 @@ def _clip_codes(program: ir.Model, clip: ir.Node, quantize: ir.Node) -> None:
     program.graph.insert_after(quantize, ir.node("Clip", [codes, *bounds], outputs=[result]))
     quantize.replace_input_with(0, clip.inputs[0])
     program.graph.remove(clip, safe=True)
-
-
-def _pair_signed_codes(program: ir.Model) -> None:
-    """Q → Clip of int8 codes → DQ becomes Q → DQ → Clip → Q → DQ, with the same codes.
-
-    onnxruntime turns int8 activations into uint8, but only in a QuantizeLinear with its DequantizeLinear right behind;
-    a kernel between one that it turned and one that it did not stays in float.
-    """
-    for clip in list(program.graph):
-        codes = clip.inputs[0] if clip.op_type == "Clip" else None
-        quantize = None if codes is None else codes.producer()
-        if codes is None or quantize is None or quantize.op_type != "QuantizeLinear":
-            continue
-        scale, zero = quantize.inputs[1:3]
-        bounds = [v.const_value for v in clip.inputs[1:3] if v is not None]
-        if scale is None or zero is None or zero.dtype != ir.DataType.INT8 or None in bounds:
-            continue
-        factor, offset = (v.const_value.numpy() for v in (scale, zero))  # type: ignore[union-attr]
-        ends = [
-            _scalar(program, f"{codes.name}_{name}_real", np.float32((int(end.numpy()) - int(offset)) * factor))  # type: ignore[union-attr]
-            for name, end in zip(("lo", "hi"), bounds, strict=True)
-        ]
-        real = ir.node("DequantizeLinear", [codes, scale, zero])
-        clipped = ir.node("Clip", [real.outputs[0], *ends])
-        result = ir.Value(name=clip.outputs[0].name, shape=codes.shape, type=codes.type)
-        again = ir.node("QuantizeLinear", [clipped.outputs[0], scale, zero], outputs=[result])
-        program.graph.insert_before(clip, [real, clipped, again])
-        clip.outputs[0].replace_all_uses_with(result)
-        program.graph.remove(clip, safe=True)
 
 
 def _scalar(program: ir.Model, name: str, number: np.ndarray | np.generic) -> ir.Value:

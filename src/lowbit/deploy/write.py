@@ -7,7 +7,7 @@ the operators: ONNX, QuantizeLinear-21 and DequantizeLinear-21.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -61,7 +61,20 @@ class IntegerTensor:
 
     @property
     def grid(self) -> Int:
-        return Int(self.bits, self.signed, self.narrow)
+        return Int(self.bits, self.signed)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        return self.grid.minimum + self.narrow, self.grid.maximum
+
+    def unsigned(self) -> "IntegerTensor":
+        """The same numbers in unsigned codes, where it has at most 8 bits: codes and zero both half a grid higher."""
+        if not self.signed or self.bits > 8:
+            return self
+        half = 1 << (self.bits - 1)
+        codes = None if self.codes is None else self.codes.astype(np.int16) + half
+        return replace(self, signed=False, zero=self.zero + half, codes=codes)
 
 
 @dataclass(frozen=True)
@@ -225,8 +238,8 @@ def _encode(
     Codes of 8 bits are clipped behind it: a float Clip between Conv and QuantizeLinear would keep onnxruntime from
     making a QLinearConv of the two. It has no Clip of 16-bit integers: there the value is clipped before.
     """
-    name, grid, held = constants.name, tensor.grid, np.iinfo(tensor.dtype.numpy())
-    ends = np.array([grid.minimum, grid.maximum])
+    name, held = constants.name, np.iinfo(tensor.dtype.numpy())
+    ends = np.array(tensor.ends)
     encode = _node("QuantizeLinear", [value, scale, zero], f"{name}_rounded", tensor.dtype, value.shape)
     if ends[0] == held.min and ends[1] == held.max:
         return [encode]

@@ -15,7 +15,7 @@ from lowbit.numerics import TENSOR, Format, Int, describe_format, group
 from lowbit.ranges import range_words
 from lowbit.simulate.fakequant import FakeBias, FakeQuant, Simulation
 from lowbit.simulate.sites import Site
-from lowbit.simulate.weights import weights_of
+from lowbit.simulate.weights import has_one_scale_an_output, weights_of
 
 Row = dict[str, Any]
 
@@ -40,7 +40,12 @@ def _integer_nodes(simulation: Simulation) -> set[str]:
 
 
 def integer_tensors(simulation: Simulation) -> Iterator[IntegerTensor | ExpandedTensor]:
-    """What to write for each site, in the order of the placement."""
+    """What to write for each site, in the order of the placement.
+
+    onnxruntime's kernels for x86 read uint8: it turns int8 activations into that by itself, but not those that two
+    nodes read or that are clipped, and a kernel between one it turned and one it did not stays in float.
+    """
+    unsigned = simulation.placement.engine == "onnxruntime"
     constants = [site for site, _ in simulation.constants().values()]
     by_block = {site.layer for site in constants if _arithmetic(simulation, site) == BY_BLOCK}
     for name, site in simulation.placement.sites.items():
@@ -48,9 +53,13 @@ def integer_tensors(simulation: Simulation) -> Iterator[IntegerTensor | Expanded
         if isinstance(quantizer, FakeBias):
             yield _bias(simulation, site, quantizer)
         elif site.role != "activation":
-            yield _constant(simulation, site, quantizer)
+            constant = _constant(simulation, site, quantizer)
+            if unsigned and site.role == "constant" and isinstance(constant, IntegerTensor):
+                constant = constant.unsigned()
+            yield constant
         elif not (quantizer.dynamic and site.readers and {layer for layer, _ in site.readers} <= by_block):
-            yield _activation(site, quantizer)  # else the kernel of blocks quantizes it
+            activation = _activation(site, quantizer)
+            yield activation.unsigned() if unsigned else activation  # else the kernel of blocks quantizes it
 
 
 def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
@@ -95,21 +104,35 @@ def _arithmetic(simulation: Simulation, site: Site) -> str:
     assert isinstance(quantizer, FakeQuant)
     weights, stored = quantizer.format, quantizer.stored
     assert stored is not None
-    if site.role == "constant":
-        return INTEGERS
     node = next(n for n in simulation.program.graph if n.name == site.layer)
     activations = _activations_beside(simulation, site, node)
+    if site.role == "constant":
+        return INTEGERS if _fit_in_8_bits(weights, *_quantized_around(simulation, node)) else FLOAT
     if activations is None or not all(isinstance(kind.grid, Int) for kind in (weights, activations)):
         return FLOAT
     output, summed = next((w.output_axis, w.summed_axis) for w in weights_of(node) if w.value.name == site.value)
-    split = {axis for axis, count in enumerate(stored.tiles) if count > 1}
     if activations.block == TENSOR:
-        whole = (split == {output} and stored.tile[output] == 1) or not split
-        return INTEGERS if whole and max(weights.grid.bits, activations.grid.bits) <= 8 else FLOAT
+        if simulation.placement.engine == "openvino" and np.any(np.asarray(stored.zero_values())):
+            return FLOAT  # its convolutions in integers read weights without a zero point
+        whole = has_one_scale_an_output(weights.block, stored.shape, output)
+        return INTEGERS if whole and _fit_in_8_bits(weights, *_quantized_around(simulation, node)) else FLOAT
     length = stored.tile[summed]
     equal = [length if axis == summed else 1 for axis in range(len(stored.tile))] == list(stored.tile)
     fits = equal and stored.shape[summed] % length == 0 and activations.block == group(length)
     return BY_BLOCK if fits and weights.grid.bits == 4 and activations.grid == Int(8) else FLOAT
+
+
+def _fit_in_8_bits(*formats: Format | None) -> bool:
+    return all(kind is not None and isinstance(kind.grid, Int) and kind.grid.bits <= 8 for kind in formats)
+
+
+def _quantized_around(simulation: Simulation, node: ir.Node) -> list[Format | None]:
+    """Formats of the activations that a node reads and writes, the latter also behind its clip."""
+    sites = simulation.placement.sites
+    clips = [use.node for value in node.outputs for use in value.uses() if use.node.op_type in ("Relu", "Clip")]
+    values = [v for n in (node, *clips) for v in (*n.inputs, *n.outputs) if v is not None]
+    found = [sites[str(v.name)] for v in values if v.name in sites]
+    return [site.spec.format for site in found if site.role == "activation"]
 
 
 def _activations_beside(simulation: Simulation, site: Site, node: ir.Node) -> Format | None:
@@ -136,7 +159,9 @@ def ledger(simulation: Simulation, runs: ReadBack | None = None) -> list[Row]:
     rows = [_site_row(simulation, site) for site in simulation.placement.sites.values()]
     if runs is not None and not runs.unread:
         for row in rows:
-            if row["role"] == "activation" and row["layer"] in simulation.placement.integer:
+            if row["role"] == "constant":
+                row["arithmetic"] = runs.of(row["layer"])
+            elif row["role"] == "activation" and row["layer"] in simulation.placement.integer:
                 row |= {} if runs.of(row["layer"]) == INTEGERS else {"arithmetic": runs.of(row["layer"])}
     reasons = simulation.placement.float_reasons
     multiplied = {

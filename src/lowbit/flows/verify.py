@@ -22,6 +22,7 @@ from lowbit.deploy.engines import ENGINES
 from lowbit.deploy.read_back import FLOAT, ReadBack
 from lowbit.errors import MismatchError
 from lowbit.flows.calibrate import Batch, forward
+from lowbit.numerics import Int
 from lowbit.simulate.fakequant import FakeQuant, Simulation
 from lowbit.simulate.weights import weights_of
 
@@ -193,7 +194,11 @@ class _Checker(fx.Interpreter):
             return result
         quantizer = self.simulation.quantizers[value]
         assert isinstance(quantizer, FakeQuant)
-        codes = torch.from_numpy(self.deployed[f"{value}_quantized"].astype(np.float32))
+        found = self.deployed[f"{value}_quantized"]
+        codes = torch.from_numpy(found.astype(np.float32))
+        assert isinstance(quantizer.grid, Int)
+        if quantizer.grid.signed and found.dtype == np.uint8:
+            codes -= 1 << (quantizer.grid.bits - 1)  # written unsigned
         own = torch.round(result / quantizer.scale) + quantizer.zero
         steps = (own - codes).abs()
         self.off += int((steps > 0).sum())

@@ -134,7 +134,8 @@ def _bring_to_form(program: ir.Model) -> None:
         if converted := to_float32(program):
             program.meta[CONVERTED] = converted
     program.ir_version = max(program.ir_version, MINIMUM_IR_VERSION)
-    fold_constants(program)
+    if "lowbit.recipe" not in program.metadata_props:  # what lowbit wrote is folded, but for what decodes its codes
+        fold_constants(program)
     infer_shapes(program)
 
 

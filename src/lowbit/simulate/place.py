@@ -15,11 +15,19 @@ from fnmatch import fnmatchcase
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.numerics import TENSOR, WHOLE, Format, Int
+from lowbit.numerics import TENSOR, Format, Int
 from lowbit.recipe import FLOAT, Recipe, TensorSpec
 from lowbit.simulate.operators import OPERATORS
 from lowbit.simulate.sites import Placement, Site
-from lowbit.simulate.weights import SMALLEST_WEIGHT, WEIGHT_AXES, float_constant, layer_names, orient, weights_of
+from lowbit.simulate.weights import (
+    SMALLEST_WEIGHT,
+    WEIGHT_AXES,
+    float_constant,
+    has_one_scale_an_output,
+    layer_names,
+    orient,
+    weights_of,
+)
 from lowbit.targets import Role, Target, find_target
 
 _COMPUTING = (Role.CONVOLVE, Role.MULTIPLY, Role.FOLLOW)  # nodes with arithmetic of their own
@@ -100,6 +108,8 @@ class _Placer:
             return Role.STORE
         if role in (Role.CONVOLVE, Role.MULTIPLY):
             return self._multiplying_role(node, role, weights, activations)
+        if role is Role.ABSORB and any(v is not None and v.const_value is None for v in node.inputs[1:]):
+            return self._keep(node, "clips at computed bounds, which no range can absorb")
         if node.op_type == "Pad" and any(_is_sentinel(float_constant(v)) for v in node.inputs):
             return self._keep(node, "pads with a value that must not stretch a range")
         if role is Role.FOLLOW:
@@ -335,7 +345,7 @@ class _Placer:
         if data.name not in sites or weight.name not in sites:
             return
         activations = sites[str(data.name)].spec
-        if activations.dynamic or not _have_a_product_scale(activations.format, sites[str(weight.name)].spec.format):
+        if activations.dynamic or not _have_a_product_scale(node, activations.format, sites[str(weight.name)]):
             self.reasons[str(value.name)] = "no single scale belongs to the products that it is added to"
             return
         if len(value.uses()) > 1:
@@ -368,12 +378,15 @@ def _mixes(weights: Format, activations: Format) -> bool:
     return isinstance(activations.grid, Int) and not isinstance(weights.grid, Int)
 
 
-def _have_a_product_scale(activations: Format | None, weights: Format | None) -> bool:
+def _have_a_product_scale(node: ir.Node, activations: Format | None, site: Site) -> bool:
     """Whether every product that is summed into one output has the same scale."""
-    if activations is None or weights is None or weights.block is None:
+    weights = site.spec.format
+    if activations is None or weights is None:
         return False
+    weight = next(w for w in weights_of(node) if w.value.name == site.value)
     both_integers = isinstance(activations.grid, Int) and isinstance(weights.grid, Int)
-    return both_integers and activations.block == TENSOR and weights.block.rest == WHOLE
+    one = has_one_scale_an_output(weights.block, weight.array.shape, weight.output_axis)
+    return both_integers and activations.block == TENSOR and one
 
 
 def _has_own_bias(node: ir.Node) -> bool:

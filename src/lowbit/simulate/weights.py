@@ -66,6 +66,15 @@ def float_constant(value: ir.Value | None) -> np.ndarray | None:
     return value.const_value.numpy() if value.const_value.dtype.is_floating_point() else None
 
 
+def has_one_scale_an_output(block: Block | None, shape: tuple[int, ...], output_axis: int) -> bool:
+    """Whether all weights that are summed into one output share a scale, as blocks as long as the sum do too."""
+    if block is None:
+        return False
+    lengths = block.tile(shape)
+    split = {axis for axis, count in enumerate(tile_counts(shape, lengths)) if count > 1}
+    return not split or (split == {output_axis} and lengths[output_axis] == 1)
+
+
 def orient(format: Format, output_axis: int, summed_axis: int, shape: tuple[int, ...] = ()) -> Format:
     """The recipe's channel(0) is the output channel and its group(n) runs along the sum; turn both to these axes.
 
