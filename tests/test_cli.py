@@ -208,16 +208,17 @@ def test_the_extension_of_the_output_says_what_is_written(place, capsys, words):
     assert np.array_equal(*found)
 
 
+@pytest.mark.slow
 def test_a_format_of_a_module_of_mine_is_usable(place, capsys):
     onnx.save(wide_net(), "net.onnx")
     Path("mine.py").write_text(
         "import lowbit as lb\nlb.FORMATS['tern'] = lb.Format(lb.Int(2, narrow=True), lb.channel(0))\n"
     )
     words = ["-m", "lowbit", "quantize", "net.onnx", "--recipe", "tern"]
-    told = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    told = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=200)
     assert told.returncode == 1
     for given in ("mine", "mine.py"):
-        told = subprocess.run([sys.executable, *words, "--import", given], capture_output=True, text=True)
+        told = subprocess.run([sys.executable, *words, "--import", given], capture_output=True, text=True, timeout=200)
         assert told.returncode == 0, told.stderr
         assert "wrote net.tern.onnx" in told.stdout
 

@@ -33,6 +33,9 @@ net.export("net.onnx", format="onnx", verbose=False)
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     if importlib.util.find_spec("keras") is None:

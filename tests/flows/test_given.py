@@ -82,7 +82,10 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("kind", DATA)
+FEW = ("array", "generator", "npz")  # the other forms take seconds each: an export
+
+
+@pytest.mark.parametrize("kind", [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.slow) for kind in DATA])
 def test_a_torch_module_takes_its_example_from_the_data(kind, tmp_path):
     np.savez(tmp_path / "x.npz", image=images(), labels=LABELS)
     np.save(tmp_path / "x.npy", images())

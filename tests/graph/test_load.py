@@ -183,6 +183,7 @@ UNFIT = ("random", "bernoulli", "training", "affine_grid")
 NODE_TESTS = 9  # every ninth of ONNX's own 1,900 node tests; all of them take 40 s
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_own_operators_compute_the_same_after_loading_and_every_exact_pass():
     import onnxruntime

@@ -65,6 +65,7 @@ def test_another_float_type_quantizes(to):
     assert sqnr_db(exact, found) > 25  # measured 31.2 to 31.5; in float32 31.5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*converted to float32")
 def test_resnet20_in_float16_quantizes_to_what_it_does_in_float32(data):
     proto = onnx.load(data / "cifar10-resnet20.onnx")

@@ -113,6 +113,7 @@ EXPORTED: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
 def test_what_torch_exports_agrees_with_onnxruntime_at_another_batch(name: str) -> None:
     torch.manual_seed(0)
