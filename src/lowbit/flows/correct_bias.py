@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from lowbit.flows.calibrate import Batch
 from lowbit.simulate.fakequant import Simulation
 
-MEDIAN_POSITIONS = 8192  # positions of a layer that its median is taken over
+MEDIAN_POSITIONS = 4096  # positions of a layer that its median is taken over
 Environment = dict[fx.Node, Any]
 
 
