@@ -9,7 +9,7 @@ from lowbit.flows.calibrate import Batch
 from lowbit.simulate.footprint import Footprint
 
 BATCH = 16  # samples that go through the network at once, where memory has room for them
-KEPT = 80  # samples, from the start of the calibration data
+KEPT = 200  # samples, from the start of the calibration data
 JUDGING = 16  # of the kept ones; a third where there are few
 
 
