@@ -41,7 +41,7 @@ MEMORY = 2**30  # bytes that samples and activations may take, beside the networ
 # network, within limits. Each costs about six passes, and a small network gains from more: a keyword spotter's outputs
 # 33.5 dB with 32, 34.9 with 64, 35.3 with 184 (same answer as float 98.9 % with 64, 99.5 % with 184).
 FITTED_BYTES = 2**31
-FITTED = (16, 200)
+FITTED = (8, 200)
 PROOF_SAMPLES = 8  # that the written file is run on, at most, and as few as 2 of large ones: millions of codes
 
 Stage = Callable[[str], object]
