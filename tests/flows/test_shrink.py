@@ -82,6 +82,6 @@ def test_compress_on_the_command_line(
     assert run("--max-drop", "5") == 0
     assert json.loads(capsys.readouterr().out)["budget"].startswith("reached")
     assert run("-o", tmp_path / "net.onnx") == 1
-    assert run("-o", tmp_path / "small.onnx") == 1
+    assert run("-o", tmp_path / "small.bin") == 1
     assert run("--pattern", "zigzag") == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 3

@@ -42,6 +42,7 @@ MEMORY = 2**30  # bytes that samples and activations may take, beside the networ
 # 33.5 dB with 32, 34.9 with 64, 35.3 with 184 (same answer as float 98.9 % with 64, 99.5 % with 184).
 FITTED_BYTES = 2**31
 FITTED = (8, 200)
+LEAST_JUDGING = 8  # samples that judge a large network; of small ones all that were kept for it
 PROOF_SAMPLES = 8  # that the written file is run on, at most, and as few as 2 of large ones: millions of codes
 
 Stage = Callable[[str], object]
@@ -150,9 +151,9 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
     in_batches = partial(batches, data, footprint=size, most_bytes=memory // 2)
     observe(simulation, in_batches(chain(kept.judging, kept.fitting, stream)))
     _warn_of_constant_inputs(simulation)
-    judging = list(in_batches(kept.judging))
-    exact = float_outputs(simulation, judging) if set(IMPROVE) & set(chosen.passes) else []
     affordable = passing(size, one, FITTED_BYTES)
+    judging = list(in_batches(first(data, kept.judging, max(affordable, LEAST_JUDGING))))
+    exact = float_outputs(simulation, judging) if set(IMPROVE) & set(chosen.passes) else []
     fitted = min(max(affordable, FITTED[0]), FITTED[1])
     by_gradient = list(in_batches(first(data, kept.fitting, fitted)))
     together = min(fitted, room(size, one, memory // 4))  # each twice: exact and rounded
