@@ -1,9 +1,9 @@
 """When int8 costs too much, leave the layers in float that cost most, and say so.
 
-Most networks never come here: their outputs stay within `TOLERANCE` of float on samples that nothing was fitted to.
-Where they do not (depthwise detectors with SiLU, for one), the backward passes of `flows.ranges` price every quantizer
-at once, the dearest values lose theirs, and the network is placed anew: a file that does its job more slowly beats one
-that does not.
+Most networks never come here: their outputs stay within `TOLERANCE` of float on the judging samples, which ranges and
+biases are not fitted to. Where they do not, the backward passes of `flows.ranges` price every quantizer at once, the
+layers around the costliest ones stay in float, and the network is placed anew. The layers are picked on the judging
+samples too. A file that does its job more slowly beats one that does not.
 """
 
 from collections.abc import Callable, Sequence

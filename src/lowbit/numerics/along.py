@@ -5,11 +5,11 @@ What a gradient g tells of every candidate range of a tensor, without one of its
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit.machine_code import machine_code
 from lowbit.numerics.grids import Int
 
 _PART = 1024  # elements that stay in cache while every scale has its turn
@@ -28,7 +28,7 @@ def error_along(rows: Tensor, along: Tensor, scales: Tensor, zeros: Tensor, grid
     return torch.from_numpy(out)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+@machine_code(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def _error_along(rows: Any, along: Any, scales: Any, zeros: Any, lowest: Any, highest: Any, out: Any) -> None:
     out[:] = 0
     for row in range(rows.shape[0]):
