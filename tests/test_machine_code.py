@@ -15,7 +15,7 @@ def test_a_read_only_install_without_a_home_still_computes(tmp_path):
     shutil.copytree(Path(lowbit.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__"))
     for folder in [installed, *(path for path in installed.rglob("*") if path.is_dir())]:
         (folder / "__pycache__").write_bytes(b"")  # a file: no folder of that name can be made, not even by root
-    code = "import lowbit.numerics.sorted_points, lowbit.ranges.counting, lowbit.storage.ans as a; print(a.__file__)"
+    code = "import lowbit.flows.ptq, lowbit.flows.compress, lowbit.storage.ans as a; print(a.__file__)"
     own = {"PYTHONPATH": str(tmp_path), "HOME": os.devnull, "XDG_CACHE_HOME": os.devnull}
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | own
     command = [sys.executable, "-B", "-c", code]
