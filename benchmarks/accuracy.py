@@ -24,7 +24,7 @@ from benchmarks import peers
 from benchmarks.networks import CASES, Case
 from benchmarks.optimized import operators, optimized
 from benchmarks.tables import arguments, show
-from lowbit.deploy.engines import ENGINES, Run
+from lowbit.engines.compile import ENGINES, Run
 from lowbit.errors import LowbitError
 from lowbit.flows.fidelity import Closeness, Fidelity
 from lowbit.flows.metrics import metric_of

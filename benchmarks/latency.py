@@ -19,7 +19,7 @@ from benchmarks import optimized, peers
 from benchmarks.shapes import SHAPES
 from benchmarks.tables import arguments, show
 from benchmarks.timing import alternating
-from lowbit.deploy.engines import ENGINES
+from lowbit.engines.compile import ENGINES
 from lowbit.errors import LowbitError
 
 Batch = dict[str, np.ndarray]

@@ -16,7 +16,7 @@ import lowbit as lb
 from benchmarks.accuracy import BATCH
 from benchmarks.networks import CASES, Case
 from benchmarks.tables import Row, arguments, show
-from lowbit.deploy.engines import ENGINES
+from lowbit.engines.compile import ENGINES
 from lowbit.flows.formats import COMPARED, formats_on, weights_on
 from lowbit.flows.metrics import metric_of
 from lowbit.ranges import MinMax

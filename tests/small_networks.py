@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from toy_networks import network
 
-from lowbit.deploy.engines import Batch
+from lowbit.engines.compile import Batch
 from lowbit.model import Model
 
 _rng = np.random.default_rng

@@ -12,37 +12,27 @@ SOURCE = Path(__file__).parents[1] / "src" / "lowbit"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "machine_code": set(),
+    "metadata": set(),
     "numerics": {"machine_code"},
     "ranges": {"machine_code", "numerics"},
     "graph": set(),
     "storage": {"machine_code"},
-    "metadata": set(),
-    "deploy": {"numerics", "graph"},
-    "model": {"graph", "deploy", "storage"},
-    "data": {"model", "storage"},
+    "engines": set(),
+    "model": {"graph", "engines", "storage"},
+    "data": {"storage"},
     "targets": {"numerics"},
     "solve": {"numerics", "ranges"},
     "recipe": {"numerics", "ranges", "graph", "targets", "solve"},
-    "simulate": {"numerics", "ranges", "targets", "recipe", "solve"},
+    "network": {"numerics", "ranges", "targets", "recipe", "solve"},
+    "deploy": {"numerics", "ranges", "graph", "engines", "network"},
+    "repair": {"numerics", "ranges", "graph", "engines", "targets", "recipe", "network"},
+    "train": {"storage", "network"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
-        *("numerics", "ranges", "graph", "storage", "deploy", "model", "data", "targets", "recipe", "solve"),
-        *("simulate", "report", "metadata"),
+        *("numerics", "ranges", "graph", "storage", "engines", "model", "data", "targets", "recipe", "solve"),
+        *("network", "deploy", "repair", "train", "report", "metadata"),
     },
-    "cli": {
-        "graph",
-        "numerics",
-        "ranges",
-        "storage",
-        "deploy",
-        "model",
-        "data",
-        "targets",
-        "recipe",
-        "solve",
-        "report",
-        "flows",
-    },
+    "cli": {"graph", "numerics", "ranges", "storage", "model", "data", "solve", "report", "flows"},
 }
 
 
@@ -66,6 +56,15 @@ def test_no_folder_imports_what_stands_below_it_in_the_table():
         allowed = MAY_IMPORT[folder] | {folder, "errors"}
         wrong += [f"{path.relative_to(SOURCE)} imports {m}" for m in imports(path) if part_of(m) not in allowed | {""}]
     assert not wrong
+
+
+def test_every_part_may_import_only_what_it_needs():
+    used: dict[str, set[str]] = {folder: set() for folder in MAY_IMPORT}
+    for path in SOURCE.rglob("*.py"):
+        folder = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        used.setdefault(folder, set()).update(map(part_of, imports(path)))
+    unused = {folder: sorted(allowed - used[folder]) for folder, allowed in MAY_IMPORT.items()}
+    assert not {folder: parts for folder, parts in unused.items() if parts}
 
 
 def test_the_deprecated_quantization_of_torch_is_imported_nowhere():

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import lowbit.deploy.engines as engines
+import lowbit.engines.compile as engines
 import lowbit.model as model_module
 from lowbit.errors import DataError, InputError, ShapeError
 from lowbit.model import Model, load

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from lowbit.deploy.engines import ENGINES, LARGEST_MESSAGE_BYTES, Batch, Run, serialize, weight_bytes
+from lowbit.engines.compile import ENGINES, LARGEST_MESSAGE_BYTES, Batch, Run, serialize, weight_bytes
 from lowbit.errors import DataError, InputError, ShapeError
 from lowbit.graph import load as reading
 

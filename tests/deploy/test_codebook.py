@@ -7,7 +7,7 @@ import pytest
 
 import lowbit as lb
 from lowbit.deploy.codebook import fewer_mantissa_bits, write_codebook
-from lowbit.deploy.engines import ENGINES
+from lowbit.engines.compile import ENGINES
 from lowbit.errors import UnsupportedError
 
 

@@ -8,13 +8,13 @@ from toy_networks import convolutions, images, network
 
 import lowbit as lb
 from lowbit.deploy.compact import compact
-from lowbit.deploy.engines import ENGINES, serialize
+from lowbit.deploy.export import export
 from lowbit.deploy.write import IntegerTensor, write
-from lowbit.flows.calibrate import observe, solve_weights
-from lowbit.flows.export import export
-from lowbit.flows.ranges import choose_ranges
-from lowbit.simulate.fakequant import Simulation
-from lowbit.simulate.place import place
+from lowbit.engines.compile import ENGINES, serialize
+from lowbit.network.calibrate import observe, solve_weights
+from lowbit.network.fakequant import Simulation
+from lowbit.network.place import place
+from lowbit.repair.ranges import choose_ranges
 
 IMAGENET = "scale=255 mean=.485,.456,.406 std=.229,.224,.225 layout=NCHW"
 

@@ -9,8 +9,8 @@ import pytest
 from toy_networks import network
 
 import lowbit as lb
-from lowbit.deploy.engines import ENGINES
-from lowbit.deploy.read_back import FLOAT, INTEGERS, read_back
+from lowbit.engines.compile import ENGINES
+from lowbit.engines.read_back import FLOAT, INTEGERS, read_back
 from lowbit.ranges import MinMax
 
 RNG = np.random.default_rng(0)

@@ -9,12 +9,12 @@ import torch
 from toy_networks import convolutions, images, network
 
 import lowbit as lb
-from lowbit.deploy.engines import ENGINES, serialize
+from lowbit.deploy.export import export
+from lowbit.engines.compile import ENGINES, serialize
 from lowbit.errors import UnsupportedError
-from lowbit.flows.export import export
 from lowbit.metadata import from_text
+from lowbit.network.fakequant import FakeQuant
 from lowbit.recipe import FLOAT, PREPARE, Recipe, Rule, TensorSpec
-from lowbit.simulate.fakequant import FakeQuant
 
 
 def recipe(weights: str, activations: str = "float") -> Recipe:

@@ -11,9 +11,9 @@ import pytest
 from toy_networks import network
 
 import lowbit as lb
-from lowbit.deploy.read_back import FLOAT, INTEGERS, read_back
+from lowbit.engines.read_back import FLOAT, INTEGERS, read_back
+from lowbit.network.place import place
 from lowbit.report.ledger import Ledger
-from lowbit.simulate.place import place
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 128, 6, 6)).astype(np.float32)

@@ -17,14 +17,14 @@ from torch import nn
 import lowbit as lb
 from lowbit.errors import DataError, InputError, UnsupportedError
 from lowbit.flows.compress import Compression, compress, compressible
-from lowbit.flows.train import Checkpoints
 from lowbit.model import Model
-from lowbit.simulate.build import build
-from lowbit.simulate.compressed import CompressedNetwork
+from lowbit.network.build import build
+from lowbit.network.compressed import CompressedNetwork
 from lowbit.solve.prune import Pruning
 from lowbit.solve.share import share
 from lowbit.storage.container import pack
 from lowbit.storage.inspect import inspect
+from lowbit.train.loop import Checkpoints
 
 CLASSES = 5
 
@@ -229,7 +229,7 @@ def run_apart(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 SCRIPT = """
 import sys, torch, lowbit as lb
-from lowbit.flows.train import Checkpoints
+from lowbit.train.loop import Checkpoints
 Checkpoints.__init__.__defaults__ = (0.05, *Checkpoints.__init__.__defaults__[1:])  # twenty a second
 from test_compress import data, named
 from lowbit.flows.compress import compress

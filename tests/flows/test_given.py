@@ -7,7 +7,7 @@ from torch import nn
 from toy_networks import convolutions, images, network, sqnr_db
 
 import lowbit as lb
-from lowbit.deploy.engines import serialize
+from lowbit.engines.compile import serialize
 from lowbit.errors import InputError
 
 

@@ -10,7 +10,7 @@ from small_networks import NETWORKS
 from toy_networks import sqnr_db
 
 import lowbit as lb
-from lowbit.deploy.engines import Batch
+from lowbit.engines.compile import Batch
 from lowbit.graph import PASSES
 from lowbit.recipe import IMPROVE, PREPARE
 

@@ -6,15 +6,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lowbit as lb
-from lowbit.deploy.engines import ENGINES
+from lowbit.engines.compile import ENGINES
 from lowbit.errors import InputError
 from lowbit.metadata import from_text
+from lowbit.network.weights import orient
 from lowbit.numerics import FORMATS, parse_format, spell_format
 from lowbit.numerics.grids import Int
 from lowbit.numerics.qtensor import as_torch
 from lowbit.ranges import MinMax, error
 from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec, find_recipe
-from lowbit.simulate.weights import orient
 
 WORDS = [
     *(name for name, kind in FORMATS.items() if not isinstance(kind.grid, Int) or kind.scale is not None),

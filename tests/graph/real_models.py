@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from lowbit.deploy.engines import Batch
+from lowbit.engines.compile import Batch
 from lowbit.model import Model, load
 
 MODELS = [

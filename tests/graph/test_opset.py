@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lowbit.deploy.engines import ENGINES
+from lowbit.engines.compile import ENGINES
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.graph.load import read_proto
 from lowbit.graph.opset import ROWS

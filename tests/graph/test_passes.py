@@ -301,7 +301,7 @@ def test_a_long_chain_of_products_is_no_deep_recursion():
 
 
 def run_value(model: Model, name: str, x: np.ndarray) -> np.ndarray:
-    from lowbit.deploy.engines import ENGINES
+    from lowbit.engines.compile import ENGINES
 
     return ENGINES["onnxruntime"].compile(model.program, outputs=[name])({"x": x})[name]
 

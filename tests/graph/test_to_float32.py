@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from toy_networks import convolutions, images, sqnr_db
 
 import lowbit as lb
-from lowbit.deploy.engines import serialize
+from lowbit.engines.compile import serialize
 
 TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "float64": TensorProto.DOUBLE}
 

@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from lowbit.data import Data, Preprocessing
 from lowbit.data.samples import Samples
-from lowbit.deploy.engines import Run
-from lowbit.deploy.profile import OperatorTime, slowest_operator
+from lowbit.engines.compile import Run
+from lowbit.engines.profile import OperatorTime, slowest_operator
 from lowbit.errors import ModelError
 from lowbit.flows.evaluate import engine_of, needed_labels
 from lowbit.flows.fidelity import Closeness, Fidelity, LayerFidelity, layer_fidelity

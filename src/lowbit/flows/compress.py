@@ -26,15 +26,15 @@ from lowbit.flows.compress_run import Run
 from lowbit.flows.compression import Compression, Layer, Progress
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
 from lowbit.flows.given import model_and_data, refuse_quantized
-from lowbit.flows.train import Samples
 from lowbit.graph import PASSES
 from lowbit.graph.notes import drop_notes
 from lowbit.model import Model
-from lowbit.simulate.build import build
-from lowbit.simulate.compressed import CompressedNetwork
-from lowbit.simulate.weights import weights_of
+from lowbit.network.build import build
+from lowbit.network.compressed import CompressedNetwork
+from lowbit.network.weights import weights_of
 from lowbit.solve.share import Shared, share
 from lowbit.storage.container import pack
+from lowbit.train.loop import Samples
 
 __all__ = ["Compression", "Layer", "Progress", "compress", "compress_tensors", "compressible", "write"]
 

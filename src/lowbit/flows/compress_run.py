@@ -11,15 +11,15 @@ from torch import Tensor
 
 from lowbit.errors import InputError
 from lowbit.flows.compression import Compression, Progress
-from lowbit.flows.distill import Task
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
-from lowbit.flows.sensitivity import squared_gradients
-from lowbit.flows.train import Adam, Checkpoints, Samples, order
 from lowbit.model import Model
-from lowbit.simulate.build import build
-from lowbit.simulate.compressed import CompressedNetwork
+from lowbit.network.build import build
+from lowbit.network.compressed import CompressedNetwork
+from lowbit.repair.sensitivity import squared_gradients
 from lowbit.solve.prune import cubic_sparsity
 from lowbit.solve.share import Shared, refit, share
+from lowbit.train.distill import Task
+from lowbit.train.loop import Adam, Checkpoints, Samples, order
 
 RATES = {"prune": 1.0, "settle": 0.5, "share": 0.25}
 """Phases in order, and their learning rates relative to the first."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from lowbit.data import Data, Preprocessing
 from lowbit.data.samples import Batching
-from lowbit.deploy.engines import ENGINES, Engine
+from lowbit.engines.compile import ENGINES, Engine
 from lowbit.errors import DataError, InputError
 from lowbit.flows.given import model_and_data
 from lowbit.flows.metrics import Metric, metric_of

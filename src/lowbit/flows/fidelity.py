@@ -7,7 +7,7 @@ from math import inf, isfinite, log10, nan
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.deploy.engines import ENGINES
+from lowbit.engines.compile import ENGINES
 from lowbit.flows.metrics import class_axis
 
 GROUP_BYTES = 2**28  # of intermediate values that are held at once

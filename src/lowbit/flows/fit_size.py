@@ -19,9 +19,9 @@ from torch import Tensor
 
 from lowbit.errors import TooSmallError
 from lowbit.flows.compression import Progress
-from lowbit.flows.sensitivity import squared_gradients
-from lowbit.simulate.compressed import CompressedNetwork
-from lowbit.simulate.moments import Inputs, moments_in_turn, weight_of_rows, weight_rows, widths
+from lowbit.network.compressed import CompressedNetwork
+from lowbit.network.moments import Inputs, moments_in_turn, weight_of_rows, weight_rows, widths
+from lowbit.repair.sensitivity import squared_gradients
 from lowbit.solve.gptq import Feedback, gptq
 from lowbit.solve.share import Shared
 

@@ -8,10 +8,10 @@ import torch
 
 from lowbit.errors import InputError
 from lowbit.model import Model
+from lowbit.network.weights import SMALLEST_WEIGHT, Weight, orient, weights_of
 from lowbit.numerics import measure, parse_format
 from lowbit.ranges import MSE, Range
 from lowbit.recipe import TensorSpec
-from lowbit.simulate.weights import SMALLEST_WEIGHT, Weight, orient, weights_of
 from lowbit.solve import SOLVERS
 
 # One of each kind, from the largest to the smallest; group lengths as their papers have them.

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from lowbit.data import Data
 from lowbit.data.samples import Samples
-from lowbit.flows.calibrate import Batch
-from lowbit.simulate.footprint import Footprint
+from lowbit.network.calibrate import Batch
+from lowbit.network.footprint import Footprint
 
 BATCH = 16  # samples that go through the network at once, where memory has room for them
 KEPT = 200  # samples, from the start of the calibration data

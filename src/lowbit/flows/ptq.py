@@ -12,27 +12,27 @@ from typing import Any
 import lowbit
 from lowbit.data import Data
 from lowbit.deploy.compact import compact
-from lowbit.deploy.read_back import read_back
+from lowbit.deploy.export import export, ledger
+from lowbit.deploy.proof import check_arithmetic, verify
+from lowbit.engines.read_back import read_back
 from lowbit.errors import InputError, UnsupportedError
-from lowbit.flows.calibrate import Batch, hold_biases, observe, solve_weights, tensors
-from lowbit.flows.correct_bias import correct_bias
-from lowbit.flows.export import export, ledger
 from lowbit.flows.given import float_model_and_data
-from lowbit.flows.improve import float_outputs, keep_if_better, output_error
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
-from lowbit.flows.protect import protect
-from lowbit.flows.ranges import choose_ranges
-from lowbit.flows.smooth import smooth_activations
-from lowbit.flows.verify import check_arithmetic, verify
 from lowbit.graph import PASSES
 from lowbit.metadata import to_text
 from lowbit.model import Model
+from lowbit.network.calibrate import Batch, hold_biases, observe, solve_weights, tensors
+from lowbit.network.fakequant import Simulation
+from lowbit.network.footprint import footprint
+from lowbit.network.place import place, rules_without_layers
+from lowbit.network.sites import Placement
 from lowbit.numerics import Format
 from lowbit.recipe import IMPROVE, Recipe, find_recipe
-from lowbit.simulate.fakequant import Simulation
-from lowbit.simulate.footprint import footprint
-from lowbit.simulate.place import place, rules_without_layers
-from lowbit.simulate.sites import Placement
+from lowbit.repair.correct_bias import correct_bias
+from lowbit.repair.improve import float_outputs, keep_if_better, output_error
+from lowbit.repair.protect import protect
+from lowbit.repair.ranges import choose_ranges
+from lowbit.repair.smooth import smooth_activations
 from lowbit.targets import find_target
 
 LEAST_MEMORY = 2**10  # bytes; a single sample may take more

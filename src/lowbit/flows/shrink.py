@@ -14,8 +14,8 @@ import torch
 from lowbit.errors import DataError, InputError, TooSmallError
 from lowbit.flows.compress import Compression, Progress, compress
 from lowbit.flows.given import model_and_data
-from lowbit.flows.train import Samples
 from lowbit.model import Model
+from lowbit.train.loop import Samples
 
 SMALLEST_RATIO, LARGEST_RATIO = 4.0, 128.0
 TRIALS = 7

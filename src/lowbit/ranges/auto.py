@@ -22,7 +22,7 @@ class Auto:
 
     Asked by itself it judges by the squared error of the tensor, each block for itself, or all of them together where
     their scales share a second scale. A flow that has the network at
-    hand judges by the error that reaches the outputs instead (`flows.ranges`) and puts the winner in its place.
+    hand judges by the error that reaches the outputs instead (`repair.ranges`) and puts the winner in its place.
 
     loss   of the outputs: "squares", relative to their power; "cross_entropy" of the float network's answers
     """

@@ -62,7 +62,7 @@ class Pruning:
     ) -> dict[str, Tensor]:
         """Name → mask, at this sparsity (by default the final one). Weights are (rows, columns…), rows their outputs.
 
-        sensitivity   of each weight, which the scope of that name needs; see lowbit.flows.sensitivity
+        sensitivity   of each weight, which the scope of that name needs; see lowbit.repair.sensitivity
 
         ShapeError where an n:m pattern or a block does not fit a weight.
         """

@@ -1,0 +1,208 @@
+"""Parity: the deployed file computes what was simulated, layer by layer, to one step.
+
+Differences of one step are expected and add up along a network, so outputs alone prove nothing about a layer. Here
+every layer of the simulation is fed the integers that the engine computed before it, and only its own result is
+compared.
+
+Equal numbers do not prove that a layer runs in integers, or that it does not: `check_arithmetic` reads that off the
+engine's own graph.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+
+from lowbit.engines.compile import ENGINES
+from lowbit.engines.cpu import saturation_advice
+from lowbit.engines.read_back import FLOAT, ReadBack
+from lowbit.errors import MismatchError
+from lowbit.network.calibrate import Batch, forward
+from lowbit.network.fakequant import FakeQuant, Simulation
+from lowbit.network.weights import weights_of
+from lowbit.numerics import Int
+
+OUTPUT_NOISE = 1e-4  # of an output's power, given equal integers before it: 40 dB
+FLOAT_SHARE = 1e-3  # of the largest output: float32 sums in another order, through a hundred layers, stay below
+# A kernel of blocks rounds activations itself: those that lie on a tie fall on either side, and the difference grows
+# from layer to layer (0.006 after 12 products, 0.020 after MiniLM's 36). A wrong code or scale differs by about 1.
+BLOCK_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an engine is from the simulation.
+
+    one_step   share of compared codes that differ by one
+    worst      value name and largest difference in steps
+    """
+
+    values: int
+    codes: int
+    one_step: float
+    worst: tuple[str, int]
+
+
+def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], engine: str = "onnxruntime") -> Parity:
+    """Run the written program and hold every quantized value against the simulation; MismatchError beyond one step.
+
+    One step is allowed because engines requantize with a fixed-point multiplier or in float32 in another order of sums;
+    a value that lies within float rounding of a tie then falls on either side.
+    """
+    sites = [s for s in simulation.placement.sites.values() if _has_codes(simulation, s.value)]
+    if not sites:
+        return _verify_outputs(simulation, program, batches, engine)
+    outputs = [str(v.name) for v in program.graph.outputs]
+    run = ENGINES[engine].compile(program, outputs=[*outputs, *(f"{s.value}_quantized" for s in sites)])
+    worst, off, compared = ("", 0), 0, 0
+    with simulation.mode("quantize"):
+        for batch in batches:
+            deployed = run(dict(batch))
+            checker = _Checker(simulation, deployed)
+            arrays = (torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in program.graph.inputs)
+            for name, simulated in checker.run(*arrays).items():
+                _reject_nan(simulation, batch, name, simulated, deployed[name], engine)
+                _compare_output(name, simulated, deployed[name], engine)
+            off, compared = off + checker.off, compared + checker.compared
+            worst = max(worst, checker.worst, key=lambda pair: pair[1])
+    if worst[1] > 1:
+        site = simulation.placement.sites[worst[0]]
+        raise MismatchError(
+            f"layer '{site.layer}': {engine} and the simulation differ by {worst[1]} steps in '{worst[0]}'. "
+            f"{saturation_advice()}Leave the layer in float (a rule 'float' for '{site.layer}') and report the model."
+        )
+    return Parity(len(sites), compared, off / max(1, compared), worst)
+
+
+def check_arithmetic(simulation: Simulation, rows: Iterable[Mapping[str, Any]], runs: ReadBack) -> None:
+    """MismatchError where a layer runs in integers that the ledger calls float, or the other way round.
+
+    rows   the ledger; those of weights say in which arithmetic their layers compute
+    """
+    if runs.unread:
+        return
+    stated = {row["tensor"]: row["arithmetic"] for row in rows if "arithmetic" in row and row["role"] != "activation"}
+    for node in simulation.program.graph:
+        for weight in weights_of(node):
+            said, found = stated.get(weight.value.name), runs.of(str(node.name))
+            if said is None or said == found:
+                continue
+            what = f"layer '{node.name}' ({node.op_type}, weight '{weight.value.name}')"
+            if found == FLOAT:
+                raise MismatchError(
+                    f"{what}: the ledger says {said}, and {runs.engine} computes it in float. Leave the layer in float "
+                    f"(a rule 'float' for '{node.name}'), or choose another target; report the model."
+                )
+            raise MismatchError(
+                f"{what}: the ledger says {said}, and {runs.engine} runs it as {runs.operators[str(node.name)]} "
+                f"({found}). Quantize the layer too (drop its rule 'float'), or leave its neighbours in float as well; "
+                "report the model."
+            )
+
+
+def _compare_output(name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str) -> None:
+    """What is computed in float behind the last integers agrees too; a top-k may still pick another of two equals."""
+    if not simulated.is_floating_point() or tuple(simulated.shape) != deployed.shape:
+        return
+    own = simulated.double().numpy()
+    noise = float(np.square(_differences(own, deployed)).sum())
+    power = float(np.square(own[np.isfinite(own)]).sum())
+    if not noise <= OUTPUT_NOISE * power:
+        raise MismatchError(
+            f"output '{name}': {engine} and the simulation differ by {noise / max(power, 1e-30):.2g} of its power, "
+            "though all integers before it agree. Leave the last layers in float (rules 'float') and report the model."
+        )
+
+
+def _reject_nan(
+    simulation: Simulation, batch: Batch, name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str
+) -> None:
+    """MismatchError for a NaN in an output, unless the float network gives one too."""
+    if not simulated.is_floating_point():
+        return
+    where = np.isnan(deployed)
+    if bool(simulated.isnan().any()) or where.any():
+        with simulation.mode("off"):
+            exact = forward(simulation, batch)[name]
+        if not bool(exact.isnan().any()):
+            raise MismatchError(
+                f"output '{name}': {int(where.sum())} of {where.size} values are NaN in {engine}, "
+                f"{int(simulated.isnan().sum())} in the simulation, none in the float network. Leave the layers in "
+                "float (rules 'float') that divide, or take roots or logarithms; report the model."
+            )
+
+
+def _differences(own: np.ndarray[Any, Any], deployed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """deployed − own; 0 where both are the same infinity, or both no number."""
+    same = (own == deployed) | (np.isnan(own) & np.isnan(deployed))
+    apart: np.ndarray[Any, Any] = np.subtract(deployed, own, where=~same, out=np.zeros_like(own))
+    return apart
+
+
+def _verify_outputs(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], engine: str) -> Parity:
+    """Where only weights are stored in few bits everything is float: the outputs themselves are equal, up to summation.
+
+    A kernel that rounds activations in blocks finds some on the other side of a tie: its outputs have BLOCK_SHARE.
+    """
+    run = ENGINES[engine].compile(program)
+    share = BLOCK_SHARE if any(s.role == "activation" for s in simulation.placement.sites.values()) else FLOAT_SHARE
+    compared = 0
+    with simulation.mode("quantize"):
+        for batch in batches:
+            deployed = run(dict(batch))
+            for name, simulated in forward(simulation, batch).items():
+                compared += simulated.numel()
+                if not simulated.is_floating_point() or not simulated.numel():
+                    continue
+                _reject_nan(simulation, batch, name, simulated, deployed[name], engine)
+                own = simulated.double().numpy()
+                largest = np.abs(own, where=np.isfinite(own), out=np.zeros_like(own)).max()
+                off = np.abs(_differences(own, deployed[name])).max() / max(largest, 1e-30)
+                if not off <= share:
+                    raise MismatchError(
+                        f"output '{name}': {engine} and the simulation differ by {off:.2g} of its largest value, "
+                        "though both compute in float. Leave layers in float by rules, half of them first, to find "
+                        "which; report the model."
+                    )
+    return Parity(0, compared, 0.0, ("", 0))
+
+
+def _has_codes(simulation: Simulation, value: str) -> bool:
+    """Whether the file computes this activation's codes; a kernel of blocks keeps them to itself."""
+    quantizer = simulation.quantizers[value]
+    site = simulation.placement.sites[value]
+    return site.role == "activation" and isinstance(quantizer, FakeQuant) and not quantizer.dynamic
+
+
+class _Checker(fx.Interpreter):
+    """Runs the simulation, replacing each quantized value by the engine's after comparing the two."""
+
+    def __init__(self, simulation: Simulation, deployed: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        super().__init__(simulation.module)
+        self.simulation, self.deployed = simulation, deployed
+        self.worst, self.off, self.compared = ("", 0), 0, 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        with torch.no_grad():
+            result = super().run_node(n)
+        value = n.meta.get("quantized_value")
+        if value is None or not _has_codes(self.simulation, value):
+            return result
+        quantizer = self.simulation.quantizers[value]
+        assert isinstance(quantizer, FakeQuant)
+        found = self.deployed[f"{value}_quantized"]
+        codes = torch.from_numpy(found.astype(np.float32))
+        assert isinstance(quantizer.grid, Int)
+        if quantizer.grid.signed and found.dtype == np.uint8:
+            codes -= 1 << (quantizer.grid.bits - 1)  # written unsigned
+        own = torch.round(result / quantizer.scale) + quantizer.zero
+        steps = (own - codes).abs()
+        self.off += int((steps > 0).sum())
+        self.compared += steps.numel()
+        if steps.numel() and not steps.max() <= self.worst[1]:
+            self.worst = (value, int(steps.nan_to_num(nan=float(2**31)).max()))
+        return (codes - quantizer.zero) * quantizer.scale

@@ -1,0 +1,162 @@
+"""Picking and placing elements by index: gather, scatter, top-k, one-hot, non-zero, unique."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowbit.network.operators_types import Ints, Number, ints, number
+
+
+def _from_start(indices: Tensor, length: int) -> Tensor:
+    """Indices with negative ones counted from the end, as torch's own gathers need them."""
+    indices = indices.to(torch.int64)
+    return torch.where(indices < 0, indices + length, indices)
+
+
+def gather(data: Tensor, indices: Ints, *, axis: int = 0) -> Tensor:
+    if isinstance(indices, int):
+        return data.select(axis, indices)
+    if not isinstance(indices, Tensor):
+        if len(indices) == 1:
+            return data.narrow(axis, indices[0] % data.shape[axis], 1)
+        indices = torch.tensor(indices, dtype=torch.int64, device=data.device)
+    index = _from_start(indices, data.shape[axis])
+    if axis == 0 and data.dim() == 2 and data.is_floating_point():
+        return F.embedding(index, data)
+    axis %= data.dim()
+    flat = data.index_select(axis, index.flatten())
+    return flat.reshape((*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]))
+
+
+def gather_elements(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    return torch.gather(data, axis, _from_start(indices, data.shape[axis]))
+
+
+def gather_nd(data: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    batches = [
+        torch.arange(data.shape[i], device=data.device).reshape((-1,) + (1,) * (indices.dim() - 2 - i))
+        for i in range(batch_dims)
+    ]
+    return data[(*batches, *indices.to(torch.int64).unbind(-1))]
+
+
+_REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+def scatter_elements(
+    data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
+) -> Tensor:
+    index = _from_start(indices, data.shape[axis])
+    if reduction == "none":
+        return torch.scatter(data, axis, index, updates)
+    return torch.scatter_reduce(data, axis, index, updates, _REDUCTIONS[reduction])
+
+
+def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
+    index = indices.to(torch.int64).unbind(-1)
+    if reduction in ("none", "add"):
+        return torch.index_put(data, index, updates, accumulate=reduction == "add")
+    depth = len(index)
+    flat = torch.zeros_like(index[0])
+    for axis, part in enumerate(index):
+        flat = flat * data.shape[axis] + _from_start(part, data.shape[axis])
+    rows = data.reshape(-1, *data.shape[depth:])
+    values = updates.reshape(-1, *data.shape[depth:])
+    place = flat.reshape(-1, *(1,) * (rows.dim() - 1)).expand_as(values)
+    return torch.scatter_reduce(rows, 0, place, values, _REDUCTIONS[reduction]).reshape(data.shape)
+
+
+def tensor_scatter(
+    past: Tensor, update: Tensor, write_indices: Tensor | None = None, *, axis: int = -2, mode: str = "linear"
+) -> Tensor:
+    axis %= past.dim()
+    length, steps = past.shape[axis], update.shape[axis]
+    first = (
+        torch.zeros(past.shape[0], dtype=torch.int64, device=past.device) if write_indices is None else write_indices
+    )
+    place = first[:, None] + torch.arange(steps, device=past.device)
+    place = place % length if mode == "circular" else place
+    shape = [1] * past.dim()
+    shape[0], shape[axis] = place.shape
+    return torch.scatter(past, axis, place.reshape(shape).expand(update.shape), update)
+
+
+def top_k(
+    x: Tensor, k: Ints, *, axis: int = -1, largest: int = 1, sorted: int = 1, outputs: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Equal values keep the order of their indices, as ONNX demands; torch.topk does not promise it."""
+    count = int(number(k))
+    order = torch.argsort(x, dim=axis, descending=bool(largest), stable=True).narrow(axis, 0, count)
+    return torch.gather(x, axis, order), order
+
+
+def one_hot(indices: Tensor, depth: Number, values: Tensor, *, axis: int = -1) -> Tensor:
+    count = int(number(depth))
+    index = indices.to(torch.int64)
+    classes = torch.arange(count, device=indices.device)
+    hot = torch.where(index < 0, index + count, index).unsqueeze(-1) == classes
+    off, on = values.unbind()
+    return torch.where(hot, on, off).movedim(-1, axis)
+
+
+def non_zero(x: Tensor) -> Tensor:
+    return torch.nonzero(x).t()
+
+
+def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:
+    x, axis = (x.flatten(), 0) if axis is None else (x, axis)
+    return x.index_select(axis, torch.nonzero(condition).flatten())
+
+
+def unique(
+    x: Tensor, *, axis: int | None = None, sorted: int = 1, outputs: int = 1
+) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
+    values, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True, dim=axis)
+    inverse = inverse.flatten()
+    n = counts.numel()
+    position = torch.arange(inverse.numel(), device=x.device)
+    first = torch.full((n,), inverse.numel(), device=x.device).scatter_reduce(0, inverse, position, "amin")
+    if not sorted:  # in the order of first occurrence
+        order = torch.argsort(first)
+        values = values.index_select(0 if axis is None else axis, order)
+        first, counts, inverse = first[order], counts[order], torch.argsort(order)[inverse]
+    return values if outputs == 1 else (values, first, inverse, counts)
+
+
+def empty_sequence(*, dtype: int = 1) -> list[Tensor]:
+    return []
+
+
+def sequence_construct(*tensors: Tensor) -> list[Tensor]:
+    return list(tensors)
+
+
+def sequence_at(sequence: list[Tensor], position: Ints) -> Tensor:
+    return sequence[int(number(position))]
+
+
+def sequence_insert(sequence: list[Tensor], tensor: Tensor, position: Ints | None = None) -> list[Tensor]:
+    at = len(sequence) if position is None else int(number(position)) % (len(sequence) + 1)
+    return [*sequence[:at], tensor, *sequence[at:]]
+
+
+def sequence_erase(sequence: list[Tensor], position: Ints | None = None) -> list[Tensor]:
+    at = (-1 if position is None else int(number(position))) % len(sequence)
+    return [*sequence[:at], *sequence[at + 1 :]]
+
+
+def sequence_length(sequence: list[Tensor]) -> Tensor:
+    return torch.tensor(len(sequence))
+
+
+def split_to_sequence(x: Tensor, split: Ints | None = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
+    length = x.shape[axis]
+    if split is None:
+        return list(torch.split(x, 1, axis)) if keepdims else list(torch.unbind(x, axis))
+    scalar = isinstance(split, int) or (isinstance(split, Tensor) and split.dim() == 0)
+    part = ints(split)
+    return list(torch.split(x, min(part[0], length) if scalar else list(part), axis))
+
+
+def concat_from_sequence(sequence: list[Tensor], *, axis: int, new_axis: int = 0) -> Tensor:
+    return torch.stack(sequence, axis) if new_axis else torch.cat(sequence, axis)

@@ -1,0 +1,119 @@
+"""Normalizations over batches, channels, groups and the last axes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowbit.network.operators_types import TORCH_TYPES
+
+
+def batch_normalization(
+    x: Tensor,
+    scale: Tensor,
+    b: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+    outputs: int = 1,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    if not training_mode:
+        return F.batch_norm(x, mean, variance, scale, b, False, 0.0, epsilon)
+    axes = [0, *range(2, x.dim())]
+    batch_variance, batch_mean = torch.var_mean(x, axes, correction=0)
+    y = F.batch_norm(x, batch_mean, batch_variance, scale, b, False, 0.0, epsilon)
+    running = (mean * momentum + batch_mean * (1 - momentum), variance * momentum + batch_variance * (1 - momentum))
+    return y if outputs == 1 else (y, *running)
+
+
+def instance_normalization(x: Tensor, scale: Tensor, b: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+    return F.instance_norm(x, weight=scale, bias=b, eps=epsilon)
+
+
+def layer_normalization(
+    x: Tensor,
+    scale: Tensor,
+    b: Tensor | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
+    outputs: int = 1,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    axis %= x.dim()
+    over = x.shape[axis:]
+    if outputs == 1:
+        if scale.shape == over and (b is None or b.shape == over):
+            return F.layer_norm(x, over, scale, b, epsilon)
+        y = F.layer_norm(x, over, None, None, epsilon) * scale
+        return y if b is None else y + b
+    wide = x.to(TORCH_TYPES[stash_type])
+    variance, mean = torch.var_mean(wide, tuple(range(axis, x.dim())), correction=0, keepdim=True)
+    inverse = torch.rsqrt(variance + epsilon)
+    y = ((wide - mean) * inverse).to(x.dtype) * scale
+    return (y if b is None else y + b), mean, inverse
+
+
+def rms_normalization(
+    x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    wide = x.to(TORCH_TYPES[stash_type])
+    square = wide.square().mean(tuple(range(axis % x.dim(), x.dim())), keepdim=True)
+    return (wide * torch.rsqrt(square + epsilon)).to(x.dtype) * scale
+
+
+def group_normalization(
+    x: Tensor, scale: Tensor, b: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    return F.group_norm(x, num_groups, scale, b, epsilon)
+
+
+def mean_variance_normalization(x: Tensor, *, axes: tuple[int, ...] = (0, 2, 3)) -> Tensor:
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return (x - mean) / (torch.sqrt(variance) + 1e-9)
+
+
+def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
+    norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return torch.where(norm == 0, 0, x / torch.where(norm == 0, 1, norm))
+
+
+def lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
+    before = (size - 1) // 2
+    squares = x.square().movedim(1, -1)
+    sums = F.pad(squares, (before, size - 1 - before)).unfold(-1, size, 1).sum(-1).movedim(-1, 1)
+    return x / (bias + alpha / size * sums) ** beta
+
+
+def _loss_mean(losses: Tensor, weights: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.sum() / weights.sum()
+
+
+def negative_log_likelihood(
+    x: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int | None = None, reduction: str = "mean"
+) -> Tensor:
+    target = target.to(torch.int64)
+    kept = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+    index = torch.where(kept, target, 0)
+    weights = x.new_ones(target.shape) if weight is None else weight[index]
+    weights = torch.where(kept, weights, 0)
+    picked = torch.gather(x, 1, index.unsqueeze(1)).squeeze(1)
+    return _loss_mean(-picked * weights, weights, reduction)
+
+
+def softmax_cross_entropy(
+    scores: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    *,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    outputs: int = 1,
+) -> Tensor | tuple[Tensor, Tensor]:
+    log_probability = torch.log_softmax(scores, 1)
+    loss = negative_log_likelihood(log_probability, labels, weights, ignore_index=ignore_index, reduction=reduction)
+    return loss if outputs == 1 else (loss, log_probability)

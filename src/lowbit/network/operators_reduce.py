@@ -1,0 +1,171 @@
+"""Reductions over axes, arg-extremes, cumulative sums, softmaxes and matrix products."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowbit.network.operators_types import Ints, ints, number
+
+
+def _axes(x: Tensor, axes: Ints | None, noop_with_empty_axes: int) -> list[int] | None:
+    """The axes to reduce over; None: none, the input is only transformed."""
+    chosen = [] if axes is None else list(ints(axes))
+    if chosen:
+        return chosen
+    return None if noop_with_empty_axes or x.dim() == 0 else list(range(x.dim()))
+
+
+def reduce_sum(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    over = _axes(x, axes, noop_with_empty_axes)
+    return x if over is None else torch.sum(x, over, bool(keepdims), dtype=x.dtype)
+
+
+def reduce_mean(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    over = _axes(x, axes, noop_with_empty_axes)
+    if over is None:
+        return x
+    if x.is_floating_point():
+        return torch.mean(x, over, bool(keepdims))
+    return torch.mean(x, over, bool(keepdims), dtype=torch.float64).to(x.dtype)
+
+
+def reduce_max(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    over = _axes(x, axes, noop_with_empty_axes)
+    if over is None:
+        return x
+    return (
+        torch.amax(x, over, bool(keepdims)) if _has_elements(x, over) else _empty(x, over, keepdims, _lowest(x.dtype))
+    )
+
+
+def reduce_min(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    over = _axes(x, axes, noop_with_empty_axes)
+    if over is None:
+        return x
+    return (
+        torch.amin(x, over, bool(keepdims)) if _has_elements(x, over) else _empty(x, over, keepdims, _highest(x.dtype))
+    )
+
+
+def _has_elements(x: Tensor, over: list[int]) -> bool:
+    return all(x.shape[axis] for axis in over)
+
+
+def _empty(x: Tensor, over: list[int], keepdims: int, value: float) -> Tensor:
+    return torch.full_like(torch.sum(x, over, bool(keepdims)), value, dtype=x.dtype)
+
+
+def _lowest(dtype: torch.dtype) -> float:
+    return float("-inf") if dtype.is_floating_point else 0 if dtype == torch.bool else torch.iinfo(dtype).min
+
+
+def _highest(dtype: torch.dtype) -> float:
+    return float("inf") if dtype.is_floating_point else 1 if dtype == torch.bool else torch.iinfo(dtype).max
+
+
+def reduce_prod(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    over = _axes(x, axes, noop_with_empty_axes)
+    for axis in sorted({axis % x.dim() for axis in over or ()}, reverse=True):
+        x = torch.prod(x, axis, bool(keepdims), dtype=x.dtype)
+    return x
+
+
+def reduce_l1(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return reduce_sum(torch.abs(x), axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
+
+
+def reduce_l2(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    if x.is_floating_point() and (over := _axes(x, axes, noop_with_empty_axes)) is not None:
+        norm: Tensor = torch.linalg.vector_norm(x, 2, over, bool(keepdims))
+        return norm
+    squares = reduce_sum(x * x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
+    return torch.sqrt(squares.to(torch.float64)).to(x.dtype)
+
+
+def reduce_log_sum(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return torch.log(reduce_sum(x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)).to(x.dtype)
+
+
+def reduce_log_sum_exp(
+    x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Tensor:
+    over = _axes(x, axes, noop_with_empty_axes)
+    return x if over is None else torch.logsumexp(x, over, bool(keepdims))
+
+
+def reduce_sum_square(
+    x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Tensor:
+    return reduce_sum(x * x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
+
+
+def argmax(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+    if select_last_index:
+        return x.shape[axis] - 1 - torch.argmax(x.flip(axis), axis, bool(keepdims))
+    return torch.argmax(x, axis, bool(keepdims))
+
+
+def argmin(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+    if select_last_index:
+        return x.shape[axis] - 1 - torch.argmin(x.flip(axis), axis, bool(keepdims))
+    return torch.argmin(x, axis, bool(keepdims))
+
+
+def cumulative_sum(x: Tensor, axis: Ints, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    return _cumulative(torch.cumsum, 0, x, int(number(axis)), exclusive, reverse)
+
+
+def cumulative_product(x: Tensor, axis: Ints, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    return _cumulative(torch.cumprod, 1, x, int(number(axis)), exclusive, reverse)
+
+
+def _cumulative(fold: object, start: int, x: Tensor, axis: int, exclusive: int, reverse: int) -> Tensor:
+    x = x.flip(axis) if reverse else x
+    if exclusive:
+        first = torch.full_like(x.narrow(axis, 0, 1), start)
+        x = torch.cat([first, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+    result: Tensor = fold(x, axis, dtype=x.dtype)  # type: ignore[operator]
+    return result.flip(axis) if reverse else result
+
+
+def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return torch.softmax(x, axis)
+
+
+def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return torch.log_softmax(x, axis)
+
+
+def hardmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    first = torch.argmax(x, axis, keepdim=True)
+    return torch.zeros_like(x).scatter_(axis, first, 1)
+
+
+def gemm(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Tensor:
+    if alpha == 1.0 and beta == 1.0 and transB and not transA and (c is None or c.dim() == 1):
+        return F.linear(a, b, c)
+    a = a.t() if transA else a
+    b = b.t() if transB else b
+    if c is not None and a.is_floating_point():
+        return torch.addmm(c, a, b, beta=beta, alpha=alpha)
+    product = torch.matmul(a, b)
+    product = product if alpha == 1.0 else (alpha * product).to(a.dtype)
+    return product if c is None else product + (c if beta == 1.0 else (beta * c).to(a.dtype))
+
+
+def einsum(*operands: Tensor, equation: str) -> Tensor:
+    return torch.einsum(equation.replace(" ", ""), *operands)
+
+
+def determinant(x: Tensor) -> Tensor:
+    result: Tensor = torch.linalg.det(x)
+    return result

@@ -1,0 +1,1 @@
+"""Training: loops that resume bit for bit, distillation. Above network."""

@@ -1,0 +1,160 @@
+"""Steps that must prove themselves: what is kept, what is undone, and what each does to the simulated outputs."""
+
+import numpy as np
+import torch
+from test_output_errors import calibrated, in_batches
+from toy_networks import convolutions, images, network, sqnr_db
+
+import lowbit as lb
+from lowbit.model import Model
+from lowbit.network.calibrate import LARGEST_BIAS, forward, hold_biases
+from lowbit.repair.correct_bias import correct_bias
+from lowbit.repair.improve import float_outputs, keep_if_better, output_error
+from lowbit.repair.smooth import smooth_activations
+
+
+def with_bias_of_three_axes() -> Model:
+    rng = np.random.default_rng(0)
+    return network(
+        "b (float[N,4,16] x) => (float[N,4,8] logits) { p = MatMul (x, w)  logits = Add (p, b) }",
+        w=rng.normal(size=(16, 8)) / 4,
+        b=rng.normal(size=(1, 1, 8)),
+    )
+
+
+def test_a_step_that_makes_it_worse_is_undone_also_for_a_bias_of_three_axes():
+    model = with_bias_of_three_axes()
+    batches = [{"x": np.random.default_rng(1).normal(size=(16, 4, 16)).astype(np.float32)}]
+    simulation = calibrated(model, batches)
+    exact = float_outputs(simulation, batches)
+    before, bias = output_error(simulation, batches, exact), simulation.parameter("b").detach().clone()
+
+    def worse() -> list[str]:
+        with torch.no_grad():
+            simulation.parameter("b").add_(1.0)
+        simulation.edited.add("b")
+        return ["added one"]
+
+    said, error = keep_if_better(simulation, worse, batches, exact)
+    assert said[0].startswith("undone: added one")
+    assert torch.equal(simulation.parameter("b"), bias)
+    assert simulation.edited == set()
+    assert error == before == output_error(simulation, batches, exact)
+
+
+def test_a_step_that_helps_is_kept():
+    model = with_bias_of_three_axes()
+    batches = [{"x": np.random.default_rng(1).normal(size=(16, 4, 16)).astype(np.float32)}]
+    simulation = calibrated(model, batches)
+    exact = float_outputs(simulation, batches)
+    with torch.no_grad():
+        simulation.parameter("b").add_(1.0)
+
+    def mend() -> list[str]:
+        with torch.no_grad():
+            simulation.parameter("b").sub_(1.0)
+        return ["took it away"]
+
+    said, error = keep_if_better(simulation, mend, batches, exact)
+    assert said[-1].startswith("kept")
+    assert error == output_error(simulation, batches, exact) < 0.001
+
+
+def test_bias_correction_gives_each_channel_back_its_mean():
+    """Weights of 0.504 steps a channel round up by 0.496 steps: with inputs that are all positive the outputs shift."""
+    rng = np.random.default_rng(0)
+    step = 1 / 127
+    weight = np.full((16, 8), 10.504 * step)
+    weight[0] = 1.0  # the scale of each channel is 1/127
+    model = network("c (float[N,16] x) => (float[N,8] logits) { logits = Gemm (x, w, b) }", w=weight, b=np.zeros(8))
+    batches = in_batches(rng.uniform(0, 1, size=(64, 16)).astype(np.float32))
+    simulation = calibrated(model, batches)
+    exact = float_outputs(simulation, batches)
+
+    def shift() -> float:
+        with simulation.mode("quantize"):
+            rough = [forward(simulation, batch)["logits"] for batch in batches]
+        return float((torch.cat([e["logits"] for e in exact]) - torch.cat(rough)).mean().abs())
+
+    assert shift() > 0.02  # 15 weights, each wrong by 0.496/127, times a mean input of 0.5: 0.029
+    assert correct_bias(simulation, batches) == ["corrected the biases of 1 layers"]
+    assert shift() < 0.005
+    assert simulation.edited == {"b"}
+
+
+def test_a_bias_that_would_need_45_bits_gets_a_wider_scale():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(4, 2, 3, 3))
+    weight[2] *= 1e-13
+    model = network(
+        "d (float[N,2,6,6] x) => (float[N,4,4,4] y) { y = Conv (x, w, b) }", w=weight, b=np.array([0.5, -0.5, 3.0, 0])
+    )
+    batches = [{"x": rng.normal(size=(32, 2, 6, 6)).astype(np.float32)}]
+    simulation = calibrated(model, batches)
+    before = simulation.quantizers["w"].scale.reshape(-1).clone()
+    assert len(hold_biases(simulation)) == 1
+    after = simulation.quantizers["w"].scale.reshape(-1)
+    assert torch.equal(after[[0, 1, 3]], before[[0, 1, 3]])
+    assert 3.0 / float(after[2] * simulation.quantizers["x"].scale) <= 1.001 * LARGEST_BIAS
+
+
+def test_smoothing_moves_an_outlier_channel_and_changes_no_output():
+    rng = np.random.default_rng(0)
+    scale = np.ones(16)
+    scale[3] = 100
+    model = network(
+        """
+        s (float[N,16] x) => (float[N,8] y) {
+            n = LayerNormalization <axis = -1> (x, g, h)
+            y = MatMul (n, w)
+        }""",
+        g=scale,
+        h=np.zeros(16),
+        w=rng.normal(size=(16, 8)),
+    )
+    x = rng.normal(size=(64, 16)).astype(np.float32)
+    exact = model.run({"x": x})["y"]
+    assert smooth_activations(model.program, in_batches(x)) == ["'n' smoothed into 'matmul_1'"]
+    model.changed()
+    assert np.allclose(model.run({"x": x})["y"], exact, rtol=1e-4, atol=1e-3)
+    reader = next(node for node in model.program.graph if node.op_type == "MatMul")
+    made = model.program.clone()
+    made.graph.outputs[:] = [next(n for n in made.graph if n.op_type == "LayerNormalization").outputs[0]]
+    largest = np.abs(Model(made).run({"x": x})[str(reader.inputs[0].name)]).max(axis=0)
+    assert largest.max() / np.median(largest) < 20  # it was 100
+
+
+def test_a_network_where_nothing_can_be_smoothed_is_not_run(monkeypatch):
+    monkeypatch.setattr("lowbit.repair.smooth.ENGINES", {})
+    assert smooth_activations(convolutions().program, [{"x": images(4)}]) == []
+
+
+def test_few_samples_are_shared_out_and_one_sample_is_said_to_judge_itself():
+    few = lb.quantize(convolutions(), images(6)).metadata["lowbit.passes"]
+    one = lb.quantize(convolutions(), images(1)).metadata["lowbit.passes"]
+    assert "there are no others" not in few
+    assert "there are no others" in one
+
+
+def test_batches_follow_from_the_memory_that_is_given(monkeypatch):
+    sizes = []
+    original = lb.flows.ptq.observe
+    monkeypatch.setattr(
+        "lowbit.flows.ptq.observe",
+        lambda simulation, batches, chosen=None: original(
+            simulation, (sizes.append(len(b["x"])) or b for b in batches), chosen
+        ),
+    )
+    model, x = convolutions(), images(64)
+    a = lb.quantize(model, x, memory=2**30)
+    assert set(sizes) == {16}
+    sizes.clear()
+    b = lb.quantize(model, x, memory=50_000)
+    assert max(sizes) <= 4
+    assert sqnr_db(a.run({"x": x})["logits"], b.run({"x": x})["logits"]) > 25
+
+
+def test_the_steps_are_told_as_they_begin():
+    told = []
+    lb.quantize(convolutions(), images(32), stage=told.append)
+    assert told == ["solving weights", "choosing ranges", "correcting biases", "writing and proving"]
