@@ -1,40 +1,13 @@
 """lowbit: quantize a trained network to few bits, and prove on the deployed file that it still does its job."""
 
+import ast
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Public name → where it lives. Imported when first asked for: `import lowbit` itself takes no torch and no onnxruntime.
-_HOMES = {
-    "lowbit.data": ("Data", "Preprocessing"),
-    "lowbit.errors": ("LowbitError",),
-    "lowbit.flows.compare": ("Comparison", "compare"),
-    "lowbit.flows.evaluate": ("evaluate",),
-    "lowbit.flows.compress": ("Compression", "compress", "compress_tensors"),
-    "lowbit.flows.shrink": ("shrink",),
-    "lowbit.solve.prune": ("Pruning",),
-    "lowbit.flows.ptq": ("quantize", "simulation"),
-    "lowbit.model": ("Model", "load"),
-    "lowbit.numerics": (
-        *("ELEMENT", "FORMATS", "TENSOR", "Format", "QuantTensor"),
-        *("AdditivePow2", "Bases", "Codebook", "Float", "Int", "KMeans", "Piecewise", "Pow2", "SignedPow2"),
-        *("E2M1", "E2M3", "E3M2", "E4M3", "E5M2", "E8M0"),
-        *("channel", "group", "parse_format", "stochastic", "tile"),
-    ),
-    "lowbit.ranges": (
-        *("ACIQ", "MSE", "OCTAV", "Auto", "Entropy", "MeanStd", "MinMax", "MovingAverage", "Percentile"),
-        *("RANGES", "Histogram", "error", "parse_range", "quantize_tensor"),
-    ),
-    "lowbit.storage.container": ("pack", "unpack"),
-    "lowbit.storage.inspect": ("inspect", "read_tensor"),
-    "lowbit.recipe": ("FLOAT", "RECIPES", "Recipe", "Rule", "TensorSpec"),
-    "lowbit.targets": ("TARGETS", "Target"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = ["__version__", *sorted(_HOME_OF)]
-
+# The public names. The type checker reads them here, and so does `_homes` below, which imports each when it is first
+# asked for: `import lowbit` itself takes no torch and no onnxruntime.
 if TYPE_CHECKING:
     from lowbit.data import Data as Data
     from lowbit.data import Preprocessing as Preprocessing
@@ -101,6 +74,17 @@ if TYPE_CHECKING:
     from lowbit.storage.inspect import read_tensor as read_tensor
     from lowbit.targets import TARGETS as TARGETS
     from lowbit.targets import Target as Target
+
+
+def _homes(source: str) -> dict[str, str]:
+    """Public name → the module that it is imported from, read off the block of imports above."""
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_HOME_OF = _homes(__loader__.get_source(__name__))  # type: ignore[name-defined]  # also out of a zip
+__all__ = ["__version__", *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
