@@ -238,6 +238,19 @@ def test_a_note_is_one_line_on_stderr(place, capsys):
     assert call("compare", "half.onnx", "half.int8.onnx", "--data", "data.npz", "--no-latency") == 0
 
 
+def test_a_bfloat16_network_runs_although_onnxruntime_does_not_take_it(place, capsys):
+    import ml_dtypes
+
+    half = small_net()
+    for tensor in half.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16), tensor.name))
+    for port in (*half.graph.input, *half.graph.output):
+        port.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    onnx.save(half, "half.onnx")
+    assert call("run", "half.onnx", "--data", "data.npz", "--metric", "top1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["metric"]["value"] > 0.8
+
+
 def test_show_lists_the_tensors_of_any_onnx_file(place, capsys):
     assert call("show", "net.onnx", "--all") == 0
     page = capsys.readouterr().out
@@ -287,7 +300,7 @@ def test_a_bar_that_is_not_met_is_status_2(place, capsys):
         (["quantize", "net.onnx", "--data", "data.npz", "-o", "net.tflite"], "can be .onnx (an ONNX file), .lowbit"),
         (["compress", "net.onnx", "--data", "data.npz", "-o", "net.zip"], "can be .onnx (an ONNX file), .lowbit"),
         (["pack", "net.onnx", "-o", "net.onnx2"], "can be .lowbit"),
-        (["formats", "--on", "net.onnx", "--plot", "f.png"], "can be .svg"),
+        (["formats", "--on", "net.onnx", "--plot", "f.png"], "can be .html"),
         (["quantize", "net.onnx"], "give some hundred typical inputs"),
         (["quantize", "net.pt", "--recipe", "nf4"], "a PyTorch checkpoint; give the module"),
         (["quantize", "net.onnx", "--recipe", "nf4", "--import", "nowhere"], "'nowhere' cannot be imported"),

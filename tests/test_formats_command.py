@@ -1,7 +1,10 @@
 """`lowbit formats`: the catalogue, and every format on a network's own weights."""
 
 import json
-import xml.etree.ElementTree as ElementTree
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -60,7 +63,7 @@ def test_one_format_in_words(capsys):
 
 
 def test_formats_on_a_network(net, capsys):
-    assert call("formats", "--on", str(net), "--plot", "formats.svg", "--json") == 0
+    assert call("formats", "--on", str(net), "--plot", "formats.html", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["formats"]
     assert [row["format"] for row in rows] == sorted(COMPARED, key=lambda words: -_bits(rows, words))
     by_name = {row["format"]: row for row in rows}
@@ -70,8 +73,17 @@ def test_formats_on_a_network(net, capsys):
         > by_name["int4 channel:0"]["sqnr_db"]
         > by_name["int3 channel:0"]["sqnr_db"]
     )
-    texts = {t.text for t in ElementTree.parse("formats.svg").iter("{http://www.w3.org/2000/svg}text")}
-    assert set(COMPARED) <= texts
+    page = Path("formats.html").read_text(encoding="utf-8")
+    assert all(f'"{words}"' in page for words in COMPARED)
+    assert not re.findall(r"<(?:script|link)[^>]*\b(?:src|href)=", page)  # read without a network
+
+
+def test_without_plotly_the_error_names_the_extra(net):
+    code = "import sys; sys.modules['plotly'] = None; from lowbit.cli import main; main(sys.argv[1:])"
+    words = ["formats", "--on", "net.onnx", "--plot", "formats.html"]
+    told = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=100)
+    assert told.returncode == 1
+    assert told.stderr == "lowbit: error: plotly is not installed: pip install 'lowbit[plot]'.\n"
 
 
 def _bits(rows: list[dict], words: str) -> float:
@@ -88,7 +100,7 @@ def test_formats_on_a_network_as_a_table(net, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("formats", "--plot", "x.svg"), "give --on MODEL"),
+        (("formats", "--plot", "x.html"), "give --on MODEL"),
         (("formats", "int99"), "format 'int99' is unknown"),
         (("formats", "--on", "absent.onnx"), "absent.onnx"),
     ],

@@ -11,6 +11,9 @@ LowbitError
 └── MismatchError       the deployed file does not compute what was simulated
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class LowbitError(Exception):
     """Base of all errors raised on purpose; the command line prints them in one line."""
@@ -46,3 +49,11 @@ class UnusedRuleError(LowbitError):
 
 class MismatchError(LowbitError):
     """The deployed file computes something else than the simulation."""
+
+
+def did_you_mean(name: str, names: Iterable[str], more: str = "") -> str:
+    """The sentence after "there is no 'name'": the nearest of the names, or all of them and `more`."""
+    known = list(names)
+    if near := difflib.get_close_matches(name, known, 1):
+        return f"Did you mean '{near[0]}'?"
+    return f"There are {', '.join(known[:12]) or 'none'}{' …' * (len(known) > 12)}{more}."

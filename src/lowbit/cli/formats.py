@@ -17,7 +17,9 @@ def formats(
         list[str] | None, typer.Argument(metavar="[FORMAT]...", help="Only these, in words: 'int4 group:64'.")
     ] = None,
     range: Annotated[str, typer.Option(help="How bounds are chosen: minmax, mse, octav, percentile:99.99, …")] = "mse",
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Also draw SQNR over bits.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Also draw SQNR over bits; needs lowbit[plot].")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """List the number formats: bits with scales, largest value, smallest step, source.
@@ -25,19 +27,20 @@ def formats(
     With --on, quantize the network's real weights to each and list noise and bytes: what one wants to see before
     choosing. A name from here is a recipe: 'lowbit quantize net.onnx --recipe mxfp4'.
 
-    Example: lowbit formats --on net.onnx --plot formats.svg
+    Example: lowbit formats --on net.onnx --plot formats.html
     """
     from lowbit.errors import InputError
     from lowbit.numerics import parse_format
     from lowbit.numerics.catalogue import catalogue, entry
-    from lowbit.report.formats import catalogue_table, on_model_table, plot_svg, rows_json
+    from lowbit.report.formats import catalogue_table, on_model_table
+    from lowbit.report.words import plain
 
     if on is None:
         if plot is not None:
             raise InputError("--plot draws the formats on a network's weights: give --on MODEL as well.")
         entries = [entry(name, parse_format(name)) for name in names] if names else catalogue()
         if json:
-            print_json({"formats": rows_json(entries)})
+            print_json({"formats": plain(entries)})
         else:
             show_page(catalogue_table(entries))
         return
@@ -45,14 +48,16 @@ def formats(
     from lowbit.flows.formats import COMPARED, formats_on, weights_on
     from lowbit.model import load
     from lowbit.ranges import parse_range
+    from lowbit.storage.atomic import write_bytes
 
     if plot is not None:
-        check_output(plot, [on], {".svg": "a drawing"})
+        check_output(plot, [on], {".html": "a page"})
+        from lowbit.report.plot import plot_html
     model = load(on)
     rows = formats_on(model, tuple(names or COMPARED), parse_range(range))
     if plot is not None:
-        plot.write_text(plot_svg(rows, f"{on.name}: weights"), encoding="utf-8")
+        write_bytes(plot, plot_html(rows, f"{on.name}: weights").encode())
     if json:
-        print_json({"model": str(on), "range": range, "formats": rows_json(rows)})
+        print_json({"model": str(on), "range": range, "formats": plain(rows)})
     else:
         show_page(on_model_table(rows, on.name, sum(w.array.nbytes for w in weights_on(model).values())))

@@ -82,7 +82,7 @@ class Batching:
             for name, axis in self.axes.items()
         }
         labels = [part.labels for part in parts if part.labels is not None]
-        return Samples(inputs, _joined(labels) if labels else None, sum(part.count for part in parts))
+        return Samples(inputs, stacked(labels) if labels else None, sum(part.count for part in parts))
 
     def joinable(self, first: Samples, second: Samples) -> bool:
         """Whether both fit in one batch: equal shapes but for the batch axis, equal inputs where there is none."""
@@ -129,10 +129,11 @@ def _axis_like(port: "Port", lead: int | str | None) -> int | None:
     return None if isinstance(port.shape[0], int) else 0
 
 
-def _joined(labels: Sequence[np.ndarray]) -> np.ndarray:
-    if all(part.dtype != object and part.shape[1:] == labels[0].shape[1:] for part in labels):
-        return np.concatenate(labels)
-    return _objects([entry for part in labels for entry in part])
+def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """All samples in one array, or, where their shapes differ, in an array of objects."""
+    if all(part.dtype != object and part.shape[1:] == parts[0].shape[1:] for part in parts):
+        return np.concatenate(parts)
+    return _objects([entry for part in parts for entry in part])
 
 
 def _objects(entries: Sequence[Any]) -> np.ndarray:

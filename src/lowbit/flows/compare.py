@@ -3,23 +3,18 @@
 Everything is measured on what will be deployed: a path is run by the engine as the file is, byte for byte.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import onnx_ir as ir
-
 from lowbit.data import Data, Preprocessing
 from lowbit.data.samples import Samples
-from lowbit.engines.compile import Run
 from lowbit.engines.profile import OperatorTime, slowest_operator
 from lowbit.errors import ModelError
-from lowbit.flows.evaluate import engine_of, needed_labels
+from lowbit.flows.evaluate import Subject
 from lowbit.flows.fidelity import Closeness, Fidelity, LayerFidelity, layer_fidelity
 from lowbit.flows.given import model_and_data
 from lowbit.flows.latency import Timing, side_by_side
@@ -27,7 +22,7 @@ from lowbit.flows.metrics import METRICS, Metric, Tally, default_metric, metric_
 from lowbit.graph.notes import sizes
 from lowbit.model import Model
 from lowbit.report.ledger import Ledger
-from lowbit.report.words import db_text, times_text
+from lowbit.report.words import db_text, plain, times_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -128,26 +123,18 @@ class Comparison:
             facts.append(f"same answer on {100 * self.agreement:.1f} %")
         if not facts:
             facts.append(f"SQNR {db_text(min(output.sqnr_db for output in self.outputs))}")
-        facts.append(times_text(self.times_smaller, "smaller", "larger", "same size"))
+        facts.append(times_text(self.times_smaller))
         if self.times_faster is not None:
-            threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-            facts.append(f"{times_text(self.times_faster, 'faster', 'slower', 'same speed')} on {threads}")
+            facts.append(f"{self.faster_text} on {self.threads_text}")
         told = f" {self.left_in_float}." if self.left_in_float else ""
         name = Path(self.candidate.name).name
         return f"{name} {self.kept} the job: {', '.join(facts)} ({self.samples:,} samples).{told}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an infinite signal-to-noise ratio (equal values) is None."""
-        derived = {
-            "metric_change": self.metric_change,
-            "agreement": self.agreement,
-            "times_smaller": self.times_smaller,
-            "times_faster": self.times_faster,
-            "kept": self.kept,
-            "verdict": self.verdict,
-        }
-        finite: dict[str, Any] = _finite(asdict(self) | derived)
-        return finite
+        names = ("metric_change", "agreement", "times_smaller", "times_faster", "kept", "verdict")
+        found: dict[str, Any] = plain(asdict(self) | {name: getattr(self, name) for name in names})
+        return found
 
     def __rich__(self) -> "RenderableType":
         from lowbit.report.comparison import comparison_view
@@ -176,6 +163,16 @@ class Comparison:
         """The change of the metric as one reads it."""
         known, change = METRICS.get(self.metric or ""), self.metric_change or 0.0
         return known.change_text(change) if known else f"{change:+.3g}"
+
+    @property
+    def faster_text(self) -> str:
+        """How many times faster; empty where latency was not measured."""
+        return times_text(self.times_faster, "faster", "slower", "same speed") if self.times_faster else ""
+
+    @property
+    def threads_text(self) -> str:
+        """The threads that latency was measured on."""
+        return f"{self.threads} thread{'s' * (self.threads != 1)}"
 
     def metric_text(self, value: float | None) -> str:
         """A value of the metric as one reads it."""
@@ -208,34 +205,33 @@ def compare(
     """
     opened, samples = model_and_data(reference, data, preprocess=preprocess, names=names, allow_nonfinite=True)
     other, _ = model_and_data(candidate, samples, allow_nonfinite=True)
-    first, second = _Subject.of(reference, opened), _Subject.of(candidate, other)
+    first, second = Subject.of(reference, opened), Subject.of(candidate, other)
     if first.name == second.name:
         first, second = replace(first, name="reference"), replace(second, name="candidate")
     _same_interface(first.model, second.model)
-    pass_ = _Pass.over(samples, first, second, None if metric is None else metric_of(metric), batch)
+    seen = _run_both(samples, first, second, None if metric is None else metric_of(metric), batch)
+    sample = samples.cut(seen.kept[0], 1).inputs
     timings: dict[str, Timing] = {}
-    sample = samples.cut(pass_.kept[0], 1).inputs
     if latency:
-        runs = {side: subject.compiled(engine, threads) for side, subject in (("a", first), ("b", second))}
+        runs = {"reference": first.compiled(engine, threads), "candidate": second.compiled(engine, threads)}
         timings = side_by_side({side: partial(run, sample) for side, run in runs.items()})
-    inner = (
-        layer_fidelity(first.model.program, second.model.program, [part.inputs for part in pass_.kept])
-        if layers
-        else ()
-    )
-    values = pass_.values()
+    inner: tuple[LayerFidelity, ...] = ()
+    if layers:
+        inner = layer_fidelity(first.model.program, second.model.program, [part.inputs for part in seen.kept])
+    values: list[float | None] = [tally.value() for tally in seen.tallies]
+    values = values or [None, None]
     found = Comparison(
-        Side(first.name, *first.sizes(), values[0], timings.get("a")),
-        Side(second.name, *second.sizes(), values[1], timings.get("b")),
-        None if pass_.metric is None else pass_.metric.name,
-        "higher" if pass_.metric is None else pass_.metric.better,
-        pass_.samples,
-        tuple(closeness.fidelity(name) for name, closeness in pass_.outputs.items()),
-        inner,
-        engine,
-        threads,
-        samples.fixed_batch or 1,
-        Ledger.of(second.model).float_text(),
+        reference=Side(first.name, *_sizes(first), values[0], timings.get("reference")),
+        candidate=Side(second.name, *_sizes(second), values[1], timings.get("candidate")),
+        metric=None if seen.metric is None else seen.metric.name,
+        better="higher" if seen.metric is None else seen.metric.better,
+        samples=seen.samples,
+        outputs=tuple(closeness.fidelity(name) for name, closeness in seen.outputs.items()),
+        layers=inner,
+        engine=engine,
+        threads=threads,
+        latency_batch=samples.fixed_batch or 1,
+        left_in_float=Ledger.of(second.model).float_text(),
     )
     if engine == "onnxruntime" and found.times_faster is not None and found.times_faster < NOT_SLOWER:
         return replace(found, slowest=slowest_operator(second.program, sample, threads))
@@ -243,110 +239,61 @@ def compare(
 
 
 @dataclass
-class _Pass:
-    """One pass of both networks over the data, and what it gathers; the first samples are kept for a closer look."""
+class _Seen:
+    """What one pass of both networks over the data gathers; the first samples are kept for a closer look."""
 
     metric: Metric | None
-    tallies: tuple[Tally, Tally] | None
-    outputs: dict[str, Closeness]
-    kept: list[Samples]
+    tallies: list[Tally] = field(default_factory=list)
+    outputs: dict[str, Closeness] = field(default_factory=dict)
+    kept: list[Samples] = field(default_factory=list)
     samples: int = 0
 
-    @classmethod
-    def over(
-        cls,
-        data: Data,
-        reference: "_Subject",
-        candidate: "_Subject",
-        metric: Metric | None,
-        batch: int | None,
-    ) -> "_Pass":
-        run_reference, run_candidate = reference.compiled("onnxruntime"), candidate.compiled("onnxruntime")
-        found = cls(metric, None, {}, [])
-        for samples in data.samples(batch):
-            a, b = run_reference(samples.inputs), run_candidate(samples.inputs)
-            if found.samples == 0:
-                found.metric = metric or default_metric(a, samples.labels)
-                found.tallies = None if found.metric is None else (found.metric.tally(), found.metric.tally())
-                found.outputs = {name: Closeness() for name, value in a.items() if value.dtype.kind in "fiu"}
-            for name, closeness in found.outputs.items():
-                if a[name].shape != b[name].shape:
-                    raise ModelError(f"output '{name}' is {a[name].shape} in one model, {b[name].shape} in the other.")
-                closeness.add(a[name], b[name], samples.labels)
-            if found.tallies is not None and found.metric is not None:
-                labels = needed_labels(samples.labels, found.metric)
-                found.tallies[0].add(a, labels)
-                found.tallies[1].add(b, labels)
-            if found.samples < LAYER_SAMPLES:
-                found.kept.append(data.cut(samples, LAYER_SAMPLES - found.samples))
-            found.samples += samples.count
-        return found
 
-    def values(self) -> tuple[float | None, float | None]:
-        """The metric of both networks."""
-        return (None, None) if self.tallies is None else (self.tallies[0].value(), self.tallies[1].value())
+def _run_both(data: Data, reference: Subject, candidate: Subject, metric: Metric | None, batch: int | None) -> _Seen:
+    run_reference, run_candidate = reference.compiled(), candidate.compiled()
+    seen = _Seen(metric)
+    for samples in data.samples(batch):
+        a, b = run_reference(samples.inputs), run_candidate(samples.inputs)
+        if seen.samples == 0:
+            seen.metric = metric or default_metric(a, samples.labels)
+            seen.tallies = [] if seen.metric is None else [seen.metric.tally(), seen.metric.tally()]
+            seen.outputs = {name: Closeness() for name, value in a.items() if value.dtype.kind in "fiu"}
+        for name, closeness in seen.outputs.items():
+            if a[name].shape != b[name].shape:
+                raise ModelError(f"output '{name}' is {a[name].shape} in one model, {b[name].shape} in the other.")
+            closeness.add(a[name], b[name], samples.labels)
+        for tally, outputs in zip(seen.tallies, (a, b), strict=False):
+            tally.add(outputs, samples.labels)
+        if seen.samples < LAYER_SAMPLES:
+            seen.kept.append(data.cut(samples, LAYER_SAMPLES - seen.samples))
+        seen.samples += samples.count
+    return seen
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A network to compare: its program, and the very file it lies in where it was given as one."""
-
-    name: str
-    model: Model
-    file: Path | None
-
-    @classmethod
-    def of(cls, given: Any, model: Model) -> "_Subject":
-        return cls(model.source, model, Path(given) if isinstance(given, (str, os.PathLike)) else None)
-
-    @property
-    def program(self) -> ir.Model | Path:
-        """What an engine reads: the file as it is, where it is one."""
-        as_it_is = self.file if not self.packed and not self.model.converted else None
-        return as_it_is or self.model.program
-
-    def compiled(self, engine: str, threads: int | None = None) -> Run:
-        return engine_of(engine).compile(self.program, threads=threads)
-
-    @property
-    def packed(self) -> bool:
-        """Whether the file is a container, which engines know nothing of."""
-        return self.file is not None and self.file.suffix == ".lowbit"
-
-    def sizes(self) -> tuple[int, int]:
-        """Bytes on disk, and how many of them are notes."""
-        if self.file is not None:
-            return sizes(self.file)
-        with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-            path = Path(folder) / "model.onnx"
-            self.model.save(path)
-            return sizes(path)
+def _sizes(subject: Subject) -> tuple[int, int]:
+    """Bytes on disk, and how many of them are notes; of a model in memory, those of the file that it would be."""
+    if subject.file is not None:
+        return sizes(subject.file)
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        path = Path(folder) / "model.onnx"
+        subject.model.save(path)
+        return sizes(path)
 
 
 def _same_interface(reference: Model, candidate: Model) -> None:
-    for kind, a, b in (
+    """ModelError where names of inputs or outputs differ, or an input's type or shape."""
+    for kind, *both in (
         ("inputs", reference.inputs, candidate.inputs),
         ("outputs", reference.outputs, candidate.outputs),
     ):
-        names = [[port.name for port in ports] for ports in (a, b)]
-        if set(names[0]) != set(names[1]):
-            raise ModelError(f"the two models differ in their {kind}: {', '.join(names[0])}; {', '.join(names[1])}.")
+        a, b = ([port.name for port in ports] for ports in both)
+        if set(a) != set(b):
+            raise ModelError(f"the two models differ in their {kind}: {', '.join(a)}; {', '.join(b)}.")
     others = {port.name: port for port in candidate.inputs}
     for port in reference.inputs:
         other = others[port.name]
         sides = zip(port.shape, other.shape, strict=False)
         unequal = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sides)
-        if (
-            unequal
-            or port.dtype != other.dtype
-            or (port.ranked and other.ranked and len(port.shape) != len(other.shape))
-        ):
+        unequal |= port.ranked and other.ranked and len(port.shape) != len(other.shape)
+        if unequal or port.dtype != other.dtype:
             raise ModelError(f"the two models differ in their input {port}: the second takes {other}.")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from lowbit.data import Data, Preprocessing
 from lowbit.data.samples import Batching
-from lowbit.engines.compile import ENGINES, Engine
+from lowbit.engines.compile import ENGINES, Run
 from lowbit.errors import DataError, InputError
 from lowbit.flows.given import model_and_data
 from lowbit.flows.metrics import Metric, metric_of
@@ -27,10 +29,9 @@ def evaluate(
 ) -> float:
     """The metric of a network over data with labels: a name of METRICS, `module:function`, or a function."""
     loaded, samples = model_and_data(model, data, preprocess=preprocess, names=names, allow_nonfinite=True)
-    chosen = metric_of(metric)
-    tally = chosen.tally()
+    tally = metric_of(metric).tally()
     for inputs, labels in samples.batches(batch):
-        tally.add(loaded.run(inputs), needed_labels(labels, chosen))
+        tally.add(loaded.run(inputs), labels)
     return tally.value()
 
 
@@ -44,34 +45,44 @@ def predict(
     batch: int | None = None,
 ) -> tuple[dict[str, np.ndarray], float | None]:
     """All outputs by name, samples joined, and the metric where one is asked for; a path is run as the file is."""
-    network = load(model, allow_nonfinite=True) if isinstance(model, (str, os.PathLike)) else model
-    packed = not isinstance(model, Model) and Path(model).suffix == ".lowbit"
-    program = network.program if isinstance(model, Model) or packed else Path(model)
-    run = engine_of(engine).compile(program, threads=threads)
-    chosen = None if metric is None else metric_of(metric)
-    tally = None if chosen is None else chosen.tally()
+    network = Subject.of(model, model if isinstance(model, Model) else load(model, allow_nonfinite=True))
+    run = network.compiled(engine, threads)
+    tally = None if metric is None else metric_of(metric).tally()
     parts: list[dict[str, np.ndarray]] = []
     for inputs, labels in data.batches(batch):
         parts.append(run(inputs))
-        if tally is not None and chosen is not None:
-            tally.add(parts[-1], needed_labels(labels, chosen))
-    axes = Batching.of(network.inputs).axes_of(network.outputs)
+        if tally is not None:
+            tally.add(parts[-1], labels)
+    axes = Batching.of(network.model.inputs).axes_of(network.model.outputs)
     outputs = {name: _joined(name, [part[name] for part in parts], axes.get(name) or 0) for name in parts[0]}
     return outputs, None if tally is None else tally.value()
 
 
-def engine_of(name: str) -> Engine:
-    """The engine of this name, or an error that lists them."""
-    if name not in ENGINES:
-        raise InputError(f"there is no engine '{name}'. There are {', '.join(ENGINES)}.")
-    return ENGINES[name]
+@dataclass(frozen=True)
+class Subject:
+    """A network to run as it will be deployed: its program, and the very file it lies in where it was given as one."""
 
+    name: str
+    model: Model
+    file: Path | None
 
-def needed_labels(labels: np.ndarray | None, metric: Metric) -> np.ndarray:
-    """The labels, or an error that says for what they are missed."""
-    if labels is None:
-        raise DataError(f"the metric '{metric.name}' needs labels, and the data has none. Add an array named 'labels'.")
-    return labels
+    @classmethod
+    def of(cls, given: Any, model: Model) -> "Subject":
+        """given: what `model` was loaded from."""
+        return cls(model.source, model, Path(given) if isinstance(given, (str, os.PathLike)) else None)
+
+    @property
+    def program(self) -> ir.Model | Path:
+        """What an engine reads: the file as it is; the program where it is a container or was converted."""
+        if self.file is None or self.file.suffix == ".lowbit" or self.model.converted:
+            return self.model.program
+        return self.file
+
+    def compiled(self, engine: str = "onnxruntime", threads: int | None = None) -> Run:
+        """The network in an engine; InputError lists the engines where it is none of them."""
+        if engine not in ENGINES:
+            raise InputError(f"there is no engine '{engine}'. There are {', '.join(ENGINES)}.")
+        return ENGINES[engine].compile(self.program, threads=threads)
 
 
 def _joined(name: str, parts: list[np.ndarray], axis: int) -> np.ndarray:

@@ -1,33 +1,36 @@
 """How good outputs are against labels: each metric folds batches into rows and rows into one number."""
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
+from lowbit.data.samples import stacked
 from lowbit.data.sources import imported
-from lowbit.errors import DataError, InputError
+from lowbit.errors import DataError, InputError, did_you_mean
 
-Batch = Mapping[str, np.ndarray]
-
-
-class Tally(Protocol):
-    """What a metric has seen so far."""
-
-    def add(self, outputs: Batch, labels: np.ndarray) -> None: ...
-    def value(self) -> float: ...
+Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named number; `tally` starts a new count. `percent`: a share of 1 that is shown times 100."""
+    """A named number over samples.
+
+    rows      (outputs, labels) of a batch → what the metric keeps of it
+    total     what was kept of all batches → the number
+    percent   a share of 1 that is shown times 100
+    """
 
     name: str
-    tally: Callable[[], Tally]
+    rows: Callable[[Outputs, np.ndarray], Any]
+    total: Callable[[list[Any]], float]
     better: Literal["higher", "lower"] = "higher"
     percent: bool = False
+
+    def tally(self) -> "Tally":
+        """A new count."""
+        return Tally(self)
 
     def text(self, value: float) -> str:
         """The value as one reads it."""
@@ -39,39 +42,21 @@ class Metric:
 
 
 @dataclass
-class RowTally:
-    """Rows of each batch, from the network's first output, and a total over all rows."""
+class Tally:
+    """What a metric has seen so far."""
 
-    rows: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    total: Callable[[np.ndarray], float]
-    seen: list[np.ndarray] = field(default_factory=list)
+    metric: Metric
+    seen: list[Any] = field(default_factory=list)
 
-    def add(self, outputs: Batch, labels: np.ndarray) -> None:
-        self.seen.append(self.rows(next(iter(outputs.values())), labels))
-
-    def value(self) -> float:
-        return float(self.total(np.concatenate(self.seen)))
-
-
-@dataclass
-class FunctionTally:
-    """All outputs and labels, kept for a function of your own: function({output name: array}, labels) -> float."""
-
-    function: Callable[[dict[str, np.ndarray], np.ndarray], float]
-    outputs: list[Batch] = field(default_factory=list)
-    labels: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, outputs: Batch, labels: np.ndarray) -> None:
-        self.outputs.append(outputs)
-        self.labels.append(labels)
+    def add(self, outputs: Outputs, labels: np.ndarray | None) -> None:
+        """A batch; DataError without labels."""
+        if labels is None:
+            name = self.metric.name
+            raise DataError(f"the metric '{name}' needs labels, and the data has none. Add an array named 'labels'.")
+        self.seen.append(self.metric.rows(outputs, labels))
 
     def value(self) -> float:
-        outputs = {name: _stacked([batch[name] for batch in self.outputs]) for name in self.outputs[0]}
-        try:
-            return float(self.function(outputs, _stacked(self.labels)))
-        except Exception as problem:  # the caller's own code failed; the traceback leads there
-            name = getattr(self.function, "__name__", "the metric")
-            raise InputError(f"{name} raised {type(problem).__name__}: {problem}.") from problem
+        return self.metric.total(self.seen)
 
 
 def class_axis(output: np.ndarray, labels: np.ndarray | None) -> int | None:
@@ -90,7 +75,7 @@ def class_axis(output: np.ndarray, labels: np.ndarray | None) -> int | None:
     return None
 
 
-def default_metric(outputs: Batch, labels: np.ndarray | None) -> Metric | None:
+def default_metric(outputs: Outputs, labels: np.ndarray | None) -> Metric | None:
     """top1 where there are class labels for the first output, else none."""
     output = next(iter(outputs.values()))
     integers = labels is not None and labels.dtype.kind in "iu" and labels.ndim == output.ndim - 1
@@ -108,13 +93,23 @@ def metric_of(given: "str | Metric | Callable[..., float]") -> Metric:
         given = imported(given)
     if isinstance(given, str):
         if given not in METRICS:
-            near = difflib.get_close_matches(given, METRICS, 1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"There are {', '.join(METRICS)}, and module:function."
-            raise InputError(f"there is no metric '{given}'. {hint}")
+            raise InputError(f"there is no metric '{given}'. {did_you_mean(given, METRICS, ', and module:function')}")
         return METRICS[given]
-    function: Callable[..., float] = given
+    return _of_function(given)
+
+
+def _of_function(function: Callable[..., float]) -> Metric:
+    """All outputs and labels, kept for function({output name: array}, labels) -> float."""
     name = getattr(function, "__name__", type(function).__name__).replace("<lambda>", "metric")
-    return Metric(name, lambda: FunctionTally(function), getattr(function, "better", "higher"))
+
+    def total(seen: list[tuple[Outputs, np.ndarray]]) -> float:
+        outputs = {key: stacked([batch[key] for batch, _ in seen]) for key in seen[0][0]}
+        try:
+            return float(function(outputs, stacked([labels for _, labels in seen])))
+        except Exception as problem:  # the caller's own code failed; the traceback leads there
+            raise InputError(f"{name} raised {type(problem).__name__}: {problem}.") from problem
+
+    return Metric(name, lambda outputs, labels: (outputs, labels), total, getattr(function, "better", "higher"))
 
 
 def _top(count: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -201,28 +196,31 @@ def _shapes(output: np.ndarray, labels: np.ndarray) -> str:
     return f"an output of shape {output.shape} and labels of shape {labels.shape} ({labels.dtype})"
 
 
-def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """All samples in one array, or, where their shapes differ, in an array of objects."""
-    if all(part.dtype != object and part.shape[1:] == parts[0].shape[1:] for part in parts):
-        return np.concatenate(parts)
-    samples: list[Any] = [sample for part in parts for sample in part]
-    array = np.empty(len(samples), object)
-    for index, sample in enumerate(samples):
-        array[index] = sample
-    return array
+def _of_rows(
+    name: str,
+    rows: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    total: Callable[[np.ndarray], float] = np.mean,
+    better: Literal["higher", "lower"] = "higher",
+    percent: bool = False,
+) -> Metric:
+    """A metric of the network's first output: rows of each batch, and a total over all rows."""
 
+    def of_first(outputs: Outputs, labels: np.ndarray) -> np.ndarray:
+        return rows(next(iter(outputs.values())), labels)
 
-def _mean(rows: np.ndarray) -> float:
-    return float(rows.mean())
+    return Metric(name, of_first, lambda seen: float(total(np.concatenate(seen))), better, percent)
 
 
 METRICS: dict[str, Metric] = {
-    "top1": Metric("top1", lambda: RowTally(_top(1), _mean), percent=True),
-    "top5": Metric("top5", lambda: RowTally(_top(5), _mean), percent=True),
-    "auc": Metric("auc", lambda: RowTally(_pairs, _auc)),
-    "spearman": Metric("spearman", lambda: RowTally(_pairs, _spearman)),
-    "mse": Metric("mse", lambda: RowTally(_difference(2), _mean), "lower"),
-    "mae": Metric("mae", lambda: RowTally(_difference(1), _mean), "lower"),
-    "bits-per-token": Metric("bits-per-token", lambda: RowTally(_bits, _mean), "lower"),
-    "perplexity": Metric("perplexity", lambda: RowTally(_bits, lambda rows: float(2 ** rows.mean())), "lower"),
+    metric.name: metric
+    for metric in (
+        _of_rows("top1", _top(1), percent=True),
+        _of_rows("top5", _top(5), percent=True),
+        _of_rows("auc", _pairs, _auc),
+        _of_rows("spearman", _pairs, _spearman),
+        _of_rows("mse", _difference(2), better="lower"),
+        _of_rows("mae", _difference(1), better="lower"),
+        _of_rows("bits-per-token", _bits, better="lower"),
+        _of_rows("perplexity", _bits, lambda bits: float(2 ** bits.mean()), "lower"),
+    )
 }

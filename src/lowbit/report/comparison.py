@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lowbit.report.table import table
 from lowbit.report.words import bytes_text, db_text, times_text
 
 if TYPE_CHECKING:
-    from lowbit.flows.compare import Comparison, Side
+    from lowbit.flows.compare import Comparison
     from lowbit.flows.fidelity import LayerFidelity
-    from lowbit.flows.latency import Timing
 
 LAYERS_SHOWN = 12
 
@@ -31,72 +30,40 @@ def comparison_view(found: "Comparison") -> RenderableType:
 
 def as_text(renderable: object, width: int = 160) -> str:
     """What a renderable looks like without colour."""
-    import io
-
-    console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False)
-    console.print(renderable)
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return file.getvalue().rstrip("\n")
+    console = Console(width=width, force_terminal=False, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get().rstrip("\n")
 
 
 def _sides(found: "Comparison") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("")
-    for side in (found.reference, found.candidate):
-        table.add_column(Path(side.name).name, justify="right", overflow="fold")
-    table.add_column("", justify="right")
+    sides = (found.reference, found.candidate)
+    rows: list[tuple[object, ...]] = []
     if found.metric is not None and found.metric_change is not None:
-        values = [found.metric_text(side.metric) for side in (found.reference, found.candidate)]
-        table.add_row(found.metric, *values, found.change_text)
-    noted = any(side.note_bytes for side in _both(found))
-    on_disk = (bytes_text(side.bytes_on_disk) for side in _both(found))
-    table.add_row("bytes on disk", *on_disk, "" if noted else _smaller(found))
+        rows.append((found.metric, *(found.metric_text(side.metric) for side in sides), found.change_text))
+    smaller, noted = times_text(found.times_smaller), any(side.note_bytes for side in sides)
+    rows.append(("bytes on disk", *(bytes_text(side.bytes_on_disk) for side in sides), "" if noted else smaller))
     if noted:
-        without = (bytes_text(side.network_bytes) for side in _both(found))
-        table.add_row("without exporters' notes", *without, _smaller(found))
+        rows.append(("without exporters' notes", *(bytes_text(side.network_bytes) for side in sides), smaller))
     if found.times_faster is not None:
-        threads = f"{found.threads} thread{'s' * (found.threads != 1)}"
-        what = f"latency, {found.engine}, batch {found.latency_batch}, {threads}"
-        table.add_row(what, *(_milliseconds(side.latency) for side in _both(found)), _faster(found))
-    return table
-
-
-def _both(found: "Comparison") -> "tuple[Side, Side]":
-    return found.reference, found.candidate
-
-
-def _smaller(found: "Comparison") -> str:
-    return times_text(found.times_smaller, "smaller", "larger", "same size")
-
-
-def _faster(found: "Comparison") -> str:
-    return times_text(found.times_faster or 1.0, "faster", "slower", "same speed")
-
-
-def _milliseconds(timing: "Timing | None") -> str:
-    return "" if timing is None else f"{timing.median_ms:.3g} ms"
+        what = f"latency, {found.engine}, batch {found.latency_batch}, {found.threads_text}"
+        times = (side.latency and f"{side.latency.median_ms:.3g} ms" for side in sides)
+        rows.append((what, *times, found.faster_text))
+    return table(("", *(f">{Path(side.name).name}" for side in sides), ">"), rows)
 
 
 def _outputs(found: "Comparison") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(f"output, {found.samples:,} samples")
-    for heading in ("same answer", "SQNR", "cosine", "largest difference"):
-        table.add_column(heading, justify="right")
+    headings = (f"output, {found.samples:,} samples", ">same answer", ">SQNR", ">cosine", ">largest difference")
+    rows = []
     for output in found.outputs:
-        agreement = "" if output.agreement is None else f"{100 * output.agreement:.2f} %"
-        difference = f"{output.largest_difference:.3g}"
-        table.add_row(output.name, agreement, db_text(output.sqnr_db), f"{output.cosine:.5f}", difference)
-    return table
+        same = None if output.agreement is None else f"{100 * output.agreement:.2f} %"
+        closeness = (db_text(output.sqnr_db), f"{output.cosine:.5f}", f"{output.largest_difference:.3g}")
+        rows.append((output.name, same, *closeness))
+    return table(headings, rows)
 
 
 def _layers(layers: "tuple[LayerFidelity, ...]") -> Table:
     worst = sorted(layers, key=lambda layer: layer.sqnr_db)[:LAYERS_SHOWN]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(f"noisiest of {len(layers)} values inside, in the network's order", overflow="fold")
-    table.add_column("operator")
-    table.add_column("SQNR", justify="right")
-    for layer in layers:
-        if layer in worst:
-            table.add_row(layer.value, layer.op, db_text(layer.sqnr_db))
-    return table
+    heading = f"noisiest of {len(layers)} values inside, in the network's order"
+    rows = [(layer.value, layer.op, db_text(layer.sqnr_db)) for layer in layers if layer in worst]
+    return table((heading, "operator", ">SQNR"), rows)

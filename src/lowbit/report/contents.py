@@ -4,13 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from lowbit.report.table import table
 from lowbit.report.words import bytes_text, times_text
-from lowbit.storage.inspect import ContainerReport
+from lowbit.storage.inspect import ContainerReport, TensorReport
 
 SMALL = 512  # stored bytes; smaller tensors are summed up in one line unless all are asked for
 USES = {
@@ -36,42 +35,25 @@ def contents_dict(report: ContainerReport, file: Path) -> dict[str, Any]:
 
 def contents_view(report: ContainerReport, file: Path, every: bool = False) -> RenderableType:
     """The page of `lowbit show` for a container."""
-    smaller = times_text(report.unpacked_size / report.size, "smaller", "larger", "same size")
+    smaller = times_text(report.unpacked_size / report.size)
     head = f"{file.name}, {bytes_text(report.size)}; unpacks to {bytes_text(report.unpacked_size)} ({smaller})"
-    return Group(Text(head, style="bold"), "", _tensors(report, every), "", _uses(report))
+    hidden = [] if every else [tensor for tensor in report.tensors if tensor.stored_bytes < SMALL]
+    tensors = [_row(tensor) for tensor in report.tensors if every or tensor.stored_bytes >= SMALL]
+    if hidden:
+        rest = sum(tensor.stored_bytes for tensor in hidden)
+        tensors.append((f"{len(hidden)} smaller ones (--all)", *[""] * 6, f"{rest:,.0f}", "dim"))
+    uses = [(use, USES[use], f"{n:,}", f"{n / report.size:.1%}") for use, n in report.bytes_by_use.items()]
+    return Group(
+        Text(head, style="bold"),
+        "",
+        table(("tensor", "type", "shape", "codec", ">equal", ">entropy", ">bits", ">bytes"), tensors),
+        "",
+        table(("bytes of", "what", ">bytes", ">share"), [*uses, ("all", "", f"{report.size:,}", "", "bold")]),
+    )
 
 
-def _tensors(report: ContainerReport, every: bool) -> Table:
-    table = _columns("tensor", "type", "shape", "codec", "equal", "entropy", "bits", "bytes")
-    shown = [t for t in report.tensors if every or t.stored_bytes >= SMALL]
-    for tensor in shown:
-        table.add_row(
-            tensor.name,
-            tensor.type,
-            "×".join(map(str, tensor.shape)),
-            tensor.codec,
-            f"{tensor.sparsity:.1%}",
-            "" if tensor.entropy_bits is None else f"{tensor.entropy_bits:.3f}",
-            f"{tensor.bits:.3f}",
-            f"{tensor.stored_bytes:,.0f}",
-        )
-    if hidden := len(report.tensors) - len(shown):
-        rest = sum(t.stored_bytes for t in report.tensors) - sum(t.stored_bytes for t in shown)
-        table.add_row(f"{hidden} smaller ones (--all)", *[""] * 6, f"{rest:,.0f}", style="dim")
-    return table
-
-
-def _uses(report: ContainerReport) -> Table:
-    table = _columns("bytes of", "what", "bytes", "share")
-    for use, count in report.bytes_by_use.items():
-        table.add_row(use, USES[use], f"{count:,}", f"{count / report.size:.1%}")
-    table.add_row("all", "", f"{report.size:,}", "", style="bold")
-    return table
-
-
-def _columns(*names: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    right = {"equal", "entropy", "bits", "bytes", "share"}
-    for name in names:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
-    return table
+def _row(tensor: TensorReport) -> tuple[object, ...]:
+    entropy = None if tensor.entropy_bits is None else f"{tensor.entropy_bits:.3f}"
+    shape = "×".join(map(str, tensor.shape))
+    found = (f"{tensor.sparsity:.1%}", entropy, f"{tensor.bits:.3f}", f"{tensor.stored_bytes:,.0f}")
+    return (tensor.name, tensor.type, shape, tensor.codec, *found)

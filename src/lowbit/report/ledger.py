@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from lowbit.errors import InputError
 from lowbit.metadata import from_text
-from lowbit.report.words import bytes_text, times_text
+from lowbit.report.table import table
+from lowbit.report.words import bytes_text, written_text
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,56 +34,54 @@ class Ledger:
     """
 
     rows: tuple[Row, ...]
-    recipe: str
-    version: str
-    calibration: str
-    own: bool
+    own: bool = False
+    recipe: str = ""
+    version: str = ""
+    calibration: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, model: "Model") -> "Ledger":
         """The ledger that travels in the file; of a file without one, its stored tensors."""
         metadata = model.metadata
-        text = metadata.get("lowbit.ledger")
-        if text is None:
-            return cls(tuple(_stored_rows(model.program)), "", "", "", False)
+        if (text := metadata.get("lowbit.ledger")) is None:
+            return cls(tuple(_stored_rows(model.program)))
         try:
             rows = from_text(text)
             if not isinstance(rows, list) or not all(isinstance(row, dict) and "tensor" in row for row in rows):
                 raise ValueError("it is not a list of tensors")
+            calibration = json.loads(metadata.get("lowbit.calibration", "{}"))
+            if not isinstance(calibration, dict):
+                raise ValueError("its calibration is no table")
         except (ValueError, RecursionError) as problem:
             raise InputError(f"'{model.source}': its ledger cannot be read: {problem}.") from None
-        recipe, version, calibration = (
-            metadata.get(f"lowbit.{key}", "") for key in ("recipe", "version", "calibration")
+        return cls(
+            tuple(rows), True, metadata.get("lowbit.recipe", ""), metadata.get("lowbit.version", ""), calibration
         )
-        return cls(tuple(rows), recipe, version, calibration, True)
+
+    def stored(self, *status: str) -> list[Row]:
+        """Rows of tensors that take bytes in the file, of all or of these statuses."""
+        return [row for row in self.rows if row.get("bytes") and (not status or row.get("status") in status)]
 
     def counts(self) -> dict[str, Any]:
         """How many tensors and bytes are quantized and how many are float, and why."""
-        stored = [row for row in self.rows if row.get("bytes")]
-        quantized = [row for row in stored if row.get("status") == "quantized"]
-        left = [row for row in self.rows if row.get("status") == "float" and row.get("reason")]
+        quantized = self.stored("quantized")
+        roles = Counter(row.get("role") for row in quantized)
+        reasons = [row["reason"] for row in self.rows if row.get("status") == "float" and row.get("reason")]
         return {
-            "weights_quantized": sum(row.get("role") in ("weight", "constant") for row in quantized),
-            "biases_quantized": sum(row.get("role") == "bias" for row in quantized),
-            "activations_quantized": sum(
-                row.get("role") == "activation" and row.get("status") == "quantized" for row in self.rows
-            ),
+            "weights_quantized": roles["weight"] + roles["constant"],
+            "biases_quantized": roles["bias"],
+            "activations_quantized": sum(row.get("status") == "quantized" for row in self._activations()),
             "bytes_quantized": sum(row["bytes"] for row in quantized),
-            "bytes_float": sum(row["bytes"] for row in stored if row.get("status") == "float"),
-            "float_reasons": dict(Counter(str(row["reason"]) for row in left).most_common()),
+            "bytes_float": sum(row["bytes"] for row in self.stored("float")),
+            "float_reasons": dict(Counter(map(str, reasons)).most_common()),
         }
 
     def float_text(self) -> str:
         """What a verdict must add where most weight bytes stayed float; empty where they did not, or nobody says."""
         left: Counter[str] = Counter()
-        for row in self.rows:
-            if row.get("status") == "float" and row.get("bytes"):
-                left[str(row.get("reason"))] += int(row["bytes"])
-        quantized = sum(
-            row["bytes"] * 32 / row["bits"]
-            for row in self.rows
-            if row.get("status") == "quantized" and row.get("bytes") and row.get("bits")
-        )
+        for row in self.stored("float"):
+            left[str(row.get("reason"))] += int(row["bytes"])
+        quantized = sum(row["bytes"] * 32 / row["bits"] for row in self.stored("quantized") if row.get("bits"))
         share = left.total() / max(1, left.total() + quantized)
         if not self.own or share <= MOST:
             return ""
@@ -98,7 +95,7 @@ class Ledger:
             "bytes_on_disk": file.stat().st_size,
             "lowbit_version": self.version or None,
             "recipe": self.recipe or None,
-            "calibration": _read(self.calibration),
+            "calibration": self.calibration or {},
             "bytes_by_kind": self.bytes_by_kind(),
             **self.counts(),
             "tensors": list(self.rows),
@@ -107,9 +104,8 @@ class Ledger:
     def bytes_by_kind(self) -> dict[str, int]:
         """Bytes of the stored tensors by role and format, the largest first."""
         found: Counter[str] = Counter()
-        for row in self.rows:
-            if row.get("bytes"):
-                found[f"{row.get('role', 'value')} {row.get('format', '')}".strip()] += int(row["bytes"])
+        for row in self.stored():
+            found[f"{row.get('role', 'value')} {row.get('format', '')}".strip()] += int(row["bytes"])
         return dict(found.most_common())
 
     def view(self, file: Path, every: bool = False) -> RenderableType:
@@ -117,15 +113,16 @@ class Ledger:
         size = file.stat().st_size
         head = f"{file.name}, {bytes_text(size)}" + (f", written by lowbit {self.version}" if self.own else "")
         parts: list[RenderableType] = [Text(head, style="bold")]
-        if calibration := _read(self.calibration):
-            parts.append(
-                Text("calibrated on " + ", ".join(f"{key} {value}" for key, value in calibration.items() if value))
-            )
-        parts += ["", self._stored_table(every)]
-        activations = [row for row in self.rows if row.get("role") == "activation"]
-        if activations:
-            parts += ["", _activation_table(activations)]
-        parts += ["", self._totals(size)]
+        if told := ", ".join(f"{key} {value}" for key, value in (self.calibration or {}).items() if value):
+            parts.append(Text(f"calibrated on {told}"))
+        headings = ("stored tensor", "is a", "format", ">bits", ">bytes", ">SQNR", "layer", "how, or why not")
+        parts += ["", table(headings, self._stored_cells(every))]
+        if activations := [_activation_cells(row) for row in self._activations()]:
+            parts += ["", table(("value", "format", ">from", ">to", "range", "layer", "why float"), activations)]
+        kinds = self.bytes_by_kind()
+        kinds["graph, scales and the ledger itself"] = size - sum(kinds.values())
+        shares = [(kind, f"{n:,}", f"{100 * n / size:.1f} %") for kind, n in kinds.items() if n > 0]
+        parts += ["", table(("bytes of", ">", ">share"), shares)]
         if told := self.float_text():
             parts.append(f"\n{told}.")
         if not self.own:
@@ -137,108 +134,70 @@ class Ledger:
 
         before   bytes of the network that was quantized, and how many of them are an exporter's notes
         """
-        counts, (size, notes) = self.counts(), before
-        smaller = times_text((size - notes) / after, "smaller", "larger", "same size")
-        without = f" less {bytes_text(notes)} of the exporter's notes" if notes else ""
+        counts = self.counts()
+        integers = f"{counts['weights_quantized']} weights, {counts['biases_quantized']} biases"
         lines = [
-            f"wrote {output} in {seconds:.1f} s: {bytes_text(after)}, was {bytes_text(size)}{without} ({smaller})",
-            f"in integers: {counts['weights_quantized']} weights, {counts['biases_quantized']} biases, "
-            f"{counts['activations_quantized']} activations",
+            written_text(output, seconds, after, *before),
+            f"in integers: {integers}, {counts['activations_quantized']} activations",
+            self.float_text(),
         ]
-        if told := self.float_text():
-            lines.append(told)
         for reason, count in counts["float_reasons"].items():
             lines.append(f"in float: {count} tensor{'s' * (count != 1)}: {reason}")
-        return "\n".join(lines)
+        return "\n".join(filter(None, lines))
 
-    def _stored_table(self, every: bool) -> Table:
-        stored = [row for row in self.rows if row.get("bytes")]
-        shown = [row for row in stored if every or row["bytes"] >= SMALL or row.get("role") == "weight"]
-        table = _table("stored tensor", "is a", "format", "bits", "bytes", "SQNR", "layer", "how, or why not")
-        for row in shown:
-            noise = row.get("sqnr_db")
-            table.add_row(
-                str(row["tensor"]),
-                str(row.get("role", "")),
-                str(row.get("format", "")),
-                _bits(row.get("bits")),
-                f"{row['bytes']:,}",
-                "" if noise is None else f"{noise:.1f} dB",
-                str(row.get("layer", "")),
-                str(row.get("reason") or " ".join(filter(None, (row.get("range"), row.get("solver"))))),
-                style="" if row.get("status") == "quantized" else "dim",
-            )
-        if hidden := len(stored) - len(shown):
-            small = sum(row["bytes"] for row in stored) - sum(row["bytes"] for row in shown)
-            table.add_row(f"{hidden} smaller ones (--all)", "", "", "", f"{small:,}", "", "", "", style="dim")
-        return table
+    def _activations(self) -> list[Row]:
+        return [row for row in self.rows if row.get("role") == "activation"]
 
-    def _totals(self, size: int) -> Table:
-        table = _table("bytes of", "", "share")
-        kinds = self.bytes_by_kind()
-        rest = size - sum(kinds.values())
-        for kind, count in [*kinds.items(), ("graph, scales and the ledger itself", rest)]:
-            if count > 0:
-                table.add_row(kind, f"{count:,}", f"{100 * count / size:.1f} %")
-        return table
+    def _stored_cells(self, every: bool) -> list[tuple[object, ...]]:
+        """A row of the page for each stored tensor; those of a few bytes in one row unless `every`."""
+        cells: list[tuple[object, ...]] = []
+        small: list[int] = []
+        for row in self.stored():
+            if not every and row["bytes"] < SMALL and row.get("role") != "weight":
+                small.append(row["bytes"])
+                continue
+            noise, how = row.get("sqnr_db"), " ".join(filter(None, (row.get("range"), row.get("solver"))))
+            sizes = (_number(row.get("bits")), f"{row['bytes']:,}", None if noise is None else f"{noise:.1f} dB")
+            name = (row["tensor"], row.get("role"), row.get("format"))
+            cells.append((*name, *sizes, row.get("layer"), row.get("reason") or how, _style(row)))
+        if small:
+            cells.append((f"{len(small)} smaller ones (--all)", "", "", "", f"{sum(small):,}", "", "", "", "dim"))
+        return cells
 
 
-def _activation_table(rows: list[Row]) -> Table:
-    table = _table("value", "format", "from", "to", "range", "layer", "why float")
-    for row in rows:
-        bounds = [f"{row[end]:.4g}" if isinstance(row.get(end), (int, float)) else "" for end in ("lo", "hi")]
-        table.add_row(
-            str(row["tensor"]),
-            str(row.get("format", "")),
-            *bounds,
-            str(row.get("range") or ""),
-            str(row.get("layer", "")),
-            str(row.get("reason") or ""),
-            style="" if row.get("status") == "quantized" else "dim",
-        )
-    return table
+def _activation_cells(row: Row) -> tuple[object, ...]:
+    bounds = (_number(row.get("lo")), _number(row.get("hi")))
+    told = (row.get("range"), row.get("layer"), row.get("reason"))
+    return (row["tensor"], row.get("format"), *bounds, *told, _style(row))
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        right = heading in ("bits", "bytes", "SQNR", "from", "to", "", "share")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    return table
+def _style(row: Row) -> str:
+    return "" if row.get("status") == "quantized" else "dim"
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else ""
 
 
 def _stored_rows(program: "ir.Model") -> list[Row]:
     """A row for each stored tensor of any ONNX file."""
     rows: list[Row] = []
     for name, value in program.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None:
+        if (tensor := value.const_value) is None:
             continue
-        users = [use.node for use in value.uses()]
-        readers = sorted({node.op_type for node in users})
-        dequantized = "DequantizeLinear" in readers and not tensor.dtype.is_floating_point()
+        readers = sorted({use.node.op_type for use in value.uses()})
+        real = tensor.dtype.is_floating_point()
+        dequantized = "DequantizeLinear" in readers and not real
         rows.append(
             {
                 "tensor": name,
                 "role": "weight" if len(tensor.shape) > 1 else "value",
-                "layer": users[0].name if users else "",
+                "layer": next((use.node.name for use in value.uses()), ""),
                 "format": f"{tensor.dtype.name.lower()} {list(tensor.shape)}",
                 "bits": tensor.dtype.bitwidth,
                 "bytes": tensor.nbytes,
-                "status": "quantized" if dequantized else "float" if tensor.dtype.is_floating_point() else "kept",
+                "status": "quantized" if dequantized else "float" if real else "kept",
                 "reason": f"read by {', '.join(readers)}" if readers else "not read",
             }
         )
     return rows
-
-
-def _read(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _bits(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else ""
