@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from network import networks
 from PIL import Image
-from simulate import networks
 from torch import nn
 
 from lowbit.model import Model, load

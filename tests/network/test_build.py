@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from network import networks
 from onnx import helper, numpy_helper
-from simulate import networks
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -288,6 +288,49 @@ def test_an_operator_outside_the_table_runs_alone_in_onnxruntime() -> None:
     module(x)["y"].sum().backward()
     assert module.get_parameter("w").grad is not None  # through the Add; nothing passes the engine's node
     assert torch.equal(copy.deepcopy(module)(x)["y"], module(x)["y"])
+
+
+def test_sequences_of_tensors_pass_from_engine_node_to_engine_node() -> None:
+    """Split into a dynamic number of parts, one more inserted at the front, one erased, joined again; and counted."""
+    text = """g (float[N,2] x, float[1,2] first) => (float[M,2] y, int64 count) {
+        parts = SplitToSequence (x, one) more = SequenceInsert (parts, first, zero) fewer = SequenceErase (more)
+        y = ConcatFromSequence <axis = 0> (fewer) count = SequenceLength (fewer) }"""
+    model = program(text, one=np.array(1), zero=np.array(0))
+    module = build(model)
+    for n in (2, 5):
+        x, first = torch.randn(n, 2), torch.zeros(1, 2)
+        result = module(x, first)
+        assert torch.equal(result["y"], torch.cat([first, x[:-1]]))
+        assert result["count"].item() == n
+
+
+def test_an_engine_node_has_several_outputs_of_sizes_known_only_when_it_runs() -> None:
+    module = build(program("g (float[N] x) => (float[M] y, int64[M] n) { y, , , n = Unique (x) }"))
+    for x, values, counts in (([3.0, 1, 3], [1, 3], [1, 2]), ([2.0], [2], [1])):
+        result = module(torch.tensor(x))
+        assert (result["y"].tolist(), result["n"].tolist()) == (values, counts)
+
+
+def test_an_engine_node_on_shapes_stays_in_main_memory() -> None:
+    """The meta device cannot be read: the shape must not have moved there."""
+    text = """g (float[B,T,4] x) => (float[M,4] y) {
+        s = Shape (x) b = BitwiseOr (s, bits) c = Slice (b, one, end) y = Reshape (x, c) }"""
+    module = build(program(text, bits=np.array([0, -1, 0]), one=np.array([1]), end=np.array([3])))
+    assert {n.meta["value"] for n in module.graph.nodes if n.meta.get("on_host")} >= {"s", "b"}
+    assert module.to("meta")(torch.randn(2, 5, 4, device="meta"))["y"].shape == (10, 4)
+
+
+def test_unsigned_integers_of_64_bits_come_back_from_an_engine_node() -> None:
+    """onnxruntime returns them as "unsigned long long", which torch does not take for its uint64."""
+    module = build(program("g (uint64[2] a, uint64[2] b) => (uint64[2] y) { y = BitwiseAnd (a, b) }"))
+    a, b = (torch.tensor(v, dtype=torch.uint64) for v in ([6, 2**63], [3, 2**63 + 1]))
+    assert module(a, b)["y"].tolist() == [2, 2**63]
+
+
+def test_a_type_that_onnxruntime_does_not_exchange_is_named() -> None:
+    model = program("g (float[2] x, float s) => (int4[2] y) { y = QuantizeLinear <output_dtype = 22> (x, s) }")
+    with pytest.raises(UnsupportedError, match=r"QuantizeLinear.*does not exchange INT4, the type of 'y'"):
+        build(model)
 
 
 def test_control_flow_runs_in_onnxruntime_with_what_it_takes_from_outside() -> None:

@@ -1,12 +1,13 @@
-"""One node that the operator table does not know, run by onnxruntime inside the torch module.
+"""One node that is not in the operator table, run by onnxruntime inside the torch module.
 
-Everything around it is still simulated and calibrated; no gradient passes through it.
+The nodes around it are simulated and calibrated as usual. No gradient passes through it. The table therefore holds what
+networks have between their parameters and their outputs. Signal transforms, sequences of tensors, losses, operators
+of files that are quantized already, and control flow run here.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -16,6 +17,17 @@ from torch import Tensor, nn
 
 from lowbit.errors import UnsupportedError
 from lowbit.network.operators_types import to_tensor
+
+_WAY_OUT = "Replace it by standard operators, or cut the model there."
+_IR_VERSION = 10  # what opset 21 needs; the file's own may be newer than onnxruntime reads
+_OPSET = 21  # what lowbit.load raises files to; newer opsets add types to most operators and change few
+
+# onnxruntime takes and returns these as numpy arrays. It returns float8 as uint8, and int4 and bfloat16 not at all.
+_EXCHANGED = frozenset({
+    *(ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BOOL, ir.DataType.STRING),
+    *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
+    *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
+})  # fmt: skip
 
 
 class EngineNode(nn.Module):
@@ -49,8 +61,7 @@ class EngineNode(nn.Module):
     def _unsupported(self, error: Exception) -> UnsupportedError:
         reason = " ".join(str(error).split())
         return UnsupportedError(
-            f"{self.label} is neither in the operator table nor can onnxruntime run it: {reason[:300]}. "
-            f"Replace it by standard operators, or cut the model there."
+            f"{self.label} is neither in the operator table nor can onnxruntime run it: {reason[:300]}. {_WAY_OUT}"
         )
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
@@ -73,8 +84,13 @@ class EngineNode(nn.Module):
         """Write the element types that shape inference could not tell into the model, from the tensors at hand."""
         model = onnx.ModelProto.FromString(self._model)
         for value, tensor in zip(model.graph.input, tensors, strict=True):
-            if not value.HasField("type") and isinstance(tensor, Tensor):
+            if value.HasField("type"):
+                continue
+            if isinstance(tensor, Tensor):
                 value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(_to_numpy(tensor).dtype)
+            elif isinstance(tensor, list) and tensor:
+                element = value.type.sequence_type.elem_type.tensor_type
+                element.elem_type = onnx.helper.np_dtype_to_tensor_dtype(_to_numpy(tensor[0]).dtype)
         self._model = model.SerializeToString()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,16 +109,41 @@ def engine_node(node: ir.Node, program: ir.Model) -> tuple[EngineNode, list[ir.V
     used |= dict.fromkeys(_captured(node))
     stored = [v for v in used if (c := v.const_value) is not None and not c.dtype.is_floating_point()]
     read = [v for v in used if v not in stored]
+    domain = node.domain or "ai.onnx"
+    label = f"operator {node.op_type} of domain {domain}, node '{node.name}',"
+    for value in (*read, *node.outputs):
+        if value.dtype is not None and value.dtype not in _EXCHANGED:
+            raise UnsupportedError(
+                f"{label} is not in the operator table, and onnxruntime does not exchange {value.dtype.name}, the type "
+                f"of '{value.name}'. {_WAY_OUT}"
+            )
     graph = onnx.GraphProto(name="node")
     graph.node.append(ir.serde.serialize_node(node))
     graph.initializer.extend(_named_proto(v) for v in stored)
     graph.input.extend(_info(v) for v in read)
     graph.output.extend(_info(v) for v in node.outputs if v.name)
-    model = onnx.ModelProto(ir_version=program.ir_version, graph=graph)
-    model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in program.opset_imports.items())
+    model = onnx.ModelProto(ir_version=_IR_VERSION, graph=graph)
+    opsets = program.opset_imports | {"": _opset(node, program)}
+    model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in opsets.items())
     model.functions.extend(ir.serde.serialize_function(f) for f in program.functions.values())
-    domain = node.domain or "ai.onnx"
-    return EngineNode(model, f"operator {node.op_type} of domain {domain}, node '{node.name}',"), read
+    return EngineNode(model, label), read
+
+
+def _opset(node: ir.Node, program: ir.Model) -> int:
+    """The program's opset, or 21 where the operator of 21 has all inputs, outputs and attributes that the node uses.
+
+    onnxruntime has no kernel for some definitions that only gained types since: RoiAlign of opset 22, BitShift of 28.
+    """
+    opset = program.opset_imports.get("", _OPSET)
+    holds_graphs = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+    if opset <= _OPSET or node.domain not in ("", "ai.onnx") or holds_graphs:
+        return opset
+    try:
+        old = onnx.defs.get_schema(node.op_type, _OPSET, "")
+    except onnx.defs.SchemaError:
+        return opset
+    fits = len(node.inputs) <= old.max_input and len(node.outputs) <= old.max_output
+    return _OPSET if fits and set(node.attributes) <= set(old.attributes) else opset
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
@@ -142,10 +183,7 @@ def _to_numpy(tensor: Any) -> Any:
         return [_to_numpy(t) for t in tensor]
     if not isinstance(tensor, Tensor):
         return tensor  # strings travel as numpy arrays
-    plain = tensor.detach().cpu()
-    if plain.dtype == torch.bfloat16:
-        return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return plain.numpy()
+    return tensor.detach().cpu().numpy()
 
 
 def _from_numpy(result: Any, device: torch.device) -> Any:

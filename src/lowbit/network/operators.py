@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from lowbit.network import operators_attention as attention
+from lowbit.network import operators_cast as cast
 from lowbit.network import operators_elementwise as elementwise
 from lowbit.network import operators_index as index
 from lowbit.network import operators_normalization as normalization
-from lowbit.network import operators_quantized as quantized
 from lowbit.network import operators_recurrent as recurrent
 from lowbit.network import operators_reduce as reduce
 from lowbit.network import operators_resize as resize
 from lowbit.network import operators_shape as shape
-from lowbit.network import operators_signal as signal
 from lowbit.network import operators_spatial as spatial
 
 Scales = Literal["shares", "free", "none"]
@@ -67,12 +66,9 @@ OPERATORS: dict[str, Operator] = {
     # convolution, products
     "Conv": _free(spatial.conv),
     "ConvTranspose": _free(spatial.conv_transpose),
-    "DeformConv": _free(spatial.deform_conv),
-    "CausalConvWithState": _free(attention.causal_conv_with_state),
     "Gemm": _free(reduce.gemm),
     "MatMul": _free(torch.matmul),
     "Einsum": _free(reduce.einsum),
-    "Det": _free(reduce.determinant),
     "Col2Im": _free(spatial.col2im, literals=(1, 2)),
     # pooling
     "MaxPool": _shares(spatial.max_pool),
@@ -80,9 +76,6 @@ OPERATORS: dict[str, Operator] = {
     "MaxUnpool": _shares(spatial.max_unpool, literals=(2,)),
     "AveragePool": _free(spatial.average_pool),
     "GlobalAveragePool": _free(spatial.global_average_pool),
-    "LpPool": _free(spatial.lp_pool),
-    "GlobalLpPool": _free(spatial.global_lp_pool),
-    "RoiAlign": _free(resize.roi_align),
     # moving values
     "Identity": _shares(shape.identity),
     "Dropout": _shares(elementwise.dropout, literals=(1, 2)),
@@ -95,7 +88,6 @@ OPERATORS: dict[str, Operator] = {
     "Split": _shares(shape.split, literals=(1,)),
     "Concat": _shares(shape.concat, data=()),
     "Pad": _shares(shape.pad, literals=(1, 2, 3)),
-    "CenterCropPad": _shares(shape.center_crop_pad, literals=(1,)),
     "Expand": _shares(shape.expand, literals=(1,)),
     "Tile": _shares(shape.tile, literals=(1,)),
     "DepthToSpace": _shares(shape.depth_to_space),
@@ -106,13 +98,10 @@ OPERATORS: dict[str, Operator] = {
     "GatherElements": _shares(index.gather_elements),
     "GatherND": _shares(index.gather_nd),
     "TopK": _shares(index.top_k, literals=(1,)),
-    "Compress": _shares(index.compress),
-    "Unique": _shares(index.unique),
     # Free, though values only move: a source often is a mask of −1e9 or −inf, which must not widen the other's range.
     "Where": _free(torch.where),
     "ScatterElements": _free(index.scatter_elements),
     "ScatterND": _free(index.scatter_nd),
-    "TensorScatter": _free(index.tensor_scatter),
     # resizing and sampling
     "Resize": _shares(resize.resize, literals=(1, 2, 3)),
     "GridSample": _free(resize.grid_sample),
@@ -172,7 +161,6 @@ OPERATORS: dict[str, Operator] = {
     "Shrink": _free(elementwise.shrink),
     "Softmax": _free(reduce.softmax),
     "LogSoftmax": _free(reduce.log_softmax),
-    "Hardmax": _free(reduce.hardmax),
     # reductions
     "ReduceSum": _free(reduce.reduce_sum, literals=(1,)),
     "ReduceMean": _free(reduce.reduce_mean, literals=(1,)),
@@ -185,8 +173,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceLogSumExp": _free(reduce.reduce_log_sum_exp, literals=(1,)),
     "ReduceSumSquare": _free(reduce.reduce_sum_square, literals=(1,)),
     "CumSum": _free(reduce.cumulative_sum, literals=(1,)),
-    "CumProd": _free(reduce.cumulative_product, literals=(1,)),
-    # normalization and losses
+    # normalization
     "BatchNormalization": Operator(normalization.batch_normalization, statistics=(3, 4)),
     "InstanceNormalization": _free(normalization.instance_normalization),
     "LayerNormalization": _free(normalization.layer_normalization),
@@ -195,22 +182,13 @@ OPERATORS: dict[str, Operator] = {
     "MeanVarianceNormalization": _free(normalization.mean_variance_normalization),
     "LpNormalization": _free(normalization.lp_normalization),
     "LRN": _free(normalization.lrn),
-    "NegativeLogLikelihoodLoss": _free(normalization.negative_log_likelihood),
-    "SoftmaxCrossEntropyLoss": _free(normalization.softmax_cross_entropy),
-    # sequences of tokens or of samples
+    # attention and recurrence
     "Attention": _free(attention.attention),
-    "LinearAttention": _free(attention.linear_attention),
     "RotaryEmbedding": _free(attention.rotary_embedding),
     "LSTM": _free(recurrent.lstm),
     "GRU": _free(recurrent.gru),
     "RNN": _free(recurrent.rnn),
-    "DFT": _free(signal.dft, literals=(1, 2)),
-    "STFT": _free(signal.stft, literals=(1, 3)),
-    "HannWindow": _free(signal.hann_window, literals=(0,)),
-    "HammingWindow": _free(signal.hamming_window, literals=(0,)),
-    "BlackmanWindow": _free(signal.blackman_window, literals=(0,)),
-    "MelWeightMatrix": _free(signal.mel_weight_matrix, literals=(0, 1, 2, 3, 4)),
-    # comparison, logic, bits
+    # comparison, logic
     "Equal": _none(torch.eq),
     "Greater": _none(torch.gt),
     "GreaterOrEqual": _none(torch.ge),
@@ -222,12 +200,6 @@ OPERATORS: dict[str, Operator] = {
     "Not": _none(torch.logical_not),
     "IsInf": _none(elementwise.is_inf),
     "IsNaN": _none(torch.isnan),
-    "BitwiseAnd": _none(torch.bitwise_and),
-    "BitwiseOr": _none(torch.bitwise_or),
-    "BitwiseXor": _none(torch.bitwise_xor),
-    "BitwiseNot": _none(torch.bitwise_not),
-    "BitShift": _none(elementwise.bit_shift),
-    "BitCast": _none(quantized.bit_cast),
     # indices and shapes
     "ArgMax": _none(reduce.argmax),
     "ArgMin": _none(reduce.argmin),
@@ -237,26 +209,9 @@ OPERATORS: dict[str, Operator] = {
     "Size": Operator(shape.size, "none", on_host=True),
     "ConstantOfShape": _none(shape.constant_of_shape, literals=(0,)),
     "Range": _none(shape.number_range),
-    "EyeLike": _none(shape.eye_like),
-    # casts and quantized files
-    "Cast": _none(quantized.cast),
-    "CastLike": Operator(quantized.cast_like, "none", type_from=(1, "to")),
-    "QuantizeLinear": Operator(quantized.quantize_linear, "none", type_from=(2, "output_dtype")),
-    "DequantizeLinear": _none(quantized.dequantize_linear),
-    "DynamicQuantizeLinear": _none(quantized.dynamic_quantize_linear),
-    "MatMulInteger": _none(quantized.matmul_integer),
-    "ConvInteger": _none(quantized.conv_integer),
-    "QLinearMatMul": _none(quantized.qlinear_matmul),
-    "QLinearConv": _none(quantized.qlinear_conv),
-    # sequences of tensors
-    "SequenceEmpty": _none(index.empty_sequence),
-    "SequenceConstruct": _shares(index.sequence_construct, data=()),
-    "SequenceAt": _shares(index.sequence_at, literals=(1,)),
-    "SequenceInsert": _shares(index.sequence_insert, literals=(2,), data=(0, 1)),
-    "SequenceErase": _shares(index.sequence_erase, literals=(1,)),
-    "SequenceLength": Operator(index.sequence_length, "none", on_host=True),
-    "SplitToSequence": _shares(index.split_to_sequence, literals=(1,)),
-    "ConcatFromSequence": _shares(index.concat_from_sequence),
+    # casts
+    "Cast": _none(cast.cast),
+    "CastLike": Operator(cast.cast_like, "none", type_from=(1, "to")),
 }
 
 

@@ -1,4 +1,4 @@
-"""Attention, linear attention, rotary embedding, and the causal convolution that state-space models use."""
+"""Attention and rotary embedding."""
 
 import math
 
@@ -132,61 +132,3 @@ def rotary_embedding(
     turned = torch.stack((real, imaginary), -1).flatten(-2) if interleaved else torch.cat((real, imaginary), -1)
     result = torch.cat((turned, kept), -1) if kept.shape[-1] else turned
     return result.transpose(1, 2).flatten(2) if x.dim() == 3 else result
-
-
-def linear_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    past_state: Tensor | None = None,
-    decay: Tensor | None = None,
-    beta: Tensor | None = None,
-    *,
-    kv_num_heads: int,
-    q_num_heads: int,
-    chunk_size: int = 64,
-    scale: float = 0.0,
-    update_rule: str = "gated_delta",
-    outputs: int = 1,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The recurrence, token by token: S ← decay · S + k ⊗ v; delta rules write only what S does not yet recall of k.
-
-    The state adds up in float32 at least. chunk_size tells an engine how to cut time; it does not change the result.
-    """
-    wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = (_heads(t.to(wide), n) for t, n in ((query, q_num_heads), (key, kv_num_heads), (value, kv_num_heads)))
-    empty = k.new_zeros(k.shape[0], k.shape[1], k.shape[3], v.shape[3])
-    state = empty if past_state is None else past_state.to(wide)
-    factor = scale or 1 / math.sqrt(q.shape[-1])
-    fading = None if decay is None or "gated" not in update_rule else torch.exp(_heads(decay.to(wide), kv_num_heads))
-    rate = None if beta is None or "delta" not in update_rule else beta.to(wide).transpose(1, 2)[..., None]
-    share = q_num_heads // kv_num_heads
-    rows = []
-    for t in range(q.shape[2]):
-        if fading is not None:
-            state = state * fading[:, :, t, :, None]
-        written = v[:, :, t]
-        if rate is not None:
-            recalled = torch.einsum("bhkv,bhk->bhv", state, k[:, :, t])
-            written = rate[:, :, t] * (written - recalled)
-        state = state + k[:, :, t, :, None] * written[:, :, None, :]
-        seen = state.repeat_interleave(share, 1) if share > 1 else state
-        rows.append(factor * torch.einsum("bhkv,bhk->bhv", seen, q[:, :, t]))
-    y = torch.stack(rows, 1).flatten(2).to(query.dtype)
-    return y if outputs == 1 else (y, state.to(query.dtype if past_state is None else past_state.dtype))
-
-
-def causal_conv_with_state(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    past_state: Tensor | None = None,
-    *,
-    activation: str = "none",
-    outputs: int = 1,
-) -> Tensor | tuple[Tensor, Tensor]:
-    before = weight.shape[-1] - 1
-    whole = F.pad(x, (before, 0)) if past_state is None else torch.cat([past_state, x], -1)
-    y = F.conv1d(whole, weight, bias, groups=x.shape[1])
-    y = y if activation == "none" else F.silu(y)
-    return y if outputs == 1 else (y, whole[..., whole.shape[-1] - before :])

@@ -1,4 +1,4 @@
-"""Elementwise arithmetic, activations, comparisons, logic and bits."""
+"""Elementwise arithmetic, activations, comparisons and logic."""
 
 import math
 from functools import reduce
@@ -104,14 +104,6 @@ def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> 
     return (
         x == (math.inf if detect_positive else -math.inf) if detect_negative or detect_positive else x != x.nan_to_num()
     )
-
-
-def bit_shift(x: Tensor, amount: Tensor, *, direction: str) -> Tensor:
-    return torch.bitwise_left_shift(x, amount) if direction == "LEFT" else torch.bitwise_right_shift(x, amount)
-
-
-def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(condition, x, y)
 
 
 def dropout(

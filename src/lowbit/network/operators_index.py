@@ -1,10 +1,10 @@
-"""Picking and placing elements by index: gather, scatter, top-k, one-hot, non-zero, unique."""
+"""Picking and placing elements by index: gather, scatter, top-k, one-hot, non-zero."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowbit.network.operators_types import Ints, Number, ints, number
+from lowbit.network.operators_types import Ints, Number, number
 
 
 def _from_start(indices: Tensor, length: int) -> Tensor:
@@ -66,21 +66,6 @@ def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, *, reduction: str
     return torch.scatter_reduce(rows, 0, place, values, _REDUCTIONS[reduction]).reshape(data.shape)
 
 
-def tensor_scatter(
-    past: Tensor, update: Tensor, write_indices: Tensor | None = None, *, axis: int = -2, mode: str = "linear"
-) -> Tensor:
-    axis %= past.dim()
-    length, steps = past.shape[axis], update.shape[axis]
-    first = (
-        torch.zeros(past.shape[0], dtype=torch.int64, device=past.device) if write_indices is None else write_indices
-    )
-    place = first[:, None] + torch.arange(steps, device=past.device)
-    place = place % length if mode == "circular" else place
-    shape = [1] * past.dim()
-    shape[0], shape[axis] = place.shape
-    return torch.scatter(past, axis, place.reshape(shape).expand(update.shape), update)
-
-
 def top_k(
     x: Tensor, k: Ints, *, axis: int = -1, largest: int = 1, sorted: int = 1, outputs: int = 2
 ) -> tuple[Tensor, Tensor]:
@@ -101,62 +86,3 @@ def one_hot(indices: Tensor, depth: Number, values: Tensor, *, axis: int = -1) -
 
 def non_zero(x: Tensor) -> Tensor:
     return torch.nonzero(x).t()
-
-
-def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:
-    x, axis = (x.flatten(), 0) if axis is None else (x, axis)
-    return x.index_select(axis, torch.nonzero(condition).flatten())
-
-
-def unique(
-    x: Tensor, *, axis: int | None = None, sorted: int = 1, outputs: int = 1
-) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
-    values, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True, dim=axis)
-    inverse = inverse.flatten()
-    n = counts.numel()
-    position = torch.arange(inverse.numel(), device=x.device)
-    first = torch.full((n,), inverse.numel(), device=x.device).scatter_reduce(0, inverse, position, "amin")
-    if not sorted:  # in the order of first occurrence
-        order = torch.argsort(first)
-        values = values.index_select(0 if axis is None else axis, order)
-        first, counts, inverse = first[order], counts[order], torch.argsort(order)[inverse]
-    return values if outputs == 1 else (values, first, inverse, counts)
-
-
-def empty_sequence(*, dtype: int = 1) -> list[Tensor]:
-    return []
-
-
-def sequence_construct(*tensors: Tensor) -> list[Tensor]:
-    return list(tensors)
-
-
-def sequence_at(sequence: list[Tensor], position: Ints) -> Tensor:
-    return sequence[int(number(position))]
-
-
-def sequence_insert(sequence: list[Tensor], tensor: Tensor, position: Ints | None = None) -> list[Tensor]:
-    at = len(sequence) if position is None else int(number(position)) % (len(sequence) + 1)
-    return [*sequence[:at], tensor, *sequence[at:]]
-
-
-def sequence_erase(sequence: list[Tensor], position: Ints | None = None) -> list[Tensor]:
-    at = (-1 if position is None else int(number(position))) % len(sequence)
-    return [*sequence[:at], *sequence[at + 1 :]]
-
-
-def sequence_length(sequence: list[Tensor]) -> Tensor:
-    return torch.tensor(len(sequence))
-
-
-def split_to_sequence(x: Tensor, split: Ints | None = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
-    length = x.shape[axis]
-    if split is None:
-        return list(torch.split(x, 1, axis)) if keepdims else list(torch.unbind(x, axis))
-    scalar = isinstance(split, int) or (isinstance(split, Tensor) and split.dim() == 0)
-    part = ints(split)
-    return list(torch.split(x, min(part[0], length) if scalar else list(part), axis))
-
-
-def concat_from_sequence(sequence: list[Tensor], *, axis: int, new_axis: int = 0) -> Tensor:
-    return torch.stack(sequence, axis) if new_axis else torch.cat(sequence, axis)

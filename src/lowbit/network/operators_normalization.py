@@ -85,35 +85,3 @@ def lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: 
     squares = x.square().movedim(1, -1)
     sums = F.pad(squares, (before, size - 1 - before)).unfold(-1, size, 1).sum(-1).movedim(-1, 1)
     return x / (bias + alpha / size * sums) ** beta
-
-
-def _loss_mean(losses: Tensor, weights: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return losses
-    return losses.sum() if reduction == "sum" else losses.sum() / weights.sum()
-
-
-def negative_log_likelihood(
-    x: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int | None = None, reduction: str = "mean"
-) -> Tensor:
-    target = target.to(torch.int64)
-    kept = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-    index = torch.where(kept, target, 0)
-    weights = x.new_ones(target.shape) if weight is None else weight[index]
-    weights = torch.where(kept, weights, 0)
-    picked = torch.gather(x, 1, index.unsqueeze(1)).squeeze(1)
-    return _loss_mean(-picked * weights, weights, reduction)
-
-
-def softmax_cross_entropy(
-    scores: Tensor,
-    labels: Tensor,
-    weights: Tensor | None = None,
-    *,
-    ignore_index: int | None = None,
-    reduction: str = "mean",
-    outputs: int = 1,
-) -> Tensor | tuple[Tensor, Tensor]:
-    log_probability = torch.log_softmax(scores, 1)
-    loss = negative_log_likelihood(log_probability, labels, weights, ignore_index=ignore_index, reduction=reduction)
-    return loss if outputs == 1 else (loss, log_probability)

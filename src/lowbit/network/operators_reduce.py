@@ -112,20 +112,12 @@ def argmin(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: in
 
 
 def cumulative_sum(x: Tensor, axis: Ints, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    return _cumulative(torch.cumsum, 0, x, int(number(axis)), exclusive, reverse)
-
-
-def cumulative_product(x: Tensor, axis: Ints, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    return _cumulative(torch.cumprod, 1, x, int(number(axis)), exclusive, reverse)
-
-
-def _cumulative(fold: object, start: int, x: Tensor, axis: int, exclusive: int, reverse: int) -> Tensor:
-    x = x.flip(axis) if reverse else x
+    along = int(number(axis))
+    x = x.flip(along) if reverse else x
     if exclusive:
-        first = torch.full_like(x.narrow(axis, 0, 1), start)
-        x = torch.cat([first, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
-    result: Tensor = fold(x, axis, dtype=x.dtype)  # type: ignore[operator]
-    return result.flip(axis) if reverse else result
+        x = torch.cat([torch.zeros_like(x.narrow(along, 0, 1)), x.narrow(along, 0, x.shape[along] - 1)], along)
+    sums = torch.cumsum(x, along, dtype=x.dtype)
+    return sums.flip(along) if reverse else sums
 
 
 def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
@@ -134,11 +126,6 @@ def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
 
 def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     return torch.log_softmax(x, axis)
-
-
-def hardmax(x: Tensor, *, axis: int = -1) -> Tensor:
-    first = torch.argmax(x, axis, keepdim=True)
-    return torch.zeros_like(x).scatter_(axis, first, 1)
 
 
 def gemm(
@@ -164,8 +151,3 @@ def gemm(
 
 def einsum(*operands: Tensor, equation: str) -> Tensor:
     return torch.einsum(equation.replace(" ", ""), *operands)
-
-
-def determinant(x: Tensor) -> Tensor:
-    result: Tensor = torch.linalg.det(x)
-    return result

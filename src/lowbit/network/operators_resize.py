@@ -194,10 +194,6 @@ def _torch_mode(
     return "bicubic" if rank == 2 else None
 
 
-def upsample(x: Tensor, scales: Number, *, mode: str = "nearest") -> Tensor:
-    return resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
-
-
 _GRID_MODES = {
     "linear": "bilinear",
     "bilinear": "bilinear",
@@ -215,45 +211,3 @@ def grid_sample(
 
 def affine_grid(theta: Tensor, size: Ints, *, align_corners: int = 0) -> Tensor:
     return F.affine_grid(theta, list(ints(size)), bool(align_corners))
-
-
-def roi_align(
-    x: Tensor,
-    rois: Tensor,
-    batch_indices: Tensor,
-    *,
-    coordinate_transformation_mode: str = "half_pixel",
-    mode: str = "avg",
-    output_height: int = 1,
-    output_width: int = 1,
-    sampling_ratio: int = 0,
-    spatial_scale: float = 1.0,
-) -> Tensor:
-    """rois (n, 4) as x1, y1, x2, y2 → (n, channels, output_height, output_width). He et al. 2017, section 3."""
-    half = 0.5 if coordinate_transformation_mode == "half_pixel" else 0.0
-    regions = []
-    for box, batch in zip((rois * spatial_scale - half).unbind(), batch_indices.tolist(), strict=True):
-        x1, y1, x2, y2 = box.unbind()
-        height, width = (y2 - y1, x2 - x1) if half else ((y2 - y1).clamp(min=1), (x2 - x1).clamp(min=1))
-        rows = _roi_samples(y1, height, output_height, sampling_ratio, x.shape[2])
-        columns = _roi_samples(x1, width, output_width, sampling_ratio, x.shape[3])
-        if mode == "avg":
-            samples = (rows[0] + rows[1]) @ x[batch] @ (columns[0] + columns[1]).t()
-        else:  # ONNX takes the maximum of the four weighted neighbours where the paper adds them
-            samples = torch.stack([r @ x[batch] @ c.t() for r in rows for c in columns]).amax(0)
-        samples = samples.reshape(x.shape[1], output_height, -1, output_width, samples.shape[2] // output_width)
-        regions.append(samples.mean((2, 4)) if mode == "avg" else samples.amax((2, 4)))
-    return torch.stack(regions) if regions else x.new_zeros(0, x.shape[1], output_height, output_width)
-
-
-def _roi_samples(start: Tensor, extent: Tensor, bins: int, ratio: int, length: int) -> tuple[Tensor, Tensor]:
-    """Weights (bins * ratio, length) of the lower and of the upper neighbour of evenly spaced points; 0 beyond."""
-    count = bins * (ratio or max(1, math.ceil(extent.item() / bins)))
-    position = start + (torch.arange(count, device=start.device) + 0.5) * (extent / count)
-    inside = ((position >= -1) & (position <= length)).to(start.dtype)
-    position = position.clamp(0, length - 1)
-    lower = position.floor()
-    share = position - lower
-    nodes = torch.eye(length, dtype=start.dtype, device=start.device)
-    below, above = nodes[lower.long()], nodes[(lower.long() + 1).clamp(max=length - 1)]
-    return below * ((1 - share) * inside)[:, None], above * (share * inside)[:, None]

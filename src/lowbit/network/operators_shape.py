@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowbit.network.operators_types import TORCH_TYPES, Ints, Number, ints, number
+from lowbit.network.operators_types import Ints, Number, ints, number
 
 
 def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
@@ -113,17 +113,6 @@ def _source(length: int, before: int, after: int, mode: str, device: torch.devic
     return torch.minimum(position, period - position)
 
 
-def center_crop_pad(x: Tensor, shape: Ints, *, axes: tuple[int, ...] | None = None) -> Tensor:
-    for axis, wanted in zip(range(x.dim()) if axes is None else axes, ints(shape), strict=True):
-        have = x.shape[axis]
-        if wanted < have:
-            x = x.narrow(axis, (have - wanted) // 2, wanted)
-        elif wanted > have:
-            before = (wanted - have) // 2
-            x = pad(x, (before, wanted - have - before), axes=(axis,))
-    return x
-
-
 def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     b = blocksize
     n, c, h, w = x.shape
@@ -147,11 +136,6 @@ def constant_of_shape(shape: Ints, *, value: tuple[tuple[float, ...], torch.dtyp
 
 def number_range(start: Tensor, limit: Tensor, delta: Tensor, *, stash_type: int = 1) -> Tensor:
     return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype, device=start.device)
-
-
-def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
-    ones = torch.ones(x.shape, dtype=x.dtype if dtype is None else TORCH_TYPES[dtype], device=x.device)
-    return torch.triu(torch.tril(ones, k), k)
 
 
 def trilu(x: Tensor, k: Ints | None = None, *, upper: int = 1) -> Tensor:

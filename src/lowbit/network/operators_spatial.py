@@ -230,35 +230,12 @@ def _window_sums(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilati
     return sums.reshape(*x.shape[:2], *sums.shape[2:])
 
 
-def lp_pool(
-    x: Tensor,
-    *,
-    kernel_shape: tuple[int, ...],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: Sizes = None,
-    p: int = 2,
-    pads: Sizes = None,
-    strides: Sizes = None,
-) -> Tensor:
-    n = len(kernel_shape)
-    stride, dilation = strides or (1,) * n, dilations or (1,) * n
-    before, after = conv_pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
-    after = _windows(x, kernel_shape, stride, dilation, before, after, ceil_mode)
-    return _window_sums(pad_sides(x.abs() ** p, before, after), kernel_shape, stride, dilation) ** (1 / p)
-
-
 def global_average_pool(x: Tensor) -> Tensor:
     return x.mean(tuple(range(2, x.dim())), keepdim=True)
 
 
 def global_max_pool(x: Tensor) -> Tensor:
     return x.amax(tuple(range(2, x.dim())), keepdim=True)
-
-
-def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, p, tuple(range(2, x.dim())), keepdim=True)
-    return norm
 
 
 def max_unpool(
@@ -306,42 +283,3 @@ def col2im(
     after = [i + amounts[a] - whole.shape[2 + a] for a, i in enumerate(image)]
     result = pad_sides(whole, [-p for p in amounts[:n]], after)
     return result.reshape(x.shape[0], -1, *image)
-
-
-def deform_conv(
-    x: Tensor,
-    w: Tensor,
-    offset: Tensor,
-    b: Tensor | None = None,
-    mask: Tensor | None = None,
-    *,
-    dilations: Sizes = None,
-    group: int = 1,
-    kernel_shape: Sizes = None,
-    offset_group: int = 1,
-    pads: Sizes = None,
-    strides: Sizes = None,
-) -> Tensor:
-    """Each kernel tap reads the input, bilinearly, at its own displaced place; two axes.
-
-    Source: Dai et al. 2017 (arXiv 1703.06211); mask: Zhu et al. 2018 (arXiv 1811.11168).
-    """
-    kh, kw = w.shape[2:]
-    (sh, sw), (dh, dw), (ph, pw) = strides or (1, 1), dilations or (1, 1), (pads or (0, 0, 0, 0))[:2]
-    n, channels, height, width = x.shape
-    oh, ow = offset.shape[2:]
-    shift = offset.reshape(n, offset_group, kh, kw, 2, oh, ow)
-    line = torch.arange(max(oh, ow, kh, kw), dtype=x.dtype, device=x.device)
-    top = line[:oh, None] * sh - ph + (line[:kh] * dh)[:, None, None, None]
-    left = line[:ow] * sw - pw + (line[:kw] * dw)[:, None, None]
-    y, z = shift[..., 0, :, :] + top, shift[..., 1, :, :] + left
-    # Places in units of grid_sample with align_corners: −1 … 1 from the first element to the last.
-    grid = torch.stack((2 * z / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), -1)
-    planes = x.reshape(n * offset_group, channels // offset_group, height, width)
-    taps = F.grid_sample(planes, grid.reshape(n * offset_group, kh * kw * oh, ow, 2), align_corners=True)
-    taps = taps.reshape(n, offset_group, channels // offset_group, kh * kw, oh, ow)
-    if mask is not None:
-        taps = taps * mask.reshape(n, offset_group, 1, kh * kw, oh, ow)
-    columns = taps.reshape(n, group, channels // group * kh * kw, oh * ow)
-    result = torch.matmul(w.reshape(group, w.shape[0] // group, -1), columns).reshape(n, w.shape[0], oh, ow)
-    return result if b is None else result + b.reshape(-1, 1, 1)

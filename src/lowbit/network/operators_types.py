@@ -64,7 +64,7 @@ def to_tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.astype(_WIDENED[name]))
     if name == "float4_e2m1fn":
         return torch.from_numpy(array.astype(np.float32)).to(torch.float8_e4m3fn)
-    return torch.from_numpy(np.array(array))
+    return torch.from_numpy(array.astype(array.dtype.str))  # onnxruntime's uint64 is C's "unsigned long long"
 
 
 def ints(values: Ints) -> tuple[int, ...]:
