@@ -1,5 +1,5 @@
 """`python -m lowbit` is the command `lowbit`."""
 
-from lowbit.cli import main
+from lowbit.cli import run_process
 
-main()
+run_process()

@@ -17,6 +17,7 @@ from lowbit.cli.compare import compare
 from lowbit.cli.compress import compress
 from lowbit.cli.formats import formats
 from lowbit.cli.pack import pack, unpack
+from lowbit.cli.process import keep_freed_memory, leave
 from lowbit.cli.quantize import quantize
 from lowbit.cli.run import run
 from lowbit.cli.show import show
@@ -62,8 +63,17 @@ def lowbit_command(
     """Quantize a trained network to few bits, and prove on the deployed file that it still does its job."""
 
 
+def run_process() -> NoReturn:
+    """The process `lowbit`."""
+    keep_freed_memory()
+    try:
+        main()
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else 0)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
+    """Run the command line and exit, as SystemExit: for callers in the same process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "--traceback" in given
     given = [word for word in given if word != "--traceback"]

@@ -21,6 +21,7 @@ from lowbit.cli.options import (
     progress,
     show_page,
 )
+from lowbit.cli.process import importing
 from lowbit.errors import InputError
 
 
@@ -56,9 +57,10 @@ def run(
             output, [model, data], {".npz": "an array for each output", ".npy": "the array of the only output"}
         )
 
-    from lowbit.data.archive import write_arrays
-    from lowbit.flows.evaluate import predict
-    from lowbit.model import load
+    with importing():
+        from lowbit.data.archive import write_arrays
+        from lowbit.flows.evaluate import predict
+        from lowbit.model import load
 
     network = load(model, allow_nonfinite=True)
     if output is not None and output.suffix == ".npy" and len(network.outputs) > 1:
