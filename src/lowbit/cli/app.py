@@ -17,7 +17,7 @@ from lowbit.cli.compare import compare
 from lowbit.cli.compress import compress
 from lowbit.cli.formats import formats
 from lowbit.cli.pack import pack, unpack
-from lowbit.cli.process import keep_freed_memory, leave
+from lowbit.cli.process import collect_garbage_rarely, keep_freed_memory, leave
 from lowbit.cli.quantize import quantize
 from lowbit.cli.run import run
 from lowbit.cli.show import show
@@ -65,6 +65,7 @@ def lowbit_command(
 
 def run_process() -> NoReturn:
     """The process `lowbit`."""
+    collect_garbage_rarely()
     keep_freed_memory()
     try:
         main()

@@ -20,7 +20,6 @@ from lowbit.cli.options import (
     progress,
     show_page,
 )
-from lowbit.cli.process import importing
 
 
 def compare(
@@ -50,10 +49,9 @@ def compare(
 
     Example: lowbit compare net.onnx net.int8.onnx --data test.npz
     """
-    with importing():
-        from lowbit.errors import DataError
-        from lowbit.flows.compare import compare as compare_models
-        from lowbit.model import load
+    from lowbit.errors import DataError
+    from lowbit.flows.compare import compare as compare_models
+    from lowbit.model import load
 
     inputs = load(reference, allow_nonfinite=True).inputs
     with progress("comparing", json) as watch:

@@ -22,7 +22,6 @@ from lowbit.cli.options import (
     save_model,
     show_page,
 )
-from lowbit.cli.process import importing
 from lowbit.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,12 +123,11 @@ def compress(
     check_output(output, [model, data], MODEL_FILES)
     check_output(checkpoint, [model, data, output])
 
-    with importing():
-        from lowbit.flows.compress import Compression
-        from lowbit.flows.compress import compress as compress_model
-        from lowbit.model import load
-        from lowbit.report.words import bytes_text, times_text
-        from lowbit.solve.prune import Pruning
+    from lowbit.flows.compress import Compression
+    from lowbit.flows.compress import compress as compress_model
+    from lowbit.model import load
+    from lowbit.report.words import bytes_text, times_text
+    from lowbit.solve.prune import Pruning
 
     start = time.perf_counter()
     network = load(model)

@@ -22,7 +22,6 @@ from lowbit.cli.options import (
     save_model,
     show_page,
 )
-from lowbit.cli.process import importing
 
 
 def quantize(
@@ -72,11 +71,10 @@ def quantize(
     output = output or Path(f"{model.stem}.{stem}.onnx")
     check_output(output, [model, data, recipe], MODEL_FILES)
 
-    with importing():
-        from lowbit.flows.ptq import quantize as quantize_model
-        from lowbit.graph.notes import sizes
-        from lowbit.model import load
-        from lowbit.report.ledger import Ledger
+    from lowbit.flows.ptq import quantize as quantize_model
+    from lowbit.graph.notes import sizes
+    from lowbit.model import load
+    from lowbit.report.ledger import Ledger
 
     start = time.perf_counter()
     network = load(model)

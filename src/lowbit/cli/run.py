@@ -21,7 +21,6 @@ from lowbit.cli.options import (
     progress,
     show_page,
 )
-from lowbit.cli.process import importing
 from lowbit.errors import InputError
 
 
@@ -57,10 +56,9 @@ def run(
             output, [model, data], {".npz": "an array for each output", ".npy": "the array of the only output"}
         )
 
-    with importing():
-        from lowbit.data.archive import write_arrays
-        from lowbit.flows.evaluate import predict
-        from lowbit.model import load
+    from lowbit.data.archive import write_arrays
+    from lowbit.flows.evaluate import predict
+    from lowbit.model import load
 
     network = load(model, allow_nonfinite=True)
     if output is not None and output.suffix == ".npy" and len(network.outputs) > 1:
