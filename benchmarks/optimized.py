@@ -6,10 +6,10 @@ from pathlib import Path
 
 import onnx
 
-from lowbit.targets import MOVES
+from lowbit.network.operators import OPERATORS
 
 # Operators that hand on what they are given: integers if they are given integers.
-MOVING = frozenset({*MOVES.split(), "Resize"})
+MOVING = frozenset(name for name, row in OPERATORS.items() if row.shares)
 CONVERTING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli_w
 
-from lowbit.errors import InputError, UnsupportedError, UnusedRuleError
+from lowbit.errors import InputError, UnsupportedError
 from lowbit.graph import PASSES
 from lowbit.numerics import Format, Int, parse_format, spell_format
 from lowbit.ranges import MSE, Auto, MinMax, Range, parse_range, range_words
@@ -90,6 +90,10 @@ class Rule:
         if self.weights is not None and self.weights.dynamic:
             raise InputError(f"rule '{layers}': weights cannot be dynamic, they are the same at every input.")
 
+    def matches(self, names: Iterable[str]) -> bool:
+        """Whether it speaks of the layer that goes by these names."""
+        return any(fnmatchcase(name, self.layers) for name in names)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -135,7 +139,7 @@ class Recipe:
         names = tuple(names)
         weights = activations = FLOAT
         for rule in self.rules:
-            if any(fnmatchcase(name, rule.layers) for name in names):
+            if rule.matches(names):
                 weights = rule.weights or weights
                 activations = rule.activations or activations
         return weights, activations
@@ -151,17 +155,6 @@ class Recipe:
                 return f"the recipe quantizes activations (rule '{rule.layers}'), whose ranges are measured on data"
         looking = [name for name in self.passes if name in IMPROVE]
         return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
-
-    def check_used(self, layers: Iterable[Iterable[str]]) -> None:
-        """Raise UnusedRuleError for a rule that matched no layer; `layers` holds the names of each."""
-        known = [tuple(names) for names in layers]
-        for rule in self.rules:
-            if rule.layers != "*" and not any(fnmatchcase(n, rule.layers) for names in known for n in names):
-                some = ", ".join(names[0] for names in known[:8])
-                raise UnusedRuleError(
-                    f"rule '{rule.layers}' matched no layer. Layers are: {some}{' …' if len(known) > 8 else ''} "
-                    f"(`lowbit show` lists them; 'op:Conv' matches an operator)."
-                )
 
     def to_toml(self) -> str:
         rules = []

@@ -1,7 +1,8 @@
-"""Targets: what an engine's integer kernels can do, as one table an engine.
+"""Targets: which integer kernels an engine has, as one table an engine.
 
-A target chooses formats and places; numeric code never asks which target it serves. Each `Role` below is a way in which
-an operator takes part in an integer network; an operator that a target does not list stays in float.
+A target chooses formats and places; numeric code never asks which target it serves. An operator without an integer
+kernel only moves values (`Operator.shares` in `network/operators.py`), only stores its weights in few bits, or stays in
+float.
 
 What onnxruntime does was read off its optimized graphs (1.22 to 1.31, CPU): a Conv becomes QLinearConv only if its
 output is quantized too; a MatMul or Gemm may keep a float output; Sigmoid, Add, Mul and the pools run in integers
@@ -19,24 +20,21 @@ from lowbit.numerics import INT8, UINT8, Format, Int, channel
 
 
 class Role(Enum):
-    """How an operator takes part in an integer network."""
+    """How a node takes part in an integer network. The first four are kernels that a target lists."""
 
     CONVOLVE = "multiplies integer weights and activations; its output must be quantized too"
     MULTIPLY = "multiplies integer weights and activations; its output may stay float"
     FOLLOW = "runs in integers when what surrounds it does; its output has its own scale"
-    MOVE = "moves values without changing them; input and output share one scale"
     ABSORB = "clips; absorbed into the range of the quantizer behind it"
+    MOVE = "moves values without changing them; input and output share one scale"
     STORE = "only its weights are stored in few bits; it computes in float"
 
 
-def _roles(**operators: str) -> Mapping[str, Role]:
+COMPUTING = (Role.CONVOLVE, Role.MULTIPLY, Role.FOLLOW)  # with arithmetic of their own
+
+
+def _kernels(**operators: str) -> Mapping[str, Role]:
     return MappingProxyType({op: Role[role] for role, ops in operators.items() for op in ops.split()})
-
-
-MOVES = (
-    "MaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice Concat Split Pad Identity DepthToSpace SpaceToDepth "
-    "Expand Tile Gather"
-)
 
 
 @dataclass(frozen=True)
@@ -45,33 +43,31 @@ class Target:
 
     weights       channel(0) stands for the output channel, group(n) runs along the axis that is summed over
     activations   one format for all of them; 8-bit biases do not exist: a bias is int32 at scale S_x · S_w
-    roles         operator → Role; operators not listed stay in float
+    kernels       operator → how its integer kernel works
+    least_products   (operator, activation function behind it) → products summed into an output, below which the two
+                     together are faster in float
+    engine        what the file is for, and what the proof reads back
     """
 
     name: str
     weights: Format
     activations: Format
-    roles: Mapping[str, Role] = field(repr=False)
-    products: bool = False  # also multiply two activations in integers (attention scores)
-    silu_products: int = 0  # a Conv in front of a SiLU that adds up fewer for each output is faster in float
-    engine: str = "onnxruntime"  # what the file is for, and what the proof reads back
+    kernels: Mapping[str, Role] = field(repr=False)
+    least_products: Mapping[tuple[str, str], int] = field(default_factory=dict, repr=False)
+    engine: str = "onnxruntime"
 
 
-_ONNXRUNTIME = _roles(
+_ONNXRUNTIME = _kernels(
     CONVOLVE="Conv",
     MULTIPLY="MatMul Gemm",
     FOLLOW="Add Mul Sigmoid LeakyRelu AveragePool GlobalAveragePool",
-    MOVE=MOVES + " Resize",
     ABSORB="Relu Clip",
-    STORE="ConvTranspose LSTM GRU RNN Gather",
 )
-_FUSING = _roles(  # engines whose convolutions fuse what follows them; a residual Add between them reads integers
+_FUSING = _kernels(  # engines whose convolutions fuse what follows them; a residual Add between them reads integers
     CONVOLVE="Conv ConvTranspose",
     MULTIPLY="MatMul Gemm",
     FOLLOW="Add Mul AveragePool GlobalAveragePool",
-    MOVE=MOVES + " Resize",
     ABSORB="Relu Clip",
-    STORE="LSTM GRU RNN Gather",
 )
 
 # onnxruntime 1.31 with VNNI, one thread, ns for each output of yolox_nano's 1×1 convolutions, float less integers:
@@ -79,7 +75,7 @@ _FUSING = _roles(  # engines whose convolutions fuse what follows them; a residu
 # (−0.2). Their SiLU takes 0.5 in integers (QLinearSigmoid, QLinearMul) and 0.17 in float (QuickGelu).
 # Whole networks, ms: yolox_nano 7.0 (all in integers 8.4, float 7.5), EfficientNet-B0 6.4 (6.5, 7.3). Depthwise ones
 # alone in float are slower than all or none (EfficientNet-B0 8.0, in a run where all took 6.3): every layer converts.
-_SILU_PRODUCTS = 128
+_SILU = MappingProxyType({("Conv", "SiLU"): 128})
 
 _CHANNELS = INT8.with_block(channel(0))
 
@@ -87,9 +83,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         target.name: target
         for target in (
-            Target("onnxruntime", _CHANNELS, UINT8, _ONNXRUNTIME, silu_products=_SILU_PRODUCTS),
+            Target("onnxruntime", _CHANNELS, UINT8, _ONNXRUNTIME, _SILU),
             # Without VNNI two u8·s8 products are added in 16 bits and can saturate; 7-bit weights cannot.
-            Target("onnxruntime-avx2", Format(Int(7), channel(0)), UINT8, _ONNXRUNTIME, silu_products=_SILU_PRODUCTS),
+            Target("onnxruntime-avx2", Format(Int(7), channel(0)), UINT8, _ONNXRUNTIME, _SILU),
             Target("openvino", _CHANNELS, UINT8, _FUSING, engine="openvino"),
             Target("tensorrt", _CHANNELS, INT8, _FUSING, engine="tensorrt"),
             Target("generic", _CHANNELS, UINT8, _ONNXRUNTIME),

@@ -1,17 +1,25 @@
 """Where quantizers go: which values get one, which share a scale, and the reason for each that does not."""
 
+import re
+
 import numpy as np
 import pytest
 from toy_networks import convolutions, network
 
 from lowbit.errors import UnusedRuleError
 from lowbit.model import Model
-from lowbit.network.place import place, rules_without_layers
+from lowbit.network.place import place
 from lowbit.network.sites import Placement
 from lowbit.numerics import INT8, UINT8, channel, parse_format
 from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec
 
 W = np.random.default_rng(0).normal(size=(4, 4, 3, 3))
+INDICES = {
+    "one": np.array([1]),
+    "three": np.array([3]),
+    "picked": np.array([0, 2, 3]),
+    "one_row": np.zeros((1, 4, 8, 2), np.int64),
+}
 LARGE = np.random.default_rng(0).normal(size=(64, 64))
 
 
@@ -49,6 +57,9 @@ def test_a_relu_is_absorbed_into_the_range_behind_it():
         "m = Transpose <perm = [0,1,3,2]> (x)",
         "m = Concat <axis = 3> (x, x)",
         "m = Slice (x, one, three, three)",
+        "m = Gather <axis = 3> (x, picked)",
+        "m = ReduceMax <keepdims = 1> (x, three)",
+        "m = GatherElements <axis = 3> (x, one_row)",
     ],
 )
 def test_what_only_moves_values_has_one_scale_on_both_sides(node):
@@ -56,9 +67,9 @@ def test_what_only_moves_values_has_one_scale_on_both_sides(node):
         "c (float[N,4,8,8] x) => (float y) { a = Conv <pads = [1,1,1,1]> (x, w) b = Relu (a) "
         + node.replace("(x", "(b").replace(", x)", ", b)")
         + " y = Conv (m, v) }",
-        **({"one": np.array([1]), "three": np.array([3])} if "Slice" in node else {}),
+        **{k: a for k, a in INDICES.items() if k in re.findall(r"\w+", node)},
         w=W,
-        v=W,
+        v=W[:, :, :1, :1],
     )
     sites = placed(model).sites
     assert sites["b"].group == sites["m"].group
@@ -135,7 +146,7 @@ def test_a_bias_that_two_layers_share_stays_in_float_and_says_so():
 
 def test_a_rule_that_names_only_a_relu_says_which_layer_was_meant():
     recipe = RECIPES["int8"]().keep_float("relu_1", "op:Relu", "conv_3")
-    (told,) = rules_without_layers(convolutions().program, recipe)
+    (told,) = placed(convolutions(), recipe).idle_rules
     assert told.startswith("rule 'relu_1' names no layer, only 'relu_1' (Relu)")
     assert told.endswith("Did you mean 'conv_0' (Conv), which is in front of it?")
 

@@ -14,6 +14,7 @@ from lowbit.errors import UnsupportedError
 from lowbit.network.fakequant import FakeBias, FakeQuant, Simulation
 from lowbit.network.sites import Site
 from lowbit.network.weights import has_one_scale_an_output, weights_of
+from lowbit.network.why_float import constant_in_float
 from lowbit.numerics import TENSOR, Format, Int, describe_format, group
 from lowbit.ranges import range_words
 
@@ -167,29 +168,10 @@ def ledger(simulation: Simulation, runs: ReadBack | None = None) -> list[Row]:
     multiplied = {
         w.value.name for node in simulation.program.graph for w in weights_of(node) if node.op_type != "Gather"
     }
-    for name, value in simulation.program.graph.initializers.items():
-        if name in simulation.placement.sites or value.const_value is None:
-            continue
-        users = [str(u.node.name) for u in value.uses()]
-        layer = users[0] if users else ""
-        reason = reasons.get(str(name)) or next((reasons[u] for u in users if u in reasons), None)
-        rows.append(
-            {
-                "tensor": name,
-                "role": "value",
-                "layer": layer,
-                "format": str(value.const_value.dtype.name).lower(),
-                "bits": value.const_value.dtype.bitwidth,
-                "bytes": value.const_value.nbytes,
-                "status": "float" if value.const_value.dtype.is_floating_point() else "kept",
-                "reason": reason or _why_float(value),
-            }
-        )
-        if name in multiplied:
-            rows[-1]["arithmetic"] = FLOAT
-    for graph in simulation.program.graphs():
-        if graph is not simulation.program.graph:
-            rows += [_body_row(value) for value in graph.initializers.values() if value.const_value is not None]
+    for value in (v for graph in simulation.program.graphs() for v in graph.initializers.values()):
+        if value.name not in simulation.placement.sites and value.const_value is not None:
+            rows.append(_constant_row(value, value.const_value, simulation))
+            rows[-1] |= {"arithmetic": FLOAT} if value.name in multiplied else {}
     for node in simulation.program.graph:
         if node.name in reasons:
             rows.append({"tensor": node.outputs[0].name, "role": "activation", "layer": node.name, "format": "float32",
@@ -197,11 +179,8 @@ def ledger(simulation: Simulation, runs: ReadBack | None = None) -> list[Row]:
     return rows
 
 
-def _body_row(value: ir.Value) -> Row:
-    """A constant inside the body of an If, a Loop or a Scan."""
-    tensor = value.const_value
-    assert tensor is not None
-    real = tensor.dtype.is_floating_point()
+def _constant_row(value: ir.Value, tensor: ir.TensorProtocol, simulation: Simulation) -> Row:
+    """A constant without a quantizer, also inside the body of an If, a Loop or a Scan."""
     return {
         "tensor": value.name,
         "role": "value",
@@ -209,18 +188,9 @@ def _body_row(value: ir.Value) -> Row:
         "format": str(tensor.dtype.name).lower(),
         "bits": tensor.dtype.bitwidth,
         "bytes": tensor.nbytes,
-        "status": "float" if real else "kept",
-        "reason": "inside the body of an If or a Loop, where nothing is quantized"
-        if real
-        else "not a floating-point tensor",
+        "status": "float" if tensor.dtype.is_floating_point() else "kept",
+        "reason": constant_in_float(value, simulation.program, simulation.placement.float_reasons),
     }
-
-
-def _why_float(value: ir.Value) -> str:
-    users = sorted({u.node.op_type for u in value.uses()})
-    if value.const_value is not None and not value.const_value.dtype.is_floating_point():
-        return "not a floating-point tensor"
-    return f"read by {', '.join(users)}, which computes in float on this target" if users else "unused"
 
 
 def _site_row(simulation: Simulation, site: Site) -> Row:

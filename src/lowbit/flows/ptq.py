@@ -24,8 +24,8 @@ from lowbit.model import Model
 from lowbit.network.calibrate import Batch, hold_biases, observe, solve_weights, tensors
 from lowbit.network.fakequant import Simulation
 from lowbit.network.footprint import footprint
-from lowbit.network.place import place, rules_without_layers
-from lowbit.network.sites import Placement
+from lowbit.network.place import place
+from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
 from lowbit.recipe import IMPROVE, Recipe, find_recipe
 from lowbit.repair.correct_bias import correct_bias
@@ -140,11 +140,15 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
     notes = [line for name in chosen.passes if name in PASSES for line in PASSES[name](prepared.program)]
     if "smooth" in chosen.passes:
         notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
-    for told in rules_without_layers(prepared.program, chosen):
-        warnings.warn(told, stacklevel=3)
     placement = place(prepared.program, chosen)
+    for told in placement.idle_rules:
+        warnings.warn(told, stacklevel=3)
     if not placement.sites:
-        raise UnsupportedError(_nothing_to_do(model, placement))
+        why = nothing_quantized(placement.float_reasons)
+        raise UnsupportedError(
+            f"no tensor of '{model.source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it "
+            "smaller."
+        )
     simulation = Simulation(prepared.program, placement)
     one = next(first(data, kept.judging, 1))
     size = footprint(simulation.module, tensors(simulation, one.inputs))
@@ -183,13 +187,6 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
         notes += said
     proof = list(in_batches(first(data, kept.judging, min(PROOF_SAMPLES, max(2, affordable)))))
     return _Calibrated(chosen, simulation, notes, proof)
-
-
-def _nothing_to_do(model: Model, placement: Placement) -> str:
-    why = "; ".join(sorted(set(placement.float_reasons.values()))) or "no operator of it computes in integers"
-    return (
-        f"no tensor of '{model.source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it smaller."
-    )
 
 
 def _warn_of_constant_inputs(simulation: Simulation) -> None:

@@ -1,4 +1,4 @@
-"""The operator table: ONNX operator → the torch function that computes it, and how its scales relate.
+"""The operator table: ONNX operator → the torch function that computes it, and whether it only moves values.
 
 Semantics are those of opset 21 up to the newest that the `onnx` package knows. A row's function takes the operator's
 inputs in ONNX's order (None where an optional one is absent) and its attributes as keywords under their ONNX names. One
@@ -7,7 +7,7 @@ with the keyword `outputs` is told how many values are asked for: of one it retu
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -24,17 +24,14 @@ from lowbit.network import operators_resize as resize
 from lowbit.network import operators_shape as shape
 from lowbit.network import operators_spatial as spatial
 
-Scales = Literal["shares", "free", "none"]
-
 
 @dataclass(frozen=True)
 class Operator:
     """One row.
 
     function   computes the operator
-    scales     "shares": every output value is a value of a data input (or zero), so input and output have one scale;
-               "free": the output has its own range; "none": integers, booleans, shapes: nothing to quantize
-    data       the inputs that share their scale with the output; () means all of them
+    shares     moves values: each output value is an input value, between two (Resize) or a filling (Pad, Trilu), so
+               that data input and output can have one scale
     literals   inputs that the function takes as python numbers where they are constant: shapes, axes, bounds
     statistics float inputs that are kept as buffers, not parameters: no gradient step may move them
     on_host    the result describes a shape and stays in main memory, wherever the model runs
@@ -42,40 +39,31 @@ class Operator:
     """
 
     function: Callable[..., Any]
-    scales: Scales = "free"
-    data: tuple[int, ...] = (0,)
+    shares: bool = False
     literals: tuple[int, ...] = ()
     statistics: tuple[int, ...] = ()
     on_host: bool = False
     type_from: tuple[int, str] | None = None
 
 
-def _shares(function: Callable[..., Any], literals: tuple[int, ...] = (), data: tuple[int, ...] = (0,)) -> Operator:
-    return Operator(function, "shares", data, literals)
-
-
-def _free(function: Callable[..., Any], literals: tuple[int, ...] = ()) -> Operator:
-    return Operator(function, "free", literals=literals)
-
-
-def _none(function: Callable[..., Any], literals: tuple[int, ...] = ()) -> Operator:
-    return Operator(function, "none", literals=literals)
+def _shares(function: Callable[..., Any], literals: tuple[int, ...] = ()) -> Operator:
+    return Operator(function, True, literals)
 
 
 OPERATORS: dict[str, Operator] = {
     # convolution, products
-    "Conv": _free(spatial.conv),
-    "ConvTranspose": _free(spatial.conv_transpose),
-    "Gemm": _free(reduce.gemm),
-    "MatMul": _free(torch.matmul),
-    "Einsum": _free(reduce.einsum),
-    "Col2Im": _free(spatial.col2im, literals=(1, 2)),
+    "Conv": Operator(spatial.conv),
+    "ConvTranspose": Operator(spatial.conv_transpose),
+    "Gemm": Operator(reduce.gemm),
+    "MatMul": Operator(torch.matmul),
+    "Einsum": Operator(reduce.einsum),
+    "Col2Im": Operator(spatial.col2im, literals=(1, 2)),
     # pooling
     "MaxPool": _shares(spatial.max_pool),
     "GlobalMaxPool": _shares(spatial.global_max_pool),
     "MaxUnpool": _shares(spatial.max_unpool, literals=(2,)),
-    "AveragePool": _free(spatial.average_pool),
-    "GlobalAveragePool": _free(spatial.global_average_pool),
+    "AveragePool": Operator(spatial.average_pool),
+    "GlobalAveragePool": Operator(spatial.global_average_pool),
     # moving values
     "Identity": _shares(shape.identity),
     "Dropout": _shares(elementwise.dropout, literals=(1, 2)),
@@ -86,7 +74,7 @@ OPERATORS: dict[str, Operator] = {
     "Unsqueeze": _shares(shape.unsqueeze, literals=(1,)),
     "Slice": _shares(shape.slice_axes, literals=(1, 2, 3, 4)),
     "Split": _shares(shape.split, literals=(1,)),
-    "Concat": _shares(shape.concat, data=()),
+    "Concat": _shares(shape.concat),
     "Pad": _shares(shape.pad, literals=(1, 2, 3)),
     "Expand": _shares(shape.expand, literals=(1,)),
     "Tile": _shares(shape.tile, literals=(1,)),
@@ -98,135 +86,127 @@ OPERATORS: dict[str, Operator] = {
     "GatherElements": _shares(index.gather_elements),
     "GatherND": _shares(index.gather_nd),
     "TopK": _shares(index.top_k, literals=(1,)),
-    # Free, though values only move: a source often is a mask of −1e9 or −inf, which must not widen the other's range.
-    "Where": _free(torch.where),
-    "ScatterElements": _free(index.scatter_elements),
-    "ScatterND": _free(index.scatter_nd),
+    # Values only move, but a source often is a mask of −1e9 or −inf, which must not widen the other's range.
+    "Where": Operator(torch.where),
+    "ScatterElements": Operator(index.scatter_elements),
+    "ScatterND": Operator(index.scatter_nd),
     # resizing and sampling
     "Resize": _shares(resize.resize, literals=(1, 2, 3)),
-    "GridSample": _free(resize.grid_sample),
-    "AffineGrid": _free(resize.affine_grid, literals=(1,)),
+    "GridSample": Operator(resize.grid_sample),
+    "AffineGrid": Operator(resize.affine_grid, literals=(1,)),
     # arithmetic
-    "Add": _free(torch.add),
-    "Sub": _free(torch.sub),
-    "Mul": _free(torch.mul),
-    "Div": _free(elementwise.divide),
-    "Mod": _free(elementwise.modulo),
-    "Pow": _free(elementwise.power),
-    "Sum": _free(elementwise.total),
-    "Mean": _free(elementwise.mean_of),
-    "Max": _free(elementwise.maximum),
-    "Min": _free(elementwise.minimum),
-    "Neg": _free(torch.neg),
-    "Abs": _free(torch.abs),
-    "Sign": _free(torch.sign),
-    "Reciprocal": _free(torch.reciprocal),
-    "Sqrt": _free(torch.sqrt),
-    "Exp": _free(torch.exp),
-    "Log": _free(torch.log),
-    "Erf": _free(torch.erf),
-    "Floor": _free(torch.floor),
-    "Ceil": _free(torch.ceil),
-    "Round": _free(torch.round),
-    "Clip": _free(elementwise.clip, literals=(1, 2)),
-    "Sin": _free(torch.sin),
-    "Cos": _free(torch.cos),
-    "Tan": _free(torch.tan),
-    "Asin": _free(torch.asin),
-    "Acos": _free(torch.acos),
-    "Atan": _free(torch.atan),
-    "Sinh": _free(torch.sinh),
-    "Cosh": _free(torch.cosh),
-    "Asinh": _free(torch.asinh),
-    "Acosh": _free(torch.acosh),
-    "Atanh": _free(torch.atanh),
+    "Add": Operator(torch.add),
+    "Sub": Operator(torch.sub),
+    "Mul": Operator(torch.mul),
+    "Div": Operator(elementwise.divide),
+    "Mod": Operator(elementwise.modulo),
+    "Pow": Operator(elementwise.power),
+    "Sum": Operator(elementwise.total),
+    "Mean": Operator(elementwise.mean_of),
+    "Max": Operator(elementwise.maximum),
+    "Min": Operator(elementwise.minimum),
+    "Neg": Operator(torch.neg),
+    "Abs": Operator(torch.abs),
+    "Sign": Operator(torch.sign),
+    "Reciprocal": Operator(torch.reciprocal),
+    "Sqrt": Operator(torch.sqrt),
+    "Exp": Operator(torch.exp),
+    "Log": Operator(torch.log),
+    "Erf": Operator(torch.erf),
+    "Floor": Operator(torch.floor),
+    "Ceil": Operator(torch.ceil),
+    "Round": Operator(torch.round),
+    "Clip": Operator(elementwise.clip, literals=(1, 2)),
+    "Sin": Operator(torch.sin),
+    "Cos": Operator(torch.cos),
+    "Tan": Operator(torch.tan),
+    "Asin": Operator(torch.asin),
+    "Acos": Operator(torch.acos),
+    "Atan": Operator(torch.atan),
+    "Sinh": Operator(torch.sinh),
+    "Cosh": Operator(torch.cosh),
+    "Asinh": Operator(torch.asinh),
+    "Acosh": Operator(torch.acosh),
+    "Atanh": Operator(torch.atanh),
     # activations
-    "Relu": _free(torch.relu),
-    "LeakyRelu": _free(elementwise.leaky_relu),
-    "PRelu": _free(elementwise.prelu),
-    "ThresholdedRelu": _free(elementwise.thresholded_relu),
-    "Elu": _free(elementwise.elu),
-    "Celu": _free(elementwise.celu),
-    "Selu": _free(elementwise.selu),
-    "Gelu": _free(elementwise.gelu),
-    "Swish": _free(elementwise.swish),
-    "SwiGLU": _free(elementwise.swiglu),
-    "Mish": _free(F.mish),
-    "HardSwish": _free(F.hardswish),
-    "HardSigmoid": _free(elementwise.hard_sigmoid),
-    "Sigmoid": _free(torch.sigmoid),
-    "Tanh": _free(torch.tanh),
-    "Softplus": _free(elementwise.softplus),
-    "Softsign": _free(F.softsign),
-    "Shrink": _free(elementwise.shrink),
-    "Softmax": _free(reduce.softmax),
-    "LogSoftmax": _free(reduce.log_softmax),
+    "Relu": Operator(torch.relu),
+    "LeakyRelu": Operator(elementwise.leaky_relu),
+    "PRelu": Operator(elementwise.prelu),
+    "ThresholdedRelu": Operator(elementwise.thresholded_relu),
+    "Elu": Operator(elementwise.elu),
+    "Celu": Operator(elementwise.celu),
+    "Selu": Operator(elementwise.selu),
+    "Gelu": Operator(elementwise.gelu),
+    "Swish": Operator(elementwise.swish),
+    "SwiGLU": Operator(elementwise.swiglu),
+    "Mish": Operator(F.mish),
+    "HardSwish": Operator(F.hardswish),
+    "HardSigmoid": Operator(elementwise.hard_sigmoid),
+    "Sigmoid": Operator(torch.sigmoid),
+    "Tanh": Operator(torch.tanh),
+    "Softplus": Operator(elementwise.softplus),
+    "Softsign": Operator(F.softsign),
+    "Shrink": Operator(elementwise.shrink),
+    "Softmax": Operator(reduce.softmax),
+    "LogSoftmax": Operator(reduce.log_softmax),
     # reductions
-    "ReduceSum": _free(reduce.reduce_sum, literals=(1,)),
-    "ReduceMean": _free(reduce.reduce_mean, literals=(1,)),
+    "ReduceSum": Operator(reduce.reduce_sum, literals=(1,)),
+    "ReduceMean": Operator(reduce.reduce_mean, literals=(1,)),
     "ReduceMax": _shares(reduce.reduce_max, literals=(1,)),
     "ReduceMin": _shares(reduce.reduce_min, literals=(1,)),
-    "ReduceProd": _free(reduce.reduce_prod, literals=(1,)),
-    "ReduceL1": _free(reduce.reduce_l1, literals=(1,)),
-    "ReduceL2": _free(reduce.reduce_l2, literals=(1,)),
-    "ReduceLogSum": _free(reduce.reduce_log_sum, literals=(1,)),
-    "ReduceLogSumExp": _free(reduce.reduce_log_sum_exp, literals=(1,)),
-    "ReduceSumSquare": _free(reduce.reduce_sum_square, literals=(1,)),
-    "CumSum": _free(reduce.cumulative_sum, literals=(1,)),
+    "ReduceProd": Operator(reduce.reduce_prod, literals=(1,)),
+    "ReduceL1": Operator(reduce.reduce_l1, literals=(1,)),
+    "ReduceL2": Operator(reduce.reduce_l2, literals=(1,)),
+    "ReduceLogSum": Operator(reduce.reduce_log_sum, literals=(1,)),
+    "ReduceLogSumExp": Operator(reduce.reduce_log_sum_exp, literals=(1,)),
+    "ReduceSumSquare": Operator(reduce.reduce_sum_square, literals=(1,)),
+    "CumSum": Operator(reduce.cumulative_sum, literals=(1,)),
     # normalization
     "BatchNormalization": Operator(normalization.batch_normalization, statistics=(3, 4)),
-    "InstanceNormalization": _free(normalization.instance_normalization),
-    "LayerNormalization": _free(normalization.layer_normalization),
-    "GroupNormalization": _free(normalization.group_normalization),
-    "RMSNormalization": _free(normalization.rms_normalization),
-    "MeanVarianceNormalization": _free(normalization.mean_variance_normalization),
-    "LpNormalization": _free(normalization.lp_normalization),
-    "LRN": _free(normalization.lrn),
+    "InstanceNormalization": Operator(normalization.instance_normalization),
+    "LayerNormalization": Operator(normalization.layer_normalization),
+    "GroupNormalization": Operator(normalization.group_normalization),
+    "RMSNormalization": Operator(normalization.rms_normalization),
+    "MeanVarianceNormalization": Operator(normalization.mean_variance_normalization),
+    "LpNormalization": Operator(normalization.lp_normalization),
+    "LRN": Operator(normalization.lrn),
     # attention and recurrence
-    "Attention": _free(attention.attention),
-    "RotaryEmbedding": _free(attention.rotary_embedding),
-    "LSTM": _free(recurrent.lstm),
-    "GRU": _free(recurrent.gru),
-    "RNN": _free(recurrent.rnn),
+    "Attention": Operator(attention.attention),
+    "RotaryEmbedding": Operator(attention.rotary_embedding),
+    "LSTM": Operator(recurrent.lstm),
+    "GRU": Operator(recurrent.gru),
+    "RNN": Operator(recurrent.rnn),
     # comparison, logic
-    "Equal": _none(torch.eq),
-    "Greater": _none(torch.gt),
-    "GreaterOrEqual": _none(torch.ge),
-    "Less": _none(torch.lt),
-    "LessOrEqual": _none(torch.le),
-    "And": _none(torch.logical_and),
-    "Or": _none(torch.logical_or),
-    "Xor": _none(torch.logical_xor),
-    "Not": _none(torch.logical_not),
-    "IsInf": _none(elementwise.is_inf),
-    "IsNaN": _none(torch.isnan),
+    "Equal": Operator(torch.eq),
+    "Greater": Operator(torch.gt),
+    "GreaterOrEqual": Operator(torch.ge),
+    "Less": Operator(torch.lt),
+    "LessOrEqual": Operator(torch.le),
+    "And": Operator(torch.logical_and),
+    "Or": Operator(torch.logical_or),
+    "Xor": Operator(torch.logical_xor),
+    "Not": Operator(torch.logical_not),
+    "IsInf": Operator(elementwise.is_inf),
+    "IsNaN": Operator(torch.isnan),
     # indices and shapes
-    "ArgMax": _none(reduce.argmax),
-    "ArgMin": _none(reduce.argmin),
-    "NonZero": _none(index.non_zero),
-    "OneHot": _none(index.one_hot, literals=(1,)),
-    "Shape": Operator(shape.shape, "none", on_host=True),
-    "Size": Operator(shape.size, "none", on_host=True),
-    "ConstantOfShape": _none(shape.constant_of_shape, literals=(0,)),
-    "Range": _none(shape.number_range),
+    "ArgMax": Operator(reduce.argmax),
+    "ArgMin": Operator(reduce.argmin),
+    "NonZero": Operator(index.non_zero),
+    "OneHot": Operator(index.one_hot, literals=(1,)),
+    "Shape": Operator(shape.shape, on_host=True),
+    "Size": Operator(shape.size, on_host=True),
+    "ConstantOfShape": Operator(shape.constant_of_shape, literals=(0,)),
+    "Range": Operator(shape.number_range),
     # casts
-    "Cast": _none(cast.cast),
-    "CastLike": Operator(cast.cast_like, "none", type_from=(1, "to")),
+    "Cast": Operator(cast.cast),
+    "CastLike": Operator(cast.cast_like, type_from=(1, "to")),
 }
 
 
-def scale_relation(node: ir.Node) -> Scales:
-    """How a node's output scale relates to its inputs': its row's answer, or another where its attributes say so.
+def shares_scale(node: ir.Node) -> bool:
+    """Whether a node moves values, so that its data inputs and outputs can have one scale.
 
-    Cubic resizing overshoots its input's range, and a pad by anything but zero brings in a foreign value: both are
-    free. So are operators outside the table.
+    Cubic resizing does not: it overshoots, and engines compute it in float.
     """
     row = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if row is None:
-        return "free"
-    if node.op_type == "Resize" and "mode" in node.attributes and node.attributes["mode"].as_string() == "cubic":
-        return "free"
-    if node.op_type == "Pad" and len(node.inputs) > 2 and (value := node.inputs[2]) is not None:
-        constant = value.const_value
-        return "shares" if constant is not None and not constant.numpy().any() else "free"
-    return row.scales
+    return row is not None and row.shares and node.attributes.get_string("mode") != "cubic"

@@ -34,12 +34,14 @@ class Placement:
     float_reasons   value or node name → why it stays float
     integer         names of the nodes that multiply, add or look up integers; all others compute in float or only move
     engine          what the file is for, see Target.engine
+    idle_rules      what to tell of rules that change nothing
     """
 
     sites: Mapping[str, Site]
     float_reasons: Mapping[str, str]
     integer: frozenset[str] = frozenset()
     engine: str = "onnxruntime"
+    idle_rules: tuple[str, ...] = ()
 
     def groups(self) -> dict[str, list[Site]]:
         """Activation sites by the scale that they share."""

@@ -89,7 +89,7 @@ def _around(program: ir.Model, placement: Placement, name: str, target: Target) 
         if any(v is not None and v.name in values for v in (*node.inputs, *node.outputs)):
             before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
             makes = any(v.name in values for v in node.outputs)
-            if makes and before is not None and target.roles.get(node.op_type) is Role.ABSORB:
+            if makes and before is not None and target.kernels.get(node.op_type) is Role.ABSORB:
                 found[str(before.name)] = None
             found[str(node.name)] = None
     return list(found)

@@ -1,0 +1,37 @@
+"""Rules of a recipe that do nothing: an error where they match no layer, a warning where they match no weight."""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from lowbit.errors import UnusedRuleError
+from lowbit.network.weights import WEIGHT_AXES, layer_names, weights_of
+from lowbit.recipe import Recipe
+from lowbit.targets import COMPUTING, Target
+
+
+def idle_rules(nodes: Sequence[ir.Node], recipe: Recipe, target: Target) -> tuple[str, ...]:
+    """What to tell of rules that name only nodes without weights and change nothing there, where a layer was meant.
+
+    Raises UnusedRuleError for a rule that matches nothing.
+    """
+    told = []
+    for rule in recipe.rules:
+        found = [node for node in nodes if rule.matches(layer_names(node))]
+        if not found and rule.layers != "*":
+            layers = [str(n.name) for n in sorted(nodes, key=lambda n: n.op_type not in WEIGHT_AXES)]
+            raise UnusedRuleError(
+                f"rule '{rule.layers}' matched no layer. Layers are: {', '.join(layers[:8])}"
+                f"{' …' if len(layers) > 8 else ''} (`lowbit show` lists them; 'op:Conv' matches an operator)."
+            )
+        computes = any(target.kernels.get(n.op_type) in COMPUTING or any(weights_of(n)) for n in found)
+        if not found or computes or rule.layers.startswith("op:"):
+            continue
+        node = found[0]
+        layer = next((v.producer() for v in node.inputs if v is not None and v.producer() is not None), None)
+        meant = "" if layer is None else f" Did you mean '{layer.name}' ({layer.op_type}), which is in front of it?"
+        told.append(
+            f"rule '{rule.layers}' names no layer, only '{node.name}' ({node.op_type}), which has no weights and no "
+            f"format of its own: it does nothing.{meant}"
+        )
+    return tuple(told)

@@ -1,0 +1,116 @@
+"""Why a layer, a weight, a bias or a constant stays in float: all sentences that the ledger says about it.
+
+Each function gives the sentence, or an empty one where nothing stands in the way.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from lowbit.network.weights import SMALLEST_WEIGHT, Weight, float_constant, has_one_scale_an_output, weights_of
+from lowbit.numerics import TENSOR, Int
+from lowbit.recipe import TensorSpec
+from lowbit.targets import COMPUTING, Role, Target
+
+BY_RULE = "by rule"
+SENTINEL = 1e8  # attention masks write −1e9 … −3.4e38 for "never": no such constant may stretch a range
+
+
+def layer_in_float(node: ir.Node, role: Role, weights: TensorSpec, activations: TensorSpec, target: Target) -> str:
+    """Why a node cannot have this role, under a recipe that asks for these formats."""
+    if role in (Role.CONVOLVE, Role.MULTIPLY):
+        return _product_in_float(node, weights, activations, target)
+    if role is Role.FOLLOW and activations.format is None:
+        return BY_RULE
+    if role is Role.ABSORB and any(v is not None and v.const_value is None for v in node.inputs[1:]):
+        return f"{node.op_type} at computed bounds, which no range can absorb"
+    if role in COMPUTING or node.op_type == "Pad":
+        constants = [c for v in node.inputs if (c := float_constant(v)) is not None and c.size]
+        if any(np.abs(c).max() >= SENTINEL for c in constants):
+            return f"{node.op_type} with a constant of 1e8 or more, as in a mask, which must not stretch a range"
+    return ""
+
+
+def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpec, target: Target) -> str:
+    weight = float_constant(node.inputs[1])
+    if (activations if weight is None else weights).format is None:
+        return BY_RULE
+    if weight is None:
+        return f"{node.op_type} of two activations, which target '{target.name}' computes in float"
+    if float_constant(node.inputs[0]) is not None:
+        return f"{node.op_type} of two constants"
+    if node.op_type == "MatMul" and weight.ndim < 2:
+        return "MatMul with a vector, which is not worth an integer kernel"
+    if node.op_type != "Gemm":
+        return ""
+    alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
+    if alpha != 1 or beta != 1 or node.attributes.get_int("transA"):
+        return "Gemm with alpha, beta or transA, for which there is no integer kernel"
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    bias, outputs = float_constant(value), weight.shape[0 if node.attributes.get_int("transB") else 1]
+    if value is not None and (bias is None or bias.shape != (outputs,) or len(value.uses()) > 1):
+        return "Gemm without a bias of its own, one number an output (pass 'fuse_gemm' makes one)"
+    return ""
+
+
+def kernel_too_slow(node: ir.Node, target: Target) -> str:
+    """Why a layer that could multiply in integers is faster in float, together with the activation function behind."""
+    least = target.least_products.get((node.op_type, _activation_behind(node)), 0)
+    weight = next(weights_of(node))
+    products = weight.array.size // weight.array.shape[weight.output_axis]
+    if products >= least:
+        return ""
+    return f"{products} products an output save less time in integers than its {_activation_behind(node)} loses there"
+
+
+def _activation_behind(node: ir.Node) -> str:
+    """What alone reads the node's output: 'SiLU' for x · sigmoid(x), else an operator, or '' if there are several."""
+    value = node.outputs[0]
+    uses = [] if value.is_graph_output() else [use.node for use in value.uses()]
+    readers = {reader.op_type: reader for reader in uses}
+    if readers.keys() == {"Sigmoid", "Mul"} and len(uses) == 2:
+        return "SiLU" if readers["Sigmoid"].outputs[0] in readers["Mul"].inputs else ""
+    return uses[0].op_type if len(uses) == 1 else ""
+
+
+def weight_in_float(weight: Weight, spec: TensorSpec, role: Role) -> str:
+    """Why a weight of a node that has this role is not stored in low bits."""
+    if spec.format is None:
+        return BY_RULE
+    few = role is Role.STORE and weight.array.size < SMALLEST_WEIGHT
+    return f"{weight.array.size} values are too few to store in low bits" if few else ""
+
+
+def bias_in_float(bias: ir.Value, weight: Weight, weights: TensorSpec, activations: TensorSpec) -> str:
+    """Why a bias is not stored in int32, at the product of the scales of these weights and activations."""
+    kinds = [kind for kind in (weights.format, activations.format) if kind is not None and isinstance(kind.grid, Int)]
+    if (
+        activations.dynamic
+        or len(kinds) < 2
+        or kinds[1].block != TENSOR
+        or not has_one_scale_an_output(kinds[0].block, weight.array.shape, weight.output_axis)
+    ):
+        return "no single scale belongs to the products that it is added to"
+    return "a bias that several layers share has no single scale" if len(bias.uses()) > 1 else ""
+
+
+def constant_in_float(value: ir.Value, program: ir.Model, reasons: Mapping[str, str]) -> str:
+    """Why a constant has no quantizer.
+
+    reasons   what placing noted: value or node name → why it stays in float
+    """
+    if value.const_value is None or not value.const_value.dtype.is_floating_point():
+        return "not a floating-point tensor"
+    if value.graph is not program.graph:
+        return "inside the body of an If or a Loop, where nothing is quantized"
+    readers = [use.node for use in value.uses()]
+    noted = [reasons[str(name)] for name in (value.name, *(n.name for n in readers)) if name in reasons]
+    if noted or not readers:
+        return noted[0] if noted else "unused"
+    return f"read by {', '.join(sorted({n.op_type for n in readers}))}, which computes in float on this target"
+
+
+def nothing_quantized(reasons: Mapping[str, str]) -> str:
+    """Why a placement has no site."""
+    return "; ".join(sorted(set(reasons.values()))) or "no operator of it computes in integers"
