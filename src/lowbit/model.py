@@ -16,6 +16,7 @@ import onnx_ir as ir
 from lowbit.engines.compile import ENGINES, LARGEST_MESSAGE_BYTES, Batch, Run, serialize, weight_bytes
 from lowbit.errors import DataError, InputError, ShapeError
 from lowbit.graph import load as reading
+from lowbit.graph.fix_inputs import fix_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +107,7 @@ def load(
     *,
     dynamic_axes: Axes | None = None,
     dynamic_shapes: Any = None,
+    fixed: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
 ) -> Model:
     """Read a network: an ONNX file, its bytes, a .lowbit container, an ONNX message, `onnx_ir.Model` or torch module.
@@ -113,6 +115,8 @@ def load(
     example_inputs    for a PyTorch module: a tensor, a tuple of them, or a dict of keyword arguments
     dynamic_axes      for a PyTorch module: {input: {axis: name}}; by default the batch axis is dynamic
     dynamic_shapes    for a PyTorch module: torch.export's own form, instead of dynamic_axes
+    fixed             inputs and symbolic dimensions that are always the same: {"sr": 16000, "sequence": 576}. They
+                      become constants, and each `If` that they decide becomes the branch that is taken
     allow_nonfinite   accept weights that hold NaN or infinity
 
     InputError where the source is not a usable model, ModelError where a module cannot be exported.
@@ -120,6 +124,8 @@ def load(
     if isinstance(source, Model):
         return source.copy()
     program, name = _read(source, example_inputs, dynamic_axes, dynamic_shapes, allow_nonfinite)
+    if fixed:
+        fix_inputs(program, fixed)
     converted = program.meta.get(reading.CONVERTED, ())
     if converted:
         warnings.warn(

@@ -7,18 +7,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from real_models import MODELS, batch_for, known, loaded, relative_error
 
-from lowbit.errors import InputError, ShapeError
-from lowbit.graph.absorb_bias import absorb_high_biases
 from lowbit.graph.equalize import balance, equalize_activations, equalize_weights, pairs_of
 from lowbit.graph.finite_masks import finite_masks
 from lowbit.graph.fold import fold_constants
 from lowbit.graph.fold_batchnorm import fold_batchnorm
 from lowbit.graph.fold_scale import fold_scales
-from lowbit.graph.freeze_input import freeze_dimensions, freeze_input
 from lowbit.graph.fuse_gemm import fuse_gemm
 from lowbit.graph.fuse_pad import fuse_pad
+from lowbit.graph.homogeneous import to_relu
 from lowbit.graph.recognize import recognize_operators
-from lowbit.graph.relu6 import relax_relu6
 from lowbit.graph.repeats import merge_repeats
 from lowbit.graph.reshapes import simplify_reshapes
 from lowbit.graph.smooth import smooth
@@ -183,20 +180,9 @@ def relu6_pair(*, pads: int = 0) -> Model:
     return network(nodes, random(2, 3, 9, 9), **weights, zero=np.float32(0), six=np.float32(6))
 
 
-def test_relu6_becomes_relu_only_where_its_ceiling_never_binds():
-    for reached, operator, words in ((5.5, "Relu", "made a Relu"), (7.0, "Clip", "reaches 7, above the ceiling 6")):
-        model = relu6_pair()
-        changed = relax_relu6(model.program, {"h": reached})
-        assert not changed.exact
-        assert operators(model) == ["Conv", operator, "Conv"]
-        assert words in (changed.done + changed.kept)[0]
-    changed = relax_relu6(model.program, {})
-    assert "no maximum was observed for 'h'" in changed.kept[0]
-
-
 def test_equalization_gives_both_layers_the_same_ranges():
     model, x = relu6_pair(), random(2, 3, 9, 9)
-    relax_relu6(model.program, {"h": 0.0})
+    to_relu(list(model.program.graph)[1])
     before = model.run({"x": x})
     changed = equalize_weights(model.program)
     model.changed()
@@ -344,54 +330,6 @@ def test_smoothing_leaves_a_norm_with_a_residual_or_inserts_a_mul():
     model.changed()
     assert operators(model).count("Mul") == 1
     assert relative_error(before, model.run({"x": x})) < 1e-6
-
-
-def test_high_biases_are_absorbed_by_the_next_layer():
-    x = random(2, 3, 9, 9)
-    nodes = [node("Conv", "x w1 b1", "h"), node("Relu", "h", "r"), node("Conv", "r w2 b2", "y")]
-    bias = np.array([40, -1, 0, 0, 55], np.float32)
-    model = network(nodes, x, w1=random(5, 3, 3, 3), b1=bias, w2=random(4, 5, 3, 3), b2=random(4))
-    before, hidden = model.run({"x": x}), run_value(model, "h", x)
-    changed = absorb_high_biases(model.program, {"h": hidden.min((0, 2, 3))})
-    model.changed()
-    assert changed.done == ("2 biases of 'conv_h' absorbed by the next layer",)
-    assert not changed.exact
-    assert run_value(model, "r", x).max() < 0.6 * np.maximum(hidden, 0).max()
-    assert relative_error(before, model.run({"x": x})) < 1e-6
-
-
-def test_a_high_bias_before_a_padded_layer_stays_and_says_why():
-    nodes = [node("Conv", "x w1 b1", "h"), node("Relu", "h", "r"), node("Conv", "r w2 b2", "y", pads=[1] * 4)]
-    weights = {"w1": random(5, 3, 3, 3), "b1": random(5), "w2": random(4, 5, 3, 3), "b2": random(4)}
-    changed = absorb_high_biases(network(nodes, random(2, 3, 9, 9), **weights).program, {"h": np.full(5, 3.0)})
-    assert not changed.done
-    assert "pads with zeros" in changed.kept[0]
-
-
-def test_a_network_that_branches_on_its_input_becomes_flat(data):
-    path = data / "speech/silero_vad_16k_op15.onnx"
-    batch = batch_for(path)
-    model = load(path)
-    expected = model.run(batch)
-    assert "If" in operators(model)
-    freeze_input(model.program, "sr", 16000)
-    changed = freeze_dimensions(model.program, {"sequence": 576})
-    model.changed()
-    assert "If" not in operators(model)
-    assert "Shape" not in operators(model)
-    assert "inlined" in changed.done[-1] or len(changed.done) == 1
-    assert [port.name for port in model.inputs] == ["input", "state"]
-    assert relative_error(expected, model.run({name: batch[name] for name in ("input", "state")})) == 0
-
-
-def test_freezing_refuses_what_does_not_exist_or_fit(data):
-    program = load(data / "speech/silero_vad_16k_op15.onnx").program
-    with pytest.raises(InputError, match="no input 'rate' to freeze; the inputs are"):
-        freeze_input(program, "rate", 1)
-    with pytest.raises(ShapeError, match="cannot be frozen to the shape"):
-        freeze_input(program, "state", np.zeros((2, 3), np.float32))
-    with pytest.raises(InputError, match="no input has a dimension 'length'"):
-        freeze_dimensions(program, {"length": 1})
 
 
 def test_spelled_out_operators_are_recognised():

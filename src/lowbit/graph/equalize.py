@@ -16,9 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.homogeneous import passes_scale
+from lowbit.graph.homogeneous import passes_scale, relu_ceiling, to_relu
 from lowbit.graph.linear import Linear, linear_before, linear_layer
-from lowbit.graph.relu6 import relu_ceiling, to_relu
 from lowbit.graph.weights import only_reader, set_constant
 
 LARGEST_STEP = 1e4  # a channel is never scaled by more in one step: a dead channel must not become infinite

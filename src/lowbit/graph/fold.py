@@ -45,7 +45,8 @@ _BORN_OF_CODES = frozenset({"Cast", "Gather", "DequantizeLinear"})
 def fold_constants(program: ir.Model) -> bool:
     """Compute what does not depend on the inputs, drop what nobody reads. Exact; in place; returns whether it changed.
 
-    Values keep their names. If and Loop stay as they are, their insides are folded too.
+    Values keep their names. An If that a constant decides becomes the branch that is taken; other branches, and the
+    bodies of loops, are folded inside.
     """
     before = _fingerprint(program)
     outputs = [value.name for value in program.graph.outputs]
@@ -121,6 +122,8 @@ def _worth_folding(node: ir.Node) -> bool | None:
     if node.op_type == "ConstantOfShape":
         size = _size(node.outputs[0])
         return size is not None and size <= LARGEST_FILL
+    if node.op_type == "If":
+        return None  # onnxscript puts the branch in the place of an If that a constant decides
     if node.op_type not in _ARITHMETIC | _MOVES or _decodes_a_weight(node):
         return False
     if _reorders_weights(node):

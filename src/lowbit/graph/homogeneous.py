@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.graph.relu6 import relu_ceiling
 from lowbit.graph.weights import constant, scalar
 
 ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "PRelu", "Abs", "Identity"})
@@ -56,3 +55,22 @@ def _only_drops_ones(node: ir.Node) -> bool:
     if len(a) < 2 or len(b) < 2 or not isinstance(a[1], int) or a[1] != b[1]:
         return False
     return all(size == 1 for size in (*a[2:], *b[2:]))
+
+
+def relu_ceiling(node: ir.Node | None) -> float | None:
+    """c where the node is min(max(x, 0), c): 6 for ReLU6, infinity for Relu; None where it is neither."""
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Relu":
+        return float("inf")
+    if node.op_type != "Clip" or len(node.inputs) < 2 or scalar(node.inputs[1]) != 0:
+        return None
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return float("inf")
+    return scalar(node.inputs[2])
+
+
+def to_relu(node: ir.Node) -> None:
+    """Make a Clip a Relu; its name and its output stay."""
+    node.op_type = "Relu"
+    node.resize_inputs(1)
