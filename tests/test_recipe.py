@@ -24,7 +24,7 @@ class Own:
     ("make", "words"),
     [
         (lambda: lb.Recipe((RULE,), ("fold_batchnrom",)), "pass 'fold_batchnrom' does not exist. Passes are: simplify"),
-        (lambda: lb.Recipe((RULE,), "protect"), "passes are a tuple of names of passes, not 'protect'"),
+        (lambda: lb.Recipe((RULE,), "leave_in_float"), "passes are a tuple of names of passes, not 'leave_in_float'"),
         (lambda: lb.Recipe((RULE,), (len,)), "passes are a tuple of names"),
         (lambda: lb.Recipe(RULE), "rules are a tuple of Rules, not Rule"),
         (lambda: lb.Recipe(("int8",)), r"rules are a tuple of Rules, not \('int8',\)"),

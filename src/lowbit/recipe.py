@@ -22,7 +22,7 @@ from lowbit.solve import SOLVERS
 from lowbit.targets import find_target
 
 _MSE = MSE()
-IMPROVE = ("smooth", "correct_bias", "protect")  # passes that look at the calibration data
+IMPROVE = ("smooth", "correct_bias", "leave_in_float")  # passes that look at the calibration data
 
 
 @dataclass(frozen=True, init=False)

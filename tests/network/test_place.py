@@ -152,7 +152,7 @@ def test_a_rule_that_names_only_a_relu_says_which_layer_was_meant():
 
 
 def test_a_value_whose_clip_and_readers_are_float_by_rule_has_its_kernels_format():
-    """protect named the Relu and the readers of a costly value, not its Conv."""
+    """leave_in_float named the Relu and the readers of a costly value, not its Conv."""
     sites = placed(convolutions(), RECIPES["int8"]().keep_float("relu_1", "maxpool_2", "conv_3")).sites
     assert sites["b"].spec.format == UINT8
     assert sites["b"].layer == "conv_0"

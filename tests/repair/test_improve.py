@@ -7,10 +7,11 @@ from toy_networks import convolutions, images, network, sqnr_db
 
 import lowbit as lb
 from lowbit.model import Model
-from lowbit.network.calibrate import LARGEST_BIAS, forward, hold_biases
+from lowbit.network.calibrate import forward
 from lowbit.repair.correct_bias import correct_bias
 from lowbit.repair.improve import float_outputs, keep_if_better, output_error
 from lowbit.repair.smooth import smooth_activations
+from lowbit.repair.widen_scales import LARGEST_BIAS, widen_scales_for_biases
 
 
 def with_bias_of_three_axes() -> Model:
@@ -92,7 +93,7 @@ def test_a_bias_that_would_need_45_bits_gets_a_wider_scale():
     batches = [{"x": rng.normal(size=(32, 2, 6, 6)).astype(np.float32)}]
     simulation = calibrated(model, batches)
     before = simulation.quantizers["w"].scale.reshape(-1).clone()
-    assert len(hold_biases(simulation)) == 1
+    assert len(widen_scales_for_biases(simulation)) == 1
     after = simulation.quantizers["w"].scale.reshape(-1)
     assert torch.equal(after[[0, 1, 3]], before[[0, 1, 3]])
     assert 3.0 / float(after[2] * simulation.quantizers["x"].scale) <= 1.001 * LARGEST_BIAS

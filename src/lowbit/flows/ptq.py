@@ -21,7 +21,7 @@ from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
 from lowbit.graph import PASSES
 from lowbit.metadata import to_text
 from lowbit.model import Model
-from lowbit.network.calibrate import Batch, hold_biases, observe, solve_weights, tensors
+from lowbit.network.calibrate import Batch, observe, solve_weights, tensors
 from lowbit.network.fakequant import Simulation
 from lowbit.network.footprint import footprint
 from lowbit.network.place import place
@@ -30,9 +30,10 @@ from lowbit.numerics import Format
 from lowbit.recipe import IMPROVE, Recipe, find_recipe
 from lowbit.repair.correct_bias import correct_bias
 from lowbit.repair.improve import float_outputs, keep_if_better, output_error
-from lowbit.repair.protect import protect
+from lowbit.repair.leave_in_float import leave_in_float
 from lowbit.repair.ranges import choose_ranges
 from lowbit.repair.smooth import smooth_activations
+from lowbit.repair.widen_scales import widen_scales_for_biases
 from lowbit.targets import find_target
 
 LEAST_MEMORY = 2**10  # bytes; a single sample may take more
@@ -171,7 +172,7 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
         solve_weights(simulation)
         stage("choosing ranges")
         choose_ranges(simulation, by_gradient)
-        said = hold_biases(simulation)
+        said = widen_scales_for_biases(simulation)
         if "correct_bias" not in chosen.passes:
             return said, output_error(simulation, judging, exact) if exact else 0.0
         stage("correcting biases")
@@ -182,8 +183,8 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
         notes.append("judged by the samples that were fitted to: there are no others")
     said, error = settle(simulation)
     notes += said
-    if "protect" in chosen.passes:
-        simulation, chosen, said = protect(simulation, chosen, error, settle, judging)
+    if "leave_in_float" in chosen.passes:
+        simulation, chosen, said = leave_in_float(simulation, chosen, error, settle, judging)
         notes += said
     proof = list(in_batches(first(data, kept.judging, min(PROOF_SAMPLES, max(2, affordable)))))
     return _Calibrated(chosen, simulation, notes, proof)

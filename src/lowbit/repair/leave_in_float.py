@@ -1,9 +1,8 @@
-"""When int8 costs too much, leave the layers in float that cost most, and say so.
+"""Leave the most sensitive layers in float, where the quantized outputs are too far from the float ones.
 
-Most networks never come here: their outputs stay within `TOLERANCE` of float on the judging samples, which ranges and
-biases are not fitted to. Where they do not, the backward passes of `repair.ranges` price every quantizer at once, the
-layers around the costliest ones stay in float, and the network is placed anew. The layers are picked on the judging
-samples too. A file that does its job more slowly beats one that does not.
+Most networks never need it: the error of their outputs on the judging samples is below `TOLERANCE`. Ranges and biases
+are not fitted to these samples, but the layers are chosen on them. The backward passes of `repair.ranges` estimate what
+each quantizer adds to the error; the layers around those that add most stay in float; then the network is placed anew.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,17 +23,17 @@ TOLERANCE = 0.02  # squared error of the outputs, relative to their power: 17 dB
 ROUNDS = 4
 
 
-def protect(
+def leave_in_float(
     simulation: Simulation,
     recipe: Recipe,
     error: float,
-    settle: Callable[[Simulation], tuple[list[str], float]],
+    refit: Callable[[Simulation], tuple[list[str], float]],
     judging: Sequence[Batch],
 ) -> tuple[Simulation, Recipe, list[str]]:
-    """The simulation as it is, or the best of some with the costliest layers in float; its recipe; and what was done.
+    """The simulation as it is, or the best of some with layers in float; its recipe; and what was done, in words.
 
-    error    that the outputs have, relative to their power
-    settle   finds codes, ranges and biases of a simulation that has observed; what it did, and the error then
+    error   squared error of the outputs, relative to their power
+    refit   finds codes, ranges and biases of a simulation that has observed; what it did, and the error then
     """
     notes: list[str] = []
     best = error, simulation, recipe, 0
@@ -51,7 +50,7 @@ def protect(
             notes[-1:] = [f"outputs at {-10 * log10(error):.1f} dB: left as they are, or nothing would be quantized"]
             break
         simulation = _placed_again(simulation, placement)
-        said, error = settle(simulation)
+        said, error = refit(simulation)
         notes += said
         if error < best[0]:
             best = error, simulation, recipe, len(notes)

@@ -8,8 +8,8 @@ from toy_networks import images, network, sqnr_db
 import lowbit as lb
 from lowbit.metadata import from_text
 from lowbit.model import Model
-from lowbit.repair import protect as module
-from lowbit.repair.protect import _around
+from lowbit.repair import leave_in_float as module
+from lowbit.repair.leave_in_float import _around
 from lowbit.targets import find_target
 
 
