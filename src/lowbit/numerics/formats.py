@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from lowbit.errors import InputError, UnsupportedError
-from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
+from lowbit.numerics.fitted import Bases, KMeans, Piecewise
 from lowbit.numerics.grids import (
     BFLOAT16,
     E2M1,
@@ -21,11 +21,13 @@ from lowbit.numerics.grids import (
     NF4_VALUES,
     AdditivePow2,
     Codebook,
+    Fitted,
     Grid,
     Int,
     Pow2,
     SignedPow2,
     grid_table,
+    is_fitted,
 )
 from lowbit.numerics.roundings import parse_rounding
 from lowbit.numerics.rows import TENSOR, Block, channel, group, tile_counts
@@ -56,7 +58,7 @@ class Format:
         parse_rounding(self.rounding)
         if self.block is None and (self.scale is not None or self.zero_point or self.reach is not None):
             raise InputError(f"{self!r} has no block, so no scale, zero_point or reach can belong to it.")
-        if isinstance(self.grid, Fitted) and (self.block is None or self.scale or self.zero_point or self.reach):
+        if is_fitted(self.grid) and (self.block is None or self.scale or self.zero_point or self.reach):
             raise InputError(
                 f"{self!r} is fitted: it needs a block, and no scale, zero_point or reach beside its table."
             )
@@ -66,7 +68,7 @@ class Format:
             )
         if self.reach is not None and not 0 < self.reach < float("inf"):
             raise InputError(f"{self!r}: reach must be a positive number.")
-        if self.block is not None and not isinstance(self.grid, Fitted):
+        if self.block is not None and not is_fitted(self.grid):
             table = grid_table(self.grid)
             if (self.reach or table.maximum) <= (table.minimum if self.zero_point else 0):
                 raise InputError(
@@ -107,7 +109,7 @@ class Format:
         if self.block is None:
             return float(self.grid.bits)
         counts = None if shape is None else tile_counts(shape, self.block.tile(shape))
-        if isinstance(self.grid, Fitted):
+        if is_fitted(self.grid):
             block_bits: float = FLOAT_BITS * (1 << self.grid.bits)
         else:
             block_bits = FLOAT_BITS if self.scale is None else self.scale.bits_per_element(counts)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lowbit.errors import InputError
-from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
+from lowbit.numerics.fitted import Bases, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, Format
-from lowbit.numerics.grids import AdditivePow2, Float, Grid, Int, SignedPow2
+from lowbit.numerics.grids import AdditivePow2, Fitted, Float, Grid, Int, SignedPow2, is_fitted
 from lowbit.numerics.rows import ELEMENT, TENSOR, channel, group, tile
 
 _PATTERNS: dict[str, tuple[re.Pattern[str], Callable[..., Grid | Fitted]]] = {
@@ -94,6 +94,6 @@ def _scale_format(name: str, text: str) -> Format:
     """The scale of scale:NAME, without a second scale: e8m0 rounds up so that nothing clips."""
     if name == "e8m0":
         return FORMATS["fixed8"].scale or FORMATS["fixed8"]
-    if isinstance(_named(name, text).grid, Fitted):
+    if is_fitted(_named(name, text).grid):
         raise InputError(f"'scale:{name}' in format '{text}': a scale cannot be stored in a grid fitted to data.")
     return replace(_named(name, text), block=None, scale=None, zero_point=False, reach=None)

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from lowbit.errors import UnsupportedError
-from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
+from lowbit.numerics.fitted import Bases, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, Format
-from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2
+from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2, is_fitted
 from lowbit.numerics.parse import parse_format
 from lowbit.numerics.rows import ELEMENT, TENSOR, Block
 
@@ -97,6 +97,6 @@ def spell_block(block: Block) -> str:
 
 
 def _is_scale(format: Format, name: str) -> bool:
-    if name in FORMATS and isinstance(FORMATS[name].grid, Fitted):
+    if name in FORMATS and is_fitted(FORMATS[name].grid):
         return False
     return parse_format(f"int8 scale:{name}").scale == format.scale
