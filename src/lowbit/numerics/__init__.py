@@ -19,7 +19,6 @@ from lowbit.numerics.grids import (
     Pow2,
     SignedPow2,
 )
-from lowbit.numerics.parse import parse_format
 from lowbit.numerics.qtensor import QuantTensor
 from lowbit.numerics.quantize import (
     Error,
@@ -29,7 +28,7 @@ from lowbit.numerics.quantize import (
 )
 from lowbit.numerics.roundings import ROUNDINGS, Rounding, parse_rounding, stochastic
 from lowbit.numerics.rows import ELEMENT, TENSOR, WHOLE, Block, channel, from_rows, group, tile, to_rows
-from lowbit.numerics.spell import describe_format, spell_format
+from lowbit.numerics.words import describe_format, parse_format, spell_format
 
 __all__ = [
     "E2M1",

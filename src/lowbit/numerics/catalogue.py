@@ -7,7 +7,7 @@ import numpy as np
 from lowbit.numerics.fitted import Bases, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, Format
 from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2, is_fitted
-from lowbit.numerics.spell import spell_block
+from lowbit.numerics.words import spell_block
 
 _UNIFORM = "Jacob et al. 2018, arXiv 1712.05877"
 _OCP_MX = "OCP Microscaling Formats (MX) 1.0"

@@ -15,10 +15,10 @@ from lowbit.numerics.fitted import fit_table
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import grid_table, is_fitted
 from lowbit.numerics.kernels import kernels
-from lowbit.numerics.parse import parse_format
 from lowbit.numerics.qtensor import Array, QuantTensor, as_torch
 from lowbit.numerics.roundings import Rounding, parse_rounding
 from lowbit.numerics.rows import TENSOR, from_rows, tile_counts, tiles_to_rows
+from lowbit.numerics.words import parse_format
 
 Bounds = tuple[Tensor, Tensor]
 # The smallest normal float32: engines may flush a smaller scale to 0, and 1 / scale stays finite.
