@@ -16,9 +16,9 @@ from rich.table import Table
 from torch import Tensor
 
 from lowbit.flows.fit_size import entropy_bits
-from lowbit.numerics import Format, Int, KMeans, encode_rows, parse_format, quantize
-from lowbit.numerics.encode import fresh, round_rows
+from lowbit.numerics import Format, Int, KMeans, encode_rows, fake_quantize_rows, parse_format, quantize
 from lowbit.numerics.grids import E4M3, Float
+from lowbit.numerics.kernels.cpu import fresh
 from lowbit.ranges import Histogram, error
 
 ELEMENTS = 1 << 24
@@ -83,14 +83,15 @@ def speed() -> Table:
 
     row("copy into memory at hand", lambda: out.copy_(x))
     row("copy as torch makes it", x.clone)
-    row("int8, scale known: round", lambda: round_rows(rows, one, none, Int(8)), "torch fake_quantize", fake)
+    row("int8, scale known: round", lambda: fake_quantize_rows(rows, one, none, Int(8)), "torch fake_quantize", fake)
     row("int8, scale known: codes", lambda: encode_rows(rows, one, none, Int(8)), "torch fake_quantize", fake)
 
     def cast() -> Tensor:
         return (x / 0.03).to(torch.float8_e4m3fn).to(torch.float32) * 0.03
 
-    row("e4m3, scale known: round", lambda: round_rows(rows, one, none, E4M3), "torch to(float8) and back", cast)
-    row("e2m1, scale known: round", lambda: round_rows(rows, one, none, Float(2, 1)))
+    to_e4m3 = partial(fake_quantize_rows, rows, one, none, E4M3)
+    row("e4m3, scale known: round", to_e4m3, "torch to(float8) and back", cast)
+    row("e2m1, scale known: round", lambda: fake_quantize_rows(rows, one, none, Float(2, 1)))
     peers: dict[str, tuple[str, Callable[[], object]]] = {
         "mxfp4": ("MX in torch", lambda: mx_in_torch(x, 1, 2, 6.0)),
         "mxfp6_e2m3": ("MX in torch", lambda: mx_in_torch(x, 3, 2, 7.5)),

@@ -14,6 +14,7 @@ from lowbit.numerics import (
     Bases,
     Block,
     Codebook,
+    Fitted,
     Float,
     Format,
     Int,
@@ -27,7 +28,6 @@ from lowbit.numerics import (
     tile,
     to_rows,
 )
-from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.grids import E2M1, E4M3, E5M2, E8M0, FLOAT16, NF4_VALUES, Grid
 from lowbit.ranges import RANGES, Histogram, Range, RawRows
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 
 from lowbit.errors import DataError
 from lowbit.numerics import TENSOR, channel
+from lowbit.numerics.buckets import MASK_FROM
 from lowbit.numerics.formats import INT8, UINT8
-from lowbit.ranges import RANGES, Histogram, MinMax, MovingAverage, Percentile, RawRows, counting
-from lowbit.ranges.counting import MASK_FROM, _count_on_device, bucket_counts
+from lowbit.numerics.kernels import DEVICES, ELSEWHERE, counting
+from lowbit.ranges import RANGES, Histogram, MinMax, MovingAverage, Percentile, RawRows
 
 numbers = st.floats(width=32, allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, -0.0, 1.0, -1e9, 1e-45])
 samples = hnp.arrays(np.float32, st.integers(1, 300), elements=numbers)
@@ -26,7 +27,7 @@ def histogram_of(*batches: np.ndarray) -> Histogram:
 
 def state(h: Histogram) -> tuple:
     values, weights = h.points()
-    counts = (h.count, h.masked_count, h.nan_count, h.infinite_count)
+    counts = (h.count, h.seen.masked, h.seen.nan, h.seen.infinite)
     return (*counts, float(h.minimum), float(h.maximum), values.tolist(), weights.tolist())
 
 
@@ -63,8 +64,8 @@ def test_counts_are_those_of_a_direct_count(x):
     h = histogram_of(x)
     finite = x[np.isfinite(x)]
     kept = finite[np.abs(finite) < MASK_FROM]
-    assert (h.count, h.nan_count, h.infinite_count) == (len(x), np.isnan(x).sum(), np.isinf(x).sum())
-    assert h.masked_count == len(finite) - len(kept)
+    assert (h.count, h.seen.nan, h.seen.infinite) == (len(x), np.isnan(x).sum(), np.isinf(x).sum())
+    assert h.seen.masked == len(finite) - len(kept)
     if len(kept):
         assert (float(h.minimum), float(h.maximum)) == (kept.min(), kept.max())
     values, weights = h.points()
@@ -76,7 +77,7 @@ def test_counts_are_those_of_a_direct_count(x):
 @given(samples)
 def test_torch_counts_as_the_kernel_does(x):
     rows = torch.from_numpy(x)[None]
-    fast, slow = bucket_counts(rows), _count_on_device(rows)
+    fast, slow = DEVICES["cpu"].count(rows), ELSEWHERE.count(rows)
     for name, value in vars(fast).items():
         assert np.array_equal(value, getattr(slow, name)), name
 
@@ -103,7 +104,7 @@ def test_memory_does_not_grow_with_the_data():
 def test_attention_masks_enter_no_range():
     x = torch.tensor([-1.0, 0.5, -1e9, -3.4e38, 1e8])
     h = histogram_of(x)
-    assert (h.masked_count, float(h.minimum), float(h.maximum)) == (3, -1.0, 0.5)
+    assert (h.seen.masked, float(h.minimum), float(h.maximum)) == (3, -1.0, 0.5)
     for make in RANGES.values():
         lo, hi = make().bounds(h, UINT8)
         assert float(lo) >= -1

@@ -17,8 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.errors import UnsupportedError
-from lowbit.numerics import Float, Int, QuantTensor
-from lowbit.numerics.fitted import Fitted
+from lowbit.numerics import Fitted, Float, Int, QuantTensor
 from lowbit.numerics.grids import BFLOAT16, FLOAT16, grid_table
 from lowbit.numerics.rows import tile_counts
 

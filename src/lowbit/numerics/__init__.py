@@ -1,7 +1,7 @@
 """What a number can be: grids, blocks, formats, and the codes of a tensor."""
 
-from lowbit.numerics.encode import decode_rows, encode_rows
-from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
+from lowbit.numerics.encode import decode_rows, encode_rows, fake_quantize_rows
+from lowbit.numerics.fitted import Bases, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, INT8, UINT8, Format
 from lowbit.numerics.grids import (
     E2M1,
@@ -12,24 +12,23 @@ from lowbit.numerics.grids import (
     E8M0,
     AdditivePow2,
     Codebook,
+    Fitted,
     Float,
     Grid,
     Int,
     Pow2,
     SignedPow2,
 )
-from lowbit.numerics.parse import parse_format
 from lowbit.numerics.qtensor import QuantTensor
 from lowbit.numerics.quantize import (
     Error,
-    fake_quantize_rows,
     measure,
     quantize,
     scale_and_zero,
 )
 from lowbit.numerics.roundings import ROUNDINGS, Rounding, parse_rounding, stochastic
 from lowbit.numerics.rows import ELEMENT, TENSOR, WHOLE, Block, channel, from_rows, group, tile, to_rows
-from lowbit.numerics.spell import describe_format, spell_format
+from lowbit.numerics.words import describe_format, parse_format, spell_format
 
 __all__ = [
     "E2M1",

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
+from lowbit.numerics.fitted import Bases, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, Format
-from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2
-from lowbit.numerics.spell import spell_block
+from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2, is_fitted
+from lowbit.numerics.words import spell_block
 
 _UNIFORM = "Jacob et al. 2018, arXiv 1712.05877"
 _OCP_MX = "OCP Microscaling Formats (MX) 1.0"
@@ -77,7 +77,7 @@ def entry(name: str, format: Format) -> Entry:
         shares += f", scale {_scale_words(format.scale)}"
     elif format.zero_point:
         shares += ", zero point"
-    if isinstance(format.grid, Fitted):
+    if is_fitted(format.grid):
         codes = 1 << format.grid.bits
         return Entry(name, format.bits_per_element(), codes, None, None, f"{shares}, {codes} numbers a table", source)
     values = format.grid.values()

@@ -5,33 +5,18 @@ its table, and is then like any other.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.numerics.kernels import kernel
+from lowbit.machine_code import kernel
+from lowbit.numerics.grids import Fitted
 from lowbit.numerics.sorted_points import Doubles, SortedPoints, first_at_least
 
 STARTS = ("optimal", "linear", "random", "density")
-
-
-@runtime_checkable
-class Fitted(Protocol):
-    """A grid that depends on the data.
-
-    bits  of a code
-    fit   points → tables (n_blocks, 2**bits) float64, sorted; they are stored whole, in float32
-    """
-
-    @property
-    def bits(self) -> int: ...
-
-    def fit(self, points: SortedPoints) -> Doubles: ...
-
-    def __hash__(self) -> int: ...
 
 
 def fit_table(grid: Fitted, rows: Tensor) -> Tensor:

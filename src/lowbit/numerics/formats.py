@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from lowbit.errors import InputError, UnsupportedError
-from lowbit.numerics.fitted import Bases, Fitted, KMeans, Piecewise
+from lowbit.numerics.fitted import Bases, KMeans, Piecewise
 from lowbit.numerics.grids import (
     BFLOAT16,
     E2M1,
@@ -21,11 +21,13 @@ from lowbit.numerics.grids import (
     NF4_VALUES,
     AdditivePow2,
     Codebook,
+    Fitted,
     Grid,
     Int,
     Pow2,
     SignedPow2,
     grid_table,
+    is_fitted,
 )
 from lowbit.numerics.roundings import parse_rounding
 from lowbit.numerics.rows import TENSOR, Block, channel, group, tile_counts
@@ -56,7 +58,7 @@ class Format:
         parse_rounding(self.rounding)
         if self.block is None and (self.scale is not None or self.zero_point or self.reach is not None):
             raise InputError(f"{self!r} has no block, so no scale, zero_point or reach can belong to it.")
-        if isinstance(self.grid, Fitted) and (self.block is None or self.scale or self.zero_point or self.reach):
+        if is_fitted(self.grid) and (self.block is None or self.scale or self.zero_point or self.reach):
             raise InputError(
                 f"{self!r} is fitted: it needs a block, and no scale, zero_point or reach beside its table."
             )
@@ -66,7 +68,7 @@ class Format:
             )
         if self.reach is not None and not 0 < self.reach < float("inf"):
             raise InputError(f"{self!r}: reach must be a positive number.")
-        if self.block is not None and not isinstance(self.grid, Fitted):
+        if self.block is not None and not is_fitted(self.grid):
             table = grid_table(self.grid)
             if (self.reach or table.maximum) <= (table.minimum if self.zero_point else 0):
                 raise InputError(
@@ -107,7 +109,7 @@ class Format:
         if self.block is None:
             return float(self.grid.bits)
         counts = None if shape is None else tile_counts(shape, self.block.tile(shape))
-        if isinstance(self.grid, Fitted):
+        if is_fitted(self.grid):
             block_bits: float = FLOAT_BITS * (1 << self.grid.bits)
         else:
             block_bits = FLOAT_BITS if self.scale is None else self.scale.bits_per_element(counts)
@@ -116,7 +118,7 @@ class Format:
         return self.grid.bits + block_bits * blocks_per_element
 
 
-_POWER_OF_TWO_UP = Format(E8M0, None, rounding="up")
+POWER_OF_TWO_UP = Format(E8M0, None, rounding="up")
 _SHARED_EXPONENT = Format(E8M0, None, rounding="down")
 
 
@@ -141,21 +143,10 @@ INT8 = Format(Int(8))
 INT4 = Format(Int(4))
 UINT8 = Format(Int(8, signed=False), zero_point=True)
 UINT4 = Format(Int(4, signed=False), zero_point=True)
-FIXED8 = Format(Int(8), scale=_POWER_OF_TWO_UP)
+FIXED8 = Format(Int(8), scale=POWER_OF_TWO_UP)
 TERNARY = Format(Int(2, narrow=True))
 BINARY = Format(Codebook((-1.0, 1.0)))
-LOG4 = Format(SignedPow2(4))
-APOT4 = Format(AdditivePow2(4))
-APOT5 = Format(AdditivePow2(5))
 NF4 = Format(Codebook(NF4_VALUES), group(64))
-FP8_E4M3 = Format(E4M3)
-FP8_E5M2 = Format(E5M2)
-FP8_E3M4 = Format(E3M4)
-FP6_E3M2 = Format(E3M2)
-FP6_E2M3 = Format(E2M3)
-FP4_E2M1 = Format(E2M1)
-FP16 = Format(FLOAT16, None)
-BF16 = Format(BFLOAT16, None)
 MXFP8_E4M3 = _ocp_mx(E4M3, 256.0)
 MXFP8_E5M2 = _ocp_mx(E5M2, 32768.0)
 MXFP6_E3M2 = _ocp_mx(E3M2, 16.0)
@@ -163,23 +154,21 @@ MXFP6_E2M3 = _ocp_mx(E2M3, 4.0)
 MXFP4 = _ocp_mx(E2M1, 4.0)
 # narrow: the code -128 would be the next power of two and raise the shared exponent when quantized again.
 MXINT8 = _ocp_mx(Int(8, narrow=True), 64.0)
-MX9, MX6, MX4 = _micro_exponents(8), _micro_exponents(5), _micro_exponents(3)
 NVFP4 = Format(E2M1, group(16), scale=Format(E4M3))
 VSQ4 = Format(Int(4, narrow=True), group(16), scale=Format(Int(4, signed=False), channel(0)))
-VSQ8 = Format(Int(8, narrow=True), group(16), scale=Format(Int(8, signed=False), channel(0)))
 
 FORMATS: dict[str, Format] = {
     **{f"int{bits}": Format(Int(bits)) for bits in range(2, 17)},
     **{f"uint{bits}": Format(Int(bits, signed=False), zero_point=True) for bits in range(1, 17)},
     "fixed8": FIXED8,
-    "fixed4": Format(Int(4), scale=_POWER_OF_TWO_UP),
+    "fixed4": Format(Int(4), scale=POWER_OF_TWO_UP),
     "ternary": TERNARY,
     "binary": BINARY,
-    "log4": LOG4,
+    "log4": Format(SignedPow2(4)),
     "log3": Format(SignedPow2(3)),
     "apot3": Format(AdditivePow2(3)),
-    "apot4": APOT4,
-    "apot5": APOT5,
+    "apot4": Format(AdditivePow2(4)),
+    "apot5": Format(AdditivePow2(5)),
     "nf4": NF4,
     "pwlq4": Format(Piecewise(4)),
     "codebook2": Format(KMeans(2)),
@@ -188,24 +177,24 @@ FORMATS: dict[str, Format] = {
     "bases2": Format(Bases(2)),
     "bases3": Format(Bases(3)),
     "bases4": Format(Bases(4)),
-    "e4m3": FP8_E4M3,
-    "e5m2": FP8_E5M2,
-    "e3m4": FP8_E3M4,
-    "e3m2": FP6_E3M2,
-    "e2m3": FP6_E2M3,
-    "e2m1": FP4_E2M1,
-    "fp16": FP16,
-    "bf16": BF16,
+    "e4m3": Format(E4M3),
+    "e5m2": Format(E5M2),
+    "e3m4": Format(E3M4),
+    "e3m2": Format(E3M2),
+    "e2m3": Format(E2M3),
+    "e2m1": Format(E2M1),
+    "fp16": Format(FLOAT16, None),
+    "bf16": Format(BFLOAT16, None),
     "mxfp8_e4m3": MXFP8_E4M3,
     "mxfp8_e5m2": MXFP8_E5M2,
     "mxfp6_e3m2": MXFP6_E3M2,
     "mxfp6_e2m3": MXFP6_E2M3,
     "mxfp4": MXFP4,
     "mxint8": MXINT8,
-    "mx9": MX9,
-    "mx6": MX6,
-    "mx4": MX4,
+    "mx9": _micro_exponents(8),
+    "mx6": _micro_exponents(5),
+    "mx4": _micro_exponents(3),
     "nvfp4": NVFP4,
     "vsq4": VSQ4,
-    "vsq8": VSQ8,
+    "vsq8": Format(Int(8, narrow=True), group(16), scale=Format(Int(8, signed=False), channel(0))),
 }

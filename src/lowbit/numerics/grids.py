@@ -6,12 +6,17 @@ Sources stand at each grid. Codes are positions in the sorted table; only `Int` 
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lowbit.errors import InputError
+from lowbit.numerics.sorted_points import Doubles, SortedPoints
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Values = npt.NDArray[np.float64]
 
@@ -30,6 +35,27 @@ class Grid(Protocol):
     def values(self) -> Values: ...
 
     def __hash__(self) -> int: ...
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A grid that depends on the data.
+
+    bits  of a code
+    fit   points → tables (n_blocks, 2**bits) float64, sorted; they are stored whole, in float32
+    """
+
+    @property
+    def bits(self) -> int: ...
+
+    def fit(self, points: SortedPoints) -> Doubles: ...
+
+    def __hash__(self) -> int: ...
+
+
+def is_fitted(grid: "Grid | Fitted") -> "TypeIs[Fitted]":
+    """Whether a grid depends on the data. `isinstance` would ask a protocol for all its methods: 50 µs."""
+    return hasattr(grid, "fit")
 
 
 @dataclass(frozen=True)
@@ -203,12 +229,14 @@ class GridTable:
 
 
 @lru_cache(maxsize=256)
-def grid_table(grid: Grid) -> GridTable:
-    """The table of a grid, computed once.
+def grid_table(grid: Grid | Fitted) -> GridTable:
+    """The table of a grid, computed once; InputError for a fitted one.
 
     Ties go to the value whose position counted from zero is even: for `Float` that is the even mantissa of IEEE 754,
     for `Int` the even integer.
     """
+    if is_fitted(grid):
+        raise InputError(f"{grid!r} is fitted to data and has no values of its own: give the table that was found.")
     values = grid.values()
     zero = int(np.searchsorted(values, 0.0))
     has_zero = zero < len(values) and values[zero] == 0
@@ -217,11 +245,20 @@ def grid_table(grid: Grid) -> GridTable:
     return GridTable(values.astype(np.float32), first, zero if has_zero else 0, bool(has_zero), *ends)
 
 
+def code_dtype(grid: Grid | Fitted) -> torch.dtype:
+    """The smallest integer type that holds the grid's codes."""
+    first, last = (grid.minimum, grid.maximum) if isinstance(grid, Int) else (0, (1 << grid.bits) - 1)
+    for dtype in (torch.uint8, torch.int8, torch.int16):
+        info = torch.iinfo(dtype)
+        if info.min <= first and last <= info.max:
+            return dtype
+    return torch.int32
+
+
 E8M0 = Pow2(8, -127, reserved=1)
 E4M3 = Float(4, 3, "nan")
 E5M2 = Float(5, 2, "ieee")
 E3M4 = Float(3, 4, "ieee")
-E3M3 = Float(3, 3)
 E3M2 = Float(3, 2)
 E2M3 = Float(2, 3)
 E2M1 = Float(2, 1)

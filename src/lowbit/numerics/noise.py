@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.machine_code import machine_code
-from lowbit.numerics.encode import round_rows
+from lowbit.machine_code import ANY_ORDER, kernel
+from lowbit.numerics.encode import fake_quantize_rows
 from lowbit.numerics.grids import Grid, Int, grid_table
-from lowbit.numerics.kernels import kernel
 from lowbit.numerics.sorted_points import SortedPoints
 
 _FEW = 4  # points for each of the grid's values
@@ -49,7 +48,7 @@ class SquaredError:
         if self.few and not isinstance(self.grid, Int):
             out = np.empty((len(s), 1))
             x, scales, zeros = (torch.from_numpy(a) for a in (self.values, s, z))
-            rounded = round_rows(x, scales, zeros, self.grid)
+            rounded = fake_quantize_rows(x, scales, zeros, self.grid)
             _squared_difference(self.values, rounded.numpy(), out)
             return torch.from_numpy(out).to(self.device)
         if not isinstance(self.grid, Int):
@@ -64,7 +63,7 @@ class SquaredError:
         return torch.from_numpy(out).to(self.device)
 
 
-@machine_code(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=ANY_ORDER)
 def _int_error(values: Any, weights: Any, scale: Any, zero: Any, lowest: Any, highest: Any, out: Any) -> None:
     # In units of the step: the squares of numbers below 2**-63 or above 2**63 are no float32.
     for block in range(out.shape[0]):

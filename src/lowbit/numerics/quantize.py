@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import DataError, InputError, ShapeError
-from lowbit.numerics import kernels
-from lowbit.numerics.encode import decode, encode_rows, fresh, round_rows, row_extremes
-from lowbit.numerics.fitted import Fitted, fit_table
+from lowbit.numerics.encode import decode, encode_rows
+from lowbit.numerics.fitted import fit_table
 from lowbit.numerics.formats import Format
-from lowbit.numerics.grids import Grid, Int, grid_table
-from lowbit.numerics.parse import parse_format
+from lowbit.numerics.grids import grid_table, is_fitted
+from lowbit.numerics.kernels import kernels
 from lowbit.numerics.qtensor import Array, QuantTensor, as_torch
-from lowbit.numerics.roundings import Rounding, nearest, parse_rounding
+from lowbit.numerics.roundings import Rounding, parse_rounding
 from lowbit.numerics.rows import TENSOR, from_rows, tile_counts, tiles_to_rows
+from lowbit.numerics.words import parse_format
 
 Bounds = tuple[Tensor, Tensor]
 # The smallest normal float32: engines may flush a smaller scale to 0, and 1 / scale stays finite.
@@ -55,8 +55,7 @@ def _scale_zero_stored(
     """`scale_and_zero`, with one zero for all where there is no zero point, and the scales as stored if quantized."""
     lo, hi = lo.to(torch.float32), hi.to(torch.float32)
     none = lo.new_zeros(1, 1)
-    # Int first: asking whether a grid has the methods of Fitted takes 50 µs, and searches come here 200 times a tensor.
-    if format.block is None or (not isinstance(format.grid, Int) and isinstance(format.grid, Fitted)):
+    if format.block is None or is_fitted(format.grid):
         return torch.ones_like(lo), none, None
     if format.zero_point:
         table = grid_table(format.grid)
@@ -77,12 +76,11 @@ def _scale_zero_stored(
 @lru_cache(maxsize=256)
 def largest_scale(format: Format) -> float:
     """The largest scale under which no code of a format is infinite; a stored scale has to be able to hold it."""
-    assert not isinstance(format.grid, Fitted)
     table = grid_table(format.grid)
     span = table.maximum - table.minimum if format.zero_point else max(-table.minimum, table.maximum)
     # A little less: a scale that is rounded to float32 afterwards must not pass it.
     limit = min(1.0, (1 - 2.0**-20) / span) * LARGEST_FLOAT
-    if format.scale is None or format.scale.block is not None or isinstance(format.scale.grid, Fitted):
+    if format.scale is None or format.scale.block is not None or is_fitted(format.scale.grid):
         return limit
     values = format.scale.grid.values()
     return float(values[values <= limit].max())
@@ -90,22 +88,14 @@ def largest_scale(format: Format) -> float:
 
 def raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
     """The scale before it is stored, (n_blocks, 1): never 0 or denormal, unless it shares a second scale."""
-    assert isinstance(format.grid, Int) or not isinstance(format.grid, Fitted)
     table = grid_table(format.grid)
     reach, signed = table.maximum if format.reach is None else format.reach, table.minimum < 0
     empty = 0.0 if format.shares_scale else 1.0 if table.has_zero else SMALLEST_SCALE
     least, most = 0.0 if format.shares_scale else SMALLEST_SCALE, largest_scale(format)
-    if not format.zero_point and lo.device.type == "cpu":
-        out = fresh(tuple(lo.shape))
-        low, high, into = (t.reshape(-1).numpy() for t in (lo, hi, out))
-        ends = np.float32(empty), np.float32(least), np.float32(most)
-        kernels.symmetric_scale(low, high, np.float32(reach), signed, *ends, into)
-        return out
-    if format.zero_point:
-        # Divided before subtracting: hi - lo of a float32 tensor can overflow.
-        raw = hi / (reach - table.minimum) - lo / (reach - table.minimum)
-    else:
-        raw = (torch.maximum(lo.abs(), hi.abs()) if signed else hi.clamp(min=0)) / reach
+    if not format.zero_point:
+        return kernels(lo).symmetric_scale(lo, hi, reach, signed, empty, least, most)
+    # Divided before subtracting: hi - lo of a float32 tensor can overflow.
+    raw = hi / (reach - table.minimum) - lo / (reach - table.minimum)
     return torch.where(raw > 0, raw.clamp(least, most), empty)
 
 
@@ -151,7 +141,7 @@ def _quantize_torch(x: Tensor, format: Format, bounds: Bounds | None, rounding: 
     rows = tiles_to_rows(x, tile).to(torch.float32)
     lo, hi = _row_bounds(rows, x, bounds, format)
     choose = rounding or parse_rounding(format.rounding)
-    if isinstance(format.grid, Fitted):
+    if is_fitted(format.grid):
         table = fit_table(format.grid, rows if bounds is None else torch.minimum(torch.maximum(rows, lo), hi))
         one = rows.new_ones(1, 1)
         codes = encode_rows(rows, one, one * 0, format.grid, choose, table)
@@ -175,7 +165,7 @@ def _row_bounds(rows: Tensor, x: Tensor, bounds: Bounds | None, format: Format) 
     blocks = rows.shape[0]
     if rows.numel() == 0:
         return rows.new_zeros(blocks, 1), rows.new_zeros(blocks, 1)
-    lo, hi = row_extremes(rows)
+    lo, hi = kernels(rows).extremes(rows)
     least, greatest = float(lo.min()), float(hi.max())
     if isnan(least) or isnan(greatest) or (bounds is None and (isinf(least) or isinf(greatest))):
         raise DataError(f"cannot quantize: {describe_not_finite(x.to(torch.float32))}")
@@ -200,14 +190,6 @@ def describe_not_finite(x: Tensor) -> str:
     found = " and ".join(f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite value(s)")) if count)
     remedy = "Mend the data." if nan else "Mend the data, or give finite bounds."
     return f"{found} among {x.numel()} values, the first at index {first}. {remedy}"
-
-
-def fake_quantize_rows(
-    rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid | Fitted, rounding: Rounding | str = nearest
-) -> Tensor:
-    """Rows quantized and decoded again: float32 (n_blocks, n); scale and zero (n_blocks, 1). No gradient."""
-    choose = parse_rounding(rounding) if isinstance(rounding, str) else rounding
-    return round_rows(rows.detach().to(torch.float32), scale, zero, grid, choose)
 
 
 @dataclass(frozen=True)
@@ -253,7 +235,6 @@ def _clipped_share(exact: Tensor, stored: QuantTensor) -> float:
     if stored.table is not None:
         values = as_torch(stored.table).to(torch.float64)
     else:
-        assert not isinstance(stored.format.grid, Fitted)
         values = torch.from_numpy(grid_table(stored.format.grid).values).to(exact.device, torch.float64)[None]
     # Within half a step beyond an end is rounding, not clipping.
     gaps = values.diff(dim=1) if values.shape[1] > 1 else torch.ones_like(values)

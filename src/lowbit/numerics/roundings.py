@@ -8,11 +8,13 @@ A rounding is a function of where the number lies between its neighbours, so it 
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import InputError
+from lowbit.numerics.grids import Fitted, Grid, grid_table
 
 Rounding = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -69,3 +71,42 @@ def parse_rounding(name: str) -> Rounding:
     raise InputError(
         f"rounding '{name}' is unknown. Roundings are: {', '.join(ROUNDINGS)}, stochastic, stochastic:SEED."
     )
+
+
+def grid_thresholds(grid: Grid | Fitted, rounding: Rounding, table: Tensor | None = None) -> Tensor:
+    """For each value but the lowest, the smallest float32 that rounds to it or beyond: (n_blocks or 1, n_codes - 1).
+
+    rounding  one of ROUNDINGS
+    table     the sorted values of a fitted grid, (n_blocks, n_codes)
+    """
+    return _own_thresholds(grid, rounding) if table is None else _thresholds(table, 0, rounding)
+
+
+@lru_cache(maxsize=256)
+def _own_thresholds(grid: Grid | Fitted, rounding: Rounding) -> Tensor:
+    table = grid_table(grid)
+    return _thresholds(torch.from_numpy(table.values)[None], table.zero_position, rounding)
+
+
+def _thresholds(values: Tensor, zero_position: int, rounding: Rounding) -> Tensor:
+    """The rounding is asked about a gap's middle and its ends, so any monotone function of the fraction will do."""
+    low, high = values[..., :-1].to(torch.float64), values[..., 1:].to(torch.float64)
+    odd = ((torch.arange(low.shape[-1], device=values.device) - zero_position) % 2 != 0).expand(low.shape)
+    negative = low < 0
+    below, above = low.to(torch.float32), high.to(torch.float32)
+    middle = (low + high) / 2
+    # The smallest float32 at or above the middle, and the smallest above it.
+    at = middle.to(torch.float32)
+    beyond = torch.nextafter(at, torch.full_like(at, float("inf")))
+    from_middle = torch.where(at.to(torch.float64) >= middle, at, beyond)
+    past_middle = torch.where(at.to(torch.float64) > middle, at, beyond)
+    result = above
+    for fraction, limit in (
+        (0.5 + 1e-6, past_middle),
+        (0.5, from_middle),
+        (1e-6, torch.nextafter(below, torch.full_like(below, float("inf")))),
+    ):
+        chosen = rounding(torch.full_like(at, fraction), odd, negative)
+        result = torch.where(chosen, limit, result)
+    # Between equal values (fitted tables) any threshold does; it must not fall below the one before it.
+    return torch.where(high > low, result, above)

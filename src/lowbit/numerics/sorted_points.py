@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lowbit.numerics.kernels import kernel
+from lowbit.machine_code import kernel
 
 Doubles = npt.NDArray[np.float64]
 

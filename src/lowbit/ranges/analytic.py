@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import Format
-from lowbit.numerics.grids import grid_table
+from lowbit.numerics.grids import grid_table, is_fitted
 from lowbit.ranges.extremes import Bounds, clip_to
 from lowbit.ranges.statistics import Statistics
 
@@ -43,7 +42,7 @@ def gauss_clip(bits: int) -> float:
 
 def is_one_sided(statistics: Statistics, format: Format) -> Tensor:
     """Where all codes of the grid can serve one side of zero, (n_blocks, 1) bool: one bit more for the same clip."""
-    all_codes = isinstance(format.grid, Fitted) or format.zero_point or grid_table(format.grid).minimum >= 0
+    all_codes = is_fitted(format.grid) or format.zero_point or grid_table(format.grid).minimum >= 0
     return ((statistics.minimum >= 0) | (statistics.maximum <= 0)) & all_codes
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from lowbit.errors import InputError
-from lowbit.numerics.fitted import Fitted
 from lowbit.numerics.formats import Format
+from lowbit.numerics.grids import is_fitted
 from lowbit.numerics.noise import SquaredError
 from lowbit.numerics.quantize import scale_and_zero
 from lowbit.ranges.extremes import Bounds, MinMax, MovingAverage, Percentile, Range
@@ -35,7 +35,7 @@ class Auto:
             raise InputError(f"range 'auto:{self.loss}': losses are {', '.join(LOSSES)}.")
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
-        if isinstance(format.grid, Fitted):
+        if is_fitted(format.grid):
             return MinMax().bounds(statistics, format)  # the fit itself has the least squared error
         best: Bounds | None = None
         least = torch.empty(0)

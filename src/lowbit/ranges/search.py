@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.numerics.fitted import Fitted
+from lowbit.machine_code import kernel
 from lowbit.numerics.formats import Format
-from lowbit.numerics.grids import Int, grid_table
-from lowbit.numerics.kernels import kernel
+from lowbit.numerics.grids import Int, grid_table, is_fitted
 from lowbit.numerics.noise import SquaredError
 from lowbit.numerics.quantize import raw_scale, scale_and_zero
 from lowbit.numerics.rows import from_rows, tiles_to_rows
@@ -38,7 +37,7 @@ class MSE:
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
         statistics.check()
-        if isinstance(format.grid, Fitted):
+        if is_fitted(format.grid):
             return statistics.minimum, statistics.maximum  # the fit itself has the least squared error
         noise = SquaredError(*unsorted_points(statistics), format.grid)
         search = _Search(statistics, format, noise)
@@ -62,7 +61,6 @@ class _Search:
     """The best share of each extreme so far, per block, and its error."""
 
     def __init__(self, statistics: Statistics, format: Format, noise: SquaredError) -> None:
-        assert not isinstance(format.grid, Fitted)
         self.format, self.noise, self.tiles = format, noise, statistics.tiles
         self.minimum, self.maximum = statistics.minimum, statistics.maximum
         if not format.zero_point and grid_table(format.grid).minimum < 0:
@@ -184,7 +182,7 @@ def around_zero(statistics: Statistics, bound: Tensor, format: Format) -> Bounds
     which. So the range moves by half a step: down, as that of signed integers reaches, or up where that has less error.
     """
     lo, hi = clip_to(statistics, -bound, bound)
-    if not format.zero_point or isinstance(format.grid, Fitted):
+    if not format.zero_point or is_fitted(format.grid):
         return lo, hi
     table = grid_table(format.grid)
     half = bound / (table.maximum - table.minimum)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import DataError
+from lowbit.numerics.buckets import SHIFT, Buckets
+from lowbit.numerics.kernels import kernels
 from lowbit.numerics.qtensor import Array, as_torch
 from lowbit.numerics.quantize import describe_not_finite
 from lowbit.numerics.rows import TENSOR, Block, tile_counts, tiles_to_rows, to_rows
-from lowbit.ranges.counting import SHIFT, bucket_counts, bucket_values
 
-Counts = npt.NDArray[np.int64]
 HISTORY = 1024
 
 
@@ -98,7 +98,7 @@ class Histogram:
 
     Buckets are logarithmic, 0.2 % wide, and need no range known beforehand. Counts, minimum and maximum do not
     depend on the order of the data or on how it was split; `merge` adds. Memory does not grow with the data.
-    Finite values of 1e8 and more are attention masks (-1e9, -3.4e38): counted in `masked_count`, seen by no range.
+    Finite values of 1e8 and more are attention masks (-1e9, -3.4e38): counted in `seen.masked`, seen by no range.
     Beside it, for `MovingAverage`, the extremes of the last 1024 batches: an order by definition.
     """
 
@@ -107,11 +107,7 @@ class Histogram:
     def __init__(self, block: Block = TENSOR, name: str = "") -> None:
         self.block = block
         self.name = name
-        self.base = 0  # key of the first bucket
-        self.counts: Counts = np.zeros((0, 2, 0), np.int64)  # (n_blocks, negative and positive, buckets)
-        self.zeros: Counts = np.zeros(0, np.int64)
-        self.count = self.masked_count = self.nan_count = self.infinite_count = 0
-        self._lo = self._hi = np.zeros(0, np.float32)
+        self.seen = Buckets.none(0)
         self.history: deque[tuple[Any, Any]] = deque(maxlen=HISTORY)
 
     def add(self, x: Array) -> None:
@@ -120,18 +116,8 @@ class Histogram:
         if values.numel() == 0:
             return
         rows = to_rows(values, self.block).to(torch.float32).contiguous()
-        blocks = rows.shape[0]
-        if not self.count and not self.zeros.size:
-            self.counts, self.zeros = np.zeros((blocks, 2, 0), np.int64), np.zeros(blocks, np.int64)
-            self._lo, self._hi = np.full(blocks, np.inf, np.float32), np.full(blocks, -np.inf, np.float32)
-        self._same_blocks(blocks)
-        seen = bucket_counts(rows)
-        self._fold(seen.base, seen.counts, seen.zeros)
-        self._lo, self._hi = np.minimum(self._lo, seen.minimum), np.maximum(self._hi, seen.maximum)
-        self.count += seen.count
-        self.masked_count += seen.masked
-        self.nan_count += seen.nan
-        self.infinite_count += seen.infinite
+        seen = kernels(rows).count(rows)
+        self._include(seen)
         if np.isfinite(seen.minimum).all():
             self.history.append((seen.minimum, seen.maximum))
 
@@ -142,75 +128,49 @@ class Histogram:
                 f"histograms{self._of} of different blocks, {self.block!r} and {other.block!r}, cannot be merged. "
                 "Make both with the same block."
             )
-        if not other.zeros.size:
-            return
-        if not self.zeros.size:
-            blocks = len(other.zeros)
-            self.counts, self.zeros = np.zeros((blocks, 2, 0), np.int64), np.zeros(blocks, np.int64)
-            self._lo, self._hi = np.full(blocks, np.inf, np.float32), np.full(blocks, -np.inf, np.float32)
-        self._same_blocks(len(other.zeros))
-        self._fold(other.base, other.counts, other.zeros)
-        self._lo, self._hi = np.minimum(self._lo, other._lo), np.maximum(self._hi, other._hi)
-        self.count += other.count
-        self.masked_count += other.masked_count
-        self.nan_count += other.nan_count
-        self.infinite_count += other.infinite_count
-        self.history.extend(other.history)
+        if other.count:
+            self._include(other.seen)
+            self.history.extend(other.history)
 
-    def _same_blocks(self, blocks: int) -> None:
-        if blocks != len(self.zeros):
+    def _include(self, seen: Buckets) -> None:
+        blocks, before = len(seen.zeros), len(self.seen.zeros)
+        if not before:
+            self.seen = Buckets.none(blocks)
+        elif blocks != before:
             raise DataError(
-                f"batches{self._of} differ in shape: {blocks} blocks of {self.block!r} now, {len(self.zeros)} before."
+                f"batches{self._of} differ in shape: {blocks} blocks of {self.block!r} now, {before} before."
             )
+        self.seen.add(seen)
 
     @property
     def _of(self) -> str:
         return f" of '{self.name}'" if self.name else ""
 
     @property
-    def tiles(self) -> tuple[int, ...]:
-        return (len(self.zeros),)
+    def count(self) -> int:
+        """Numbers seen, those in no bucket included."""
+        return self.seen.count
 
-    def _fold(self, base: int, counts: Counts, zeros: Counts) -> None:
-        """Add counts whose buckets start at another key, widening the window where needed."""
-        self.zeros += zeros
-        width = counts.shape[2]
-        if not width:
-            return
-        if not self.counts.shape[2]:
-            self.base = base
-        first = min(self.base, base)
-        end = max(self.base + self.counts.shape[2], base + width)
-        if first != self.base or end - first != self.counts.shape[2]:
-            wider = np.zeros((len(self.zeros), 2, end - first), np.int64)
-            wider[:, :, self.base - first : self.base - first + self.counts.shape[2]] = self.counts
-            self.base, self.counts = first, wider
-        self.counts[:, :, base - first : base - first + width] += counts
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        return (len(self.seen.zeros),)
 
     @property
     def minimum(self) -> Tensor:
         """(n_blocks, 1): smallest finite value that is no mask; 0 where there was none."""
-        return torch.from_numpy(np.where(np.isfinite(self._lo), self._lo, np.float32(0))).reshape(-1, 1)
+        return _column(np.where(np.isfinite(self.seen.minimum), self.seen.minimum, 0))
 
     @property
     def maximum(self) -> Tensor:
         """(n_blocks, 1): largest finite value that is no mask; 0 where there was none."""
-        return torch.from_numpy(np.where(np.isfinite(self._hi), self._hi, np.float32(0))).reshape(-1, 1)
+        return _column(np.where(np.isfinite(self.seen.maximum), self.seen.maximum, 0))
 
     def points(self) -> tuple[Tensor, Tensor]:
         """Non-empty buckets as points within the extremes: values (1, n) sorted, weights (n_blocks, n)."""
-        used = self.counts.sum(axis=0) > 0
-        negative, positive = np.flatnonzero(used[0])[::-1], np.flatnonzero(used[1])
-        values = np.concatenate(
-            [-bucket_values(negative + self.base), [0.0], bucket_values(positive + self.base)],
-        )
-        weights = np.concatenate(
-            [self.counts[:, 0, negative], self.zeros[:, None], self.counts[:, 1, positive]], axis=1
-        ).astype(np.float64)
-        if len(self.zeros) == 1:
-            values = np.clip(values, float(self.minimum), float(self.maximum))
-        keep = weights.any(axis=0)
-        return torch.from_numpy(values[keep])[None], torch.from_numpy(weights[:, keep])
+        values, weights = (torch.from_numpy(found) for found in self.seen.points())
+        if len(weights) == 1:
+            values = values.clamp(float(self.minimum), float(self.maximum))
+        return values[None], weights
 
     def averages(self, momentum: float) -> tuple[Tensor, Tensor]:
         """Moving averages of the batches' minima and maxima, oldest first."""
@@ -219,25 +179,26 @@ class Histogram:
         lo, hi = (np.asarray(bound, np.float64) for bound in self.history[0])
         for low, high in list(self.history)[1:]:
             lo, hi = momentum * lo + (1 - momentum) * low, momentum * hi + (1 - momentum) * high
-        return (
-            torch.from_numpy(lo.astype(np.float32)).reshape(-1, 1),
-            torch.from_numpy(hi.astype(np.float32)).reshape(-1, 1),
-        )
+        return _column(lo), _column(hi)
 
     def check(self) -> None:
         """DataError where the data had NaN or infinities, or there was none."""
         if not self.count:
             raise DataError(f"no range{self._of} can be chosen: no data was observed.")
-        if self.nan_count or self.infinite_count:
+        if self.seen.nan or self.seen.infinite:
             raise DataError(
-                f"no range{self._of} can be chosen: {self.nan_count} NaN and {self.infinite_count} infinite value(s) "
+                f"no range{self._of} can be chosen: {self.seen.nan} NaN and {self.seen.infinite} infinite value(s) "
                 f"among {self.count}. Mend the data or the network, or leave this tensor in float."
             )
 
     @property
     def size_bytes(self) -> int:
         """Memory held by the counts."""
-        return self.counts.nbytes + self.zeros.nbytes
+        return self.seen.counts.nbytes + self.seen.zeros.nbytes
+
+
+def _column(bound: npt.NDArray[np.floating[Any]]) -> Tensor:
+    return torch.from_numpy(bound.astype(np.float32)).reshape(-1, 1)
 
 
 def unsorted_points(statistics: Statistics) -> tuple[Tensor, Tensor | None]:

@@ -2,10 +2,10 @@
 
 from lowbit.errors import InputError
 from lowbit.numerics.formats import Format
-from lowbit.numerics.parse import parse_format
 from lowbit.numerics.qtensor import Array, QuantTensor
 from lowbit.numerics.quantize import Error, floating, measure, quantize
 from lowbit.numerics.roundings import Rounding
+from lowbit.numerics.words import parse_format
 from lowbit.ranges.extremes import Range
 from lowbit.ranges.parse import parse_range
 from lowbit.ranges.statistics import RawRows

@@ -25,7 +25,7 @@ from lowbit.errors import DataError
 from lowbit.network.calibrate import Batch, tensors
 from lowbit.network.fakequant import FakeQuant, Simulation, as_stored, fake_quantize
 from lowbit.numerics import Int, scale_and_zero
-from lowbit.numerics.along import error_along
+from lowbit.numerics.kernels import kernels
 from lowbit.numerics.noise import SquaredError
 from lowbit.ranges import LOSSES, Auto, Range
 from lowbit.repair.projections import projections
@@ -137,9 +137,10 @@ def _reached(quantizer: FakeQuant, x: Tensor, gradient: Tensor, tried: Sequence[
     with torch.no_grad():
         rows, along = (as_stored(t, x).reshape(samples, -1) for t in (x, gradient))
         scalars = all(scale.numel() == 1 for scale, _ in tried)
-        if tried and scalars and isinstance(grid, Int) and kind.rounding == "nearest" and x.device.type == "cpu":
+        if tried and scalars and isinstance(grid, Int) and kind.rounding == "nearest":
             scales, zeros = (torch.stack([p[i].reshape(()) for p in tried]) for i in (0, 1))
-            return error_along(rows.contiguous(), along.contiguous(), scales, zeros, grid).square().sum(0)
+            errors = kernels(x).error_along(rows.contiguous(), along.contiguous(), scales, zeros, grid)
+            return errors.square().sum(0)
         rounded = (fake_quantize(x, kind, *p) for p in tried) if tried else iter([quantizer.rounded(x)])
         dots = [torch.linalg.vecdot(along, as_stored(y - x, x).reshape(samples, -1)) for y in rounded]
         return torch.stack([dot.double().square().sum() for dot in dots])

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.errors import InputError
+from lowbit.machine_code import kernel
 from lowbit.storage import tables
-from lowbit.storage.kernel import kernel, load64, store64
 from lowbit.storage.tables import Counts, Table
 from lowbit.storage.wire import Reader, join
+from lowbit.storage.words import load64, store64
 
 MIN_BITS, MAX_BITS = 5, 14
 SEGMENTS = 4

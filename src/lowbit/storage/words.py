@@ -1,7 +1,4 @@
-"""What the entropy coders' inner loops are made of: compiled functions, and words read at any byte.
-
-Kernels do not check their indices: each says which bounds its caller has made sure of.
-"""
+"""Words of 64 bits read and written at any byte, for the entropy coders' kernels. Indices are not checked: see each."""
 
 import sys
 from typing import Any
@@ -11,12 +8,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from lowbit.errors import UnsupportedError
-from lowbit.machine_code import machine_code
 
 if sys.byteorder != "little":
     raise UnsupportedError("lowbit's coders read words of little-endian memory; this machine is big-endian.")
-
-kernel = machine_code()
 
 
 def _load64(typing_context: Any, array: Any, offset: Any) -> Any:

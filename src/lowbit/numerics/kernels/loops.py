@@ -1,4 +1,4 @@
-"""The inner loops on the CPU: one pass over rows of float32, no temporaries. What they compute is defined in encode.py.
+"""Inner loops on the CPU: one pass over rows of float32, no temporaries. `Kernels` says what they compute.
 
 All take C-contiguous arrays: rows (n_blocks, n), scale and zero (n_blocks, 1) or (1, 1) for all, and write into `out`
 (n_blocks, n). A scale of 0 makes exact zeros.
@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.machine_code import machine_code
+from lowbit.machine_code import ANY_ORDER, kernel
 
-kernel = machine_code(error_model="numpy")
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _PART = 256
 _TOGETHER = 1024  # elements of short rows that are worked on at once: one by one a row costs 3 ns
@@ -131,22 +130,24 @@ def round_int(rows: Any, scale: Any, zero: Any, lowest: Any, highest: Any, out: 
             to[i] = code * s if y == y else y
 
 
-def _float_kernels(real: Any, whole: Any, fraction_bits: int, bias: int) -> tuple[Any, Any]:
+def _float_loops(real: Any, whole: Any, fraction_bits: int, bias: int) -> tuple[Any, Any]:
     """Rounding to small floats, in float32, or in float64 for grids whose smallest step is no normal float32.
 
-    encode(rows, scale, mantissa, smallest, greatest, middle, out)  positions in the table of a `Float` grid
-    round(rows, scale, mantissa, smallest, greatest, out)           the value, scaled back; NaN stays NaN
+    encode(rows, scale, zero, mantissa, smallest, greatest, middle, out)  positions in the table of a `Float` grid
+    round(rows, scale, zero, mantissa, smallest, greatest, out)           the value, scaled back; NaN stays NaN
     mantissa  bits; smallest: exponent of the smallest normal number; greatest: largest value; middle: position of 0
     """
     shift, top = whole(fraction_bits), whole(2 * bias)
 
     @kernel
-    def encode(rows: Any, scale: Any, mantissa: Any, smallest: Any, greatest: Any, middle: Any, out: Any) -> None:
+    def encode(
+        rows: Any, scale: Any, zero: Any, mantissa: Any, smallest: Any, greatest: Any, middle: Any, out: Any
+    ) -> None:
         m, lowest, limit = whole(mantissa), whole(smallest + bias), real(greatest)
         for block in range(rows.shape[0]):
-            line, to, d = rows[block], out[block], _divisor(_of(scale, block))
+            line, to, d, z = rows[block], out[block], _divisor(_of(scale, block)), _of(zero, block)
             for i in range(line.shape[0]):
-                y = line[i] / d
+                y = line[i] / d + z
                 size = min(real(abs(y)), limit)
                 exponent = max(whole(real(size).view(whole) >> shift), lowest)
                 inverse = whole(whole(top - exponent + m) << shift).view(real)
@@ -154,35 +155,35 @@ def _float_kernels(real: Any, whole: Any, fraction_bits: int, bias: int) -> tupl
                 to[i] = middle + (code if y >= 0 else -code)
 
     @kernel
-    def round_(rows: Any, scale: Any, mantissa: Any, smallest: Any, greatest: Any, out: Any) -> None:
+    def round_(rows: Any, scale: Any, zero: Any, mantissa: Any, smallest: Any, greatest: Any, out: Any) -> None:
         m, lowest, limit = whole(mantissa), whole(smallest + bias), real(greatest)
         for block in range(rows.shape[0]):
-            line, to, s = rows[block], out[block], _of(scale, block)
+            line, to, s, z = rows[block], out[block], _of(scale, block), _of(zero, block)
             d = _divisor(s)
             for i in range(line.shape[0]):
-                y = line[i] / d
+                y = line[i] / d + z
                 size = min(real(abs(y)), limit)
                 exponent = max(whole(real(size).view(whole) >> shift), lowest)
                 step = whole(whole(exponent - m) << shift).view(real)
                 inverse = whole(whole(top - exponent + m) << shift).view(real)
-                value = np.float32(np.rint(size * inverse) * step) * s
-                to[i] = (value if y >= 0 else -value) if y == y else y
+                value = np.float32(np.rint(size * inverse) * step)
+                to[i] = ((value if y >= 0 else -value) - z) * s if y == y else y
 
     return encode, round_
 
 
-encode_float, round_float = _float_kernels(np.float32, np.int32, 23, 127)
-encode_wide_float, round_wide_float = _float_kernels(np.float64, np.int64, 52, 1023)
+encode_float, round_float = _float_loops(np.float32, np.int32, 23, 127)
+encode_wide_float, round_wide_float = _float_loops(np.float64, np.int64, 52, 1023)
 
 
 @kernel
-def encode_pow2(rows: Any, scale: Any, lowest: Any, thresholds: Any, out: Any) -> None:
+def encode_pow2(rows: Any, scale: Any, zero: Any, lowest: Any, thresholds: Any, out: Any) -> None:
     """Positions among powers of two from 2**lowest: by the exponent, then by the threshold above it."""
     last = thresholds.shape[0]
     for block in range(rows.shape[0]):
-        line, to, d = rows[block], out[block], _divisor(_of(scale, block))
+        line, to, d, z = rows[block], out[block], _divisor(_of(scale, block)), _of(zero, block)
         for i in range(line.shape[0]):
-            y = np.float32(line[i] / d)
+            y = np.float32(line[i] / d + z)
             exponent = np.int32(y.view(np.int32) >> np.int32(23)) - np.int32(127 + lowest)
             code = min(max(exponent, np.int32(0)), np.int32(last))
             while code < last and y >= thresholds[code]:
@@ -312,3 +313,21 @@ def _decode_short_table(codes: Any, scale: Any, zero: Any, values: Any, out: Any
         source, numbers = line[first * width :], to[first * width :]
         for i in range(scales.shape[0] * width):
             numbers[i] = (values[source[i]] - zero) * s[i]
+
+
+@kernel(fastmath=ANY_ORDER)
+def error_along(rows: Any, along: Any, scales: Any, zeros: Any, lowest: Any, highest: Any, out: Any) -> None:
+    """Σ along · (x̂ − x) over each row for several scales; each part of a row stays in cache for all of them."""
+    out[:] = 0
+    for row in range(rows.shape[0]):
+        for start in range(0, rows.shape[1], _TOGETHER):
+            x, g = rows[row, start : start + _TOGETHER], along[row, start : start + _TOGETHER]
+            for k in range(scales.shape[0]):
+                s = scales[k]
+                inverse = np.float32(1) / s if s != 0 else np.float32(0)
+                low, high = lowest - zeros[k], highest - zeros[k]
+                total = np.float32(0)
+                for i in range(x.shape[0]):
+                    code = min(max(np.rint(x[i] * inverse), low), high)
+                    total += g[i] * (code * s - x[i])
+                out[row, k] += float(total)

@@ -1,0 +1,69 @@
+"""The table of kernels by device: numba on the CPU, torch expressions on every other device.
+
+A Triton kernel for CUDA is one file here, `cuda.py`, and one row: `"cuda": replace(ELSEWHERE, encode=cuda.encode)`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lowbit.numerics.buckets import Buckets
+from lowbit.numerics.grids import Fitted, Grid, Int
+from lowbit.numerics.kernels import counting, cpu, elsewhere
+from lowbit.numerics.roundings import Rounding
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is computed for each element, on one device; the same bits on all of them.
+
+    rows are (n_blocks, n) float32, scale and zero (n_blocks, 1), or (1, 1) for all; a scale of 0 stands for infinity.
+    A rounding is one of ROUNDINGS; for `Int` it is `nearest`. table: sorted values of each block, for a fitted grid.
+
+    encode           (rows, scale, zero, grid, rounding, table) → codes of x / scale + zero. `Int` rounds before it adds
+                     the zero, as ONNX QuantizeLinear does: ties would go elsewhere otherwise
+    decode           (codes, scale, zero, grid, table) → (value - zero) * scale
+    fake_quantize    (rows, scale, zero, grid) → encoded to nearest and decoded; NaN stays NaN
+    extremes         (rows) → least and greatest of each row, (n_blocks, 1); not finite where a value is not
+    symmetric_scale  (lo, hi, reach, signed, empty, least, most) → max(|lo|, |hi|) / reach, or hi / reach if unsigned,
+                     clipped to least … most; `empty` for a range of no width
+    error_along      (rows, along, scales, zeros, grid) → Σ along · (x̂ − x) over each row under each of the scales
+                     (n_scales,) to nearest: (n_blocks, n_scales) float64
+    count            (rows) → their `Buckets`
+    """
+
+    encode: Callable[[Tensor, Tensor, Tensor, Grid | Fitted, Rounding, Tensor | None], Tensor]
+    decode: Callable[[Tensor, Tensor, Tensor, Grid | Fitted, Tensor | None], Tensor]
+    fake_quantize: Callable[[Tensor, Tensor, Tensor, Grid], Tensor]
+    extremes: Callable[[Tensor], tuple[Tensor, Tensor]]
+    symmetric_scale: Callable[[Tensor, Tensor, float, bool, float, float, float], Tensor]
+    error_along: Callable[[Tensor, Tensor, Tensor, Tensor, Int], Tensor]
+    count: Callable[[Tensor], Buckets]
+
+
+ELSEWHERE = Kernels(
+    elsewhere.encode,
+    elsewhere.decode,
+    elsewhere.fake_quantize,
+    elsewhere.extremes,
+    elsewhere.symmetric_scale,
+    elsewhere.error_along,
+    elsewhere.count,
+)
+DEVICES = {
+    "cpu": Kernels(
+        cpu.encode,
+        cpu.decode,
+        cpu.fake_quantize,
+        cpu.extremes,
+        cpu.symmetric_scale,
+        cpu.error_along,
+        counting.count,
+    ),
+}
+
+
+def kernels(x: Tensor) -> Kernels:
+    """The kernels of the device on which a tensor lies."""
+    return DEVICES.get(x.device.type, ELSEWHERE)
