@@ -1,6 +1,7 @@
 """Calibration: one pass over the data fills the statistics that answer every range."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,12 @@ from torch import Tensor
 
 from lowbit.errors import DataError
 from lowbit.network.fakequant import FakeBias, FakeQuant, Simulation
-from lowbit.numerics import Int, quantize
-from lowbit.solve import SOLVERS
+from lowbit.network.in_step import Run
+from lowbit.network.moments import moments_in_step
+from lowbit.numerics import Int, QuantTensor, quantize
+from lowbit.numerics.rows import expand_tiles
+from lowbit.recipe import TensorSpec
+from lowbit.solve import NEED_MOMENTS, SOLVERS
 
 LARGEST_BIAS = 2.0**30  # steps: half of int32, the other half is for the sum that it is added to
 Batch = Mapping[str, np.ndarray[Any, Any]]
@@ -43,10 +48,32 @@ def observe(simulation: Simulation, batches: Iterable[Batch], chosen: "Sequence[
     return seen
 
 
-def solve_weights(simulation: Simulation) -> None:
-    """Find the codes of every weight; the simulated network then holds their values."""
+def both_runs(simulation: Simulation, batches: Iterable[Batch]) -> tuple[list[Run], list[Run]]:
+    """These batches on their way through the network, as if it had no quantizers and with them; see `in_step`."""
+    given = [tensors(simulation, batch) for batch in batches]
+    exact, quantized = ([Run(simulation.module, x, exact=exact) for x in given] for exact in (True, False))
+    return exact, quantized
+
+
+def solve_weights(simulation: Simulation, batches: Sequence[Batch] = ()) -> None:
+    """Find the codes of every weight; the quantized network then holds their values.
+
+    batches   what solvers that need moments are fitted to; without any, and for weights without moments, these round to
+              nearest. `spec.solve` of a weight's quantizer says what it really got
+    """
+    keys = simulation.module.meta["keys"]
+    waiting: dict[str, tuple[str, FakeQuant, TensorSpec]] = {}
     for name, (site, quantizer) in simulation.constants().items():
-        quantizer.store(SOLVERS[site.spec.solve](simulation.parameter(name), site.spec))
+        weight, solve = simulation.parameter(name), site.spec.solve
+        quantizer.store(SOLVERS[solve](weight, site.spec, None))
+        if solve in NEED_MOMENTS:
+            quantizer.spec = replace(site.spec, solve="nearest")
+            waiting[keys[name]] = name, quantizer, site.spec
+    if waiting and batches:
+        with simulation.mode("quantize"):
+            for key, moments in moments_in_step(*both_runs(simulation, batches), waiting):
+                name, quantizer, quantizer.spec = waiting[key]
+                quantizer.store(SOLVERS[quantizer.spec.solve](simulation.parameter(name), quantizer.spec, moments))
 
 
 def hold_biases(simulation: Simulation) -> list[str]:
@@ -69,6 +96,15 @@ def hold_biases(simulation: Simulation) -> list[str]:
         if bool(short.any()) and isinstance(weight.format.grid, Int):
             top = weight.format.reach or weight.format.grid.maximum
             bound = (torch.maximum(scale, least if scale.numel() > 1 else least.max()) * top).reshape(-1, 1)
-            weight.store(quantize(simulation.parameter(site.product[1]).detach(), weight.format, (-bound, bound)))
+            wider = quantize(simulation.parameter(site.product[1]).detach(), weight.format, (-bound, bound))
+            weight.store(_keep_codes(weight.stored, wider))
             done.append(f"'{name}': {int(short.sum())} channel(s) with weights near 0 got a scale that their bias fits")
     return done
+
+
+def _keep_codes(before: QuantTensor | None, wider: QuantTensor) -> QuantTensor:
+    """The wider tensor with the codes from before where scale and zero stayed: a solver chose them."""
+    assert before is not None
+    same = (before.scale_values() == wider.scale_values()) & (before.zero_values() == wider.zero_values())
+    stayed = expand_tiles(torch.as_tensor(same), wider.shape, wider.tile)
+    return replace(wider, codes=torch.where(stayed, torch.as_tensor(before.codes), torch.as_tensor(wider.codes)))
