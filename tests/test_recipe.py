@@ -30,8 +30,8 @@ class Own:
         (lambda: lb.Recipe(("int8",)), r"rules are a tuple of Rules, not \('int8',\)"),
         (lambda: lb.Recipe((RULE,), (), "gpu"), "target 'gpu' does not exist"),
         (lambda: lb.Recipe((RULE,), (), ["openvino"]), "does not exist. Targets are: onnxruntime"),
-        (lambda: lb.TensorSpec("int8", solve="gptq2"), "solver 'gptq2' does not exist. Solvers are: direct"),
-        (lambda: lb.TensorSpec("int8", solve=["direct"]), "does not exist. Solvers are"),
+        (lambda: lb.TensorSpec("int8", solve="gptq2"), "solver 'gptq2' does not exist. Solvers are: nearest, gptq"),
+        (lambda: lb.TensorSpec("int8", solve=["nearest"]), "does not exist. Solvers are"),
         (lambda: lb.TensorSpec("int8", range="minmux"), "range 'minmux' is unknown"),
         (lambda: lb.TensorSpec("int8", range=3), "range 3 has no name. Ranges are: minmax"),
         (lambda: lb.TensorSpec("int8", range=Own()), "enter a new class there"),
@@ -58,7 +58,7 @@ def test_what_does_not_exist_or_is_of_another_kind_is_refused_at_once(make, word
         *("rules = 3", 'rules = ["int8"]', '[rules]\nlayers = "a"', "[[rules]]\nlayers = 3", "[[rules]]\nweights = 3"),
         *('[[rules]]\nweights = ["int8"]', "[[rules]]\nweights = {format = 3}", "passes = 3", 'passes = "smooth"'),
         *('[[rules]]\nactivations = {format = "uint8", dynamic = "yes"}', 'target = ["openvino"]', "passes = [1]"),
-        *('[[rules]]\nactivations = {format = "uint8", solve = ["direct"]}', 'passes = ["smoth"]', 'targets = "a"'),
+        *('[[rules]]\nactivations = {format = "uint8", solve = ["nearest"]}', 'passes = ["smoth"]', 'targets = "a"'),
     ],
 )
 def test_toml_of_another_shape_is_an_error_of_ours(text):

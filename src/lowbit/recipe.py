@@ -18,11 +18,12 @@ from lowbit.errors import InputError, UnsupportedError
 from lowbit.graph import PASSES
 from lowbit.numerics import Format, Int, parse_format, spell_format
 from lowbit.ranges import MSE, Auto, MinMax, Range, parse_range, range_words
-from lowbit.solve import SOLVERS
+from lowbit.solve import NEED_MOMENTS, SOLVERS
 from lowbit.targets import find_target
 
 _MSE = MSE()
-IMPROVE = ("smooth", "correct_bias", "leave_in_float")  # passes that look at the calibration data
+IMPROVE = ("smooth", "correct_bias", "leave_in_float")  # passes of `int8` that look at the calibration data
+LOOKING = ("equalize_channels", *IMPROVE)  # all that do
 
 
 @dataclass(frozen=True, init=False)
@@ -40,7 +41,7 @@ class TensorSpec:
     dynamic: bool
 
     def __init__(
-        self, format: "Format | str | None", range: "Range | str" = _MSE, solve: str = "direct", dynamic: bool = False
+        self, format: "Format | str | None", range: "Range | str" = _MSE, solve: str = "nearest", dynamic: bool = False
     ) -> None:
         if not isinstance(format, (Format, str, type(None))):
             raise InputError(f"format {format!r} is neither a Format nor its words, as 'int4 group:64'.")
@@ -99,7 +100,7 @@ class Rule:
 class Recipe:
     """Rules, the passes that run before them, and the target they are for. All names exist: InputError otherwise.
 
-    passes   names in lowbit.graph.PASSES, in order, and in IMPROVE, which also look at the calibration data
+    passes   names in lowbit.graph.PASSES, in order, and in LOOKING, which also look at the calibration data
     """
 
     rules: tuple[Rule, ...]
@@ -114,7 +115,7 @@ class Recipe:
             if not isinstance(values, (tuple, list)) or not all(isinstance(value, kind) for value in values):
                 raise InputError(f"a recipe's {name} are a tuple of {what}, not {values!r}.")
             object.__setattr__(self, name, tuple(values))
-        known = (*PASSES, *IMPROVE)
+        known = (*PASSES, *LOOKING)
         if unknown := [name for name in self.passes if name not in known]:
             raise InputError(f"pass '{unknown[0]}' does not exist. Passes are: {', '.join(known)}.")
         find_target(self.target)
@@ -153,7 +154,9 @@ class Recipe:
         for rule in self.rules:
             if rule.activations is not None and rule.activations.format is not None:
                 return f"the recipe quantizes activations (rule '{rule.layers}'), whose ranges are measured on data"
-        looking = [name for name in self.passes if name in IMPROVE]
+            if rule.weights is not None and rule.weights.format is not None and rule.weights.solve in NEED_MOMENTS:
+                return f"the solver '{rule.weights.solve}' (rule '{rule.layers}') fits weights to calibration data"
+        looking = [name for name in self.passes if name in LOOKING]
         return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
 
     def to_toml(self) -> str:
@@ -196,7 +199,7 @@ def _spell(spec: TensorSpec) -> str | dict[str, Any]:
     if spec.format is None:
         return "float"
     row: dict[str, Any] = {"format": spell_format(spec.format), "range": range_words(spec.range)}
-    if spec.solve != "direct":
+    if spec.solve != "nearest":
         row["solve"] = spec.solve
     if spec.dynamic:
         row["dynamic"] = True
@@ -211,7 +214,7 @@ def _parse(row: Any) -> TensorSpec:
         return FLOAT
     if "format" not in row:
         raise InputError(f"spec {dict(row)} says no format. Give one in words, as 'int4 group:64', or 'float'.")
-    return TensorSpec(row["format"], row.get("range", _MSE), row.get("solve", "direct"), row.get("dynamic", False))
+    return TensorSpec(row["format"], row.get("range", _MSE), row.get("solve", "nearest"), row.get("dynamic", False))
 
 
 PREPARE = (

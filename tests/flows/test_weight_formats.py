@@ -83,7 +83,7 @@ def _solve(model: lb.Model, name: str, kind: lb.Format) -> np.ndarray:
     from lowbit.solve import SOLVERS
 
     weight = as_torch(model.program.graph.initializers[name].const_value.numpy())
-    return np.asarray(SOLVERS["direct"](weight, TensorSpec(kind)).dequantize())
+    return np.asarray(SOLVERS["nearest"](weight, TensorSpec(kind), None).dequantize())
 
 
 def onnx_tensor(array: np.ndarray, name: str):

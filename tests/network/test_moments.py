@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 
 import lowbit as lb
+from lowbit.graph.layer import by_group, of_groups
 from lowbit.network.build import build
-from lowbit.network.moments import moments_in_turn, multiplied, weight_of_rows, weight_rows, widths
+from lowbit.network.footprint import footprint
+from lowbit.network.moments import moments_in_turn, multiplied
 
 LAYERS = {
     "a convolution": (nn.Conv2d(4, 6, 3), (4, 9, 8)),
@@ -29,24 +31,21 @@ def one_layer(name: str) -> tuple[torch.fx.GraphModule, torch.fx.Node, str, Tens
     return module, node, str(node.args[1].target), x
 
 
-def output_axis(node: torch.fx.Node) -> int:
-    return 0 if node.meta["op"] == "Conv" or node.kwargs.get("transB") else 1
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_rows_times_weights_are_the_layers_output(name: str) -> None:
     module, node, key, x = one_layer(name)
     weight = module.get_parameter(key).detach()
-    parts = multiplied(node, x, weight)
-    rows = weight_rows(len(parts), weight, output_axis(node))
-    ours = torch.cat([p @ r.T for p, r in zip(parts, rows, strict=True)], dim=1)
+    parts, axis = multiplied(node, x), node.meta["layer"].output_axis
+    grouped = by_group(weight, len(parts), axis)
+    ours = torch.cat([p @ r.T for p, r in zip(parts, grouped.flatten(2), strict=True)], dim=1)
     layer = LAYERS[name][0]
     theirs = layer(x) - layer.bias.reshape(
         -1, *[1] * (x.dim() - 2) if isinstance(layer, nn.modules.conv._ConvNd) else ()
     )
     theirs = theirs.movedim(1, -1) if node.meta["op"] == "Conv" else theirs
     torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(weight_of_rows(rows, weight.shape, output_axis(node)), weight)
+    torch.testing.assert_close(of_groups(grouped, weight.shape, axis), weight)
+    assert torch.equal(multiplied(node, x, 3), parts[:, ::3])
 
 
 @pytest.mark.parametrize("name", ["groups", "a product over tokens"])
@@ -55,10 +54,10 @@ def test_moments_add_up_over_batches(name: str) -> None:
     parameters = dict(module.named_parameters())
     ((_, whole),) = moments_in_turn(module, parameters, parameters, [key], [(x,)])
     ((_, parts),) = moments_in_turn(module, parameters, parameters, [key], [(x[:1],), (x[1:],)])
-    torch.testing.assert_close(whole.rough, parts.rough, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(whole.rough, whole.cross)
-    for group, rows in enumerate(multiplied(node, x, parameters[key])):
-        torch.testing.assert_close(whole.rough[group].float(), (rows.T @ rows).detach())
+    torch.testing.assert_close(whole.quantized, parts.quantized, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(whole.quantized, whole.cross)
+    for group, rows in enumerate(multiplied(node, x)):
+        torch.testing.assert_close(whole.quantized[group].float(), (rows.T @ rows).detach())
 
 
 def test_a_weight_that_is_changed_in_its_turn_changes_what_the_next_sees() -> None:
@@ -67,15 +66,15 @@ def test_a_weight_that_is_changed_in_its_turn_changes_what_the_next_sees() -> No
     x = torch.randn(20, 4)
     module = build(lb.load(net, x).program).eval()
     exact = {key: p.detach() for key, p in module.named_parameters()}
-    rough, seen = dict(exact), {}
-    for key, moments in moments_in_turn(module, exact, rough, list(exact), [(x[:8],), (x[8:],)]):
+    quantized, seen = dict(exact), {}
+    for key, moments in moments_in_turn(module, exact, quantized, list(exact), [(x[:8],), (x[8:],)]):
         seen[key] = moments
-        rough[key] = torch.round(exact[key])
+        quantized[key] = torch.round(exact[key])
     first, second = seen.values()
-    assert torch.equal(first.rough, first.cross)
+    assert torch.equal(first.quantized, first.cross)
     before = net[0].weight.detach()
     a, b = (x @ before.T).relu(), (x @ torch.round(before).T).relu()
-    torch.testing.assert_close(second.rough[0].float(), b.T @ b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second.quantized[0].float(), b.T @ b, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(second.cross[0].float(), a.T @ b, rtol=1e-4, atol=1e-4)
 
 
@@ -94,9 +93,10 @@ def test_weights_that_are_not_multiplied_once_are_left_out() -> None:
     assert list(moments_in_turn(module, parameters, parameters, parameters, [(ids,)])) == []
 
 
-def test_widths_count_activations_and_not_parameters() -> None:
+def test_a_footprint_counts_activations_and_not_parameters() -> None:
     module = build(
         lb.load(nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 2)).eval(), torch.randn(3, 4)).program
     )
-    found = list(widths(module, dict(module.named_parameters()), (torch.randn(3, 4),)))
-    assert max(found) == 3 * 50  # 352 parameters
+    found = footprint(module, (torch.randn(3, 4),))
+    assert found.alive * 4 == 2 * 50  # 352 parameters; the product and its relu are alive together
+    assert found.made * 4 == 4 + 50 + 50 + 2  # the input too

@@ -4,7 +4,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from lowbit.model import load
-from lowbit.repair.equalize import equalize_channels
+from lowbit.repair.channels import scale_channels
 
 
 def test_channels_of_very_different_range_become_alike_and_the_network_stays_the_same():
@@ -29,7 +29,7 @@ def test_channels_of_very_different_range_become_alike_and_the_network_stays_the
     model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
     x = random.standard_normal((5, 3, 8, 8)).astype(np.float32)
     before = model.run({"x": x})["y"]
-    assert equalize_channels(model.program, [{"x": x[:3]}, {"x": x[3:]}]) == [
+    assert scale_channels(model.program, "equalize_channels", [{"x": x[:3]}, {"x": x[3:]}]) == [
         "channels of 'r' equalized between 'pointwise' → 'depthwise'"
     ]
     model.changed()

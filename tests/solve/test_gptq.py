@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit.solve.gptq import Feedback, gptq
+from lowbit.solve.gptq import Feedback, feed_back
 
 STEP = 0.25
 
 
-def nearest(column: Tensor) -> Tensor:
+def nearest(column: Tensor, _: int = 0) -> Tensor:
     return torch.round(column / STEP) * STEP
 
 
@@ -43,14 +43,14 @@ def test_it_is_the_papers_update(inputs: int) -> None:
     feedback = Feedback.of(x.T @ x, damping=0.01)
     moments = (x.T @ x).double()
     hessian = moments + 0.01 * moments.diagonal().mean() * torch.eye(inputs, dtype=torch.float64)
-    assert torch.equal(nearest(gptq(rows, feedback, nearest)), by_the_book(rows, hessian, feedback.order))
+    assert torch.equal(nearest(feed_back(rows, feedback, nearest)), by_the_book(rows, hessian, feedback.order))
 
 
 def test_independent_inputs_of_one_power_are_rounded_to_nearest() -> None:
     feedback = Feedback.of(3.0 * torch.eye(8))
     assert feedback.gain == pytest.approx(1.0)
     rows = weights(5, 8)
-    assert torch.equal(gptq(rows, feedback, nearest), rows.double())
+    assert torch.equal(feed_back(rows, feedback, nearest), rows.double())
 
 
 def test_correlated_inputs_lose_less_than_rounding_alone() -> None:
@@ -58,7 +58,7 @@ def test_correlated_inputs_lose_less_than_rounding_alone() -> None:
     feedback = Feedback.of(x.T @ x)
     error = {
         name: float((x.double() @ (rounded.double() - rows.double()).T).square().mean())
-        for name, rounded in (("fed", nearest(gptq(rows, feedback, nearest))), ("alone", nearest(rows)))
+        for name, rounded in (("fed", nearest(feed_back(rows, feedback, nearest))), ("alone", nearest(rows)))
     }
     assert error["fed"] < 0.3 * error["alone"]  # measured 0.18
 
@@ -67,7 +67,7 @@ def test_the_gain_says_how_much_error_feedback_leaves() -> None:
     x, rows = correlated(32), weights(4000, 32)
     moments = (x.T @ x).double() / len(x)
     feedback = Feedback.of(moments, damping=0.0)
-    delta = nearest(gptq(rows, feedback, nearest)) - rows.double()
+    delta = nearest(feed_back(rows, feedback, nearest)) - rows.double()
     left = float(torch.einsum("oi,ij,oj->", delta, moments, delta) / len(rows))
     alone = STEP**2 / 12 * float(moments.diagonal().sum())
     assert left / alone == pytest.approx(feedback.gain, rel=0.05)
@@ -77,9 +77,9 @@ def test_inputs_that_are_always_zero_are_rounded_alone() -> None:
     x = correlated(6)
     x[:, 2] = 0
     rows = weights(3, 6)
-    rounded = nearest(gptq(rows, Feedback.of(x.T @ x), nearest))
+    rounded = nearest(feed_back(rows, Feedback.of(x.T @ x), nearest))
     assert torch.equal(rounded[:, 2], nearest(rows[:, 2]).double())
-    nothing = gptq(rows, Feedback.of(torch.zeros(6, 6)), nearest)
+    nothing = feed_back(rows, Feedback.of(torch.zeros(6, 6)), nearest)
     assert torch.equal(nothing, rows.double())
 
 
@@ -89,7 +89,7 @@ def test_inputs_that_carry_errors_are_made_up_for() -> None:
     exact = x.double() @ rows.double().T
 
     def error(cross: Tensor | None) -> float:
-        found = nearest(gptq(rows, Feedback.of(rough.T @ rough, cross), nearest))
+        found = nearest(feed_back(rows, Feedback.of(rough.T @ rough, cross), nearest))
         return float((rough.double() @ found.T - exact).square().mean())
 
     assert error(x.T @ rough) < 0.6 * error(None)  # measured 0.46

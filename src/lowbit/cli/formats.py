@@ -60,4 +60,4 @@ def formats(
     if json:
         print_json({"model": str(on), "range": range, "formats": plain(rows)})
     else:
-        show_page(on_model_table(rows, on.name, sum(w.array.nbytes for w in weights_on(model).values())))
+        show_page(on_model_table(rows, on.name, sum(w.weight.nbytes for w in weights_on(model).values())))

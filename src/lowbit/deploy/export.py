@@ -11,9 +11,10 @@ from lowbit.deploy.kernels import REWRITES
 from lowbit.deploy.write import ExpandedTensor, IntegerTensor, write
 from lowbit.engines.read_back import BY_BLOCK, FLOAT, INTEGERS, ReadBack
 from lowbit.errors import UnsupportedError
+from lowbit.graph.layer import LAYERS, layers_of
 from lowbit.network.fakequant import FakeBias, FakeQuant, Simulation
 from lowbit.network.sites import Site
-from lowbit.network.weights import has_one_scale_an_output, weights_of
+from lowbit.network.weights import has_one_scale_an_output
 from lowbit.network.why_float import constant_in_float
 from lowbit.numerics import TENSOR, Format, Int, describe_format, group
 from lowbit.ranges import range_words
@@ -111,7 +112,7 @@ def _arithmetic(simulation: Simulation, site: Site) -> str:
         return INTEGERS if _fit_in_8_bits(weights, *_quantized_around(simulation, node)) else FLOAT
     if activations is None or not all(isinstance(kind.grid, Int) for kind in (weights, activations)):
         return FLOAT
-    output, summed = next((w.output_axis, w.summed_axis) for w in weights_of(node) if w.value.name == site.value)
+    output, summed = next((w.output_axis, w.summed_axis) for w in layers_of(node) if w.value.name == site.value)
     if activations.block == TENSOR:
         if simulation.placement.engine == "openvino" and np.any(np.asarray(stored.zero_values())):
             return FLOAT  # its convolutions in integers read weights without a zero point
@@ -139,8 +140,8 @@ def _quantized_around(simulation: Simulation, node: ir.Node) -> list[Format | No
 def _activations_beside(simulation: Simulation, site: Site, node: ir.Node) -> Format | None:
     """The format of what a weight is multiplied with; None: float."""
     data = simulation.placement.sites.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
-    multiplies = node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")
-    if not multiplies or data is None or site.layer not in simulation.placement.integer:
+    linear = node.op_type in LAYERS and LAYERS[node.op_type].reads is not None
+    if not linear or data is None or site.layer not in simulation.placement.integer:
         return None
     return data.spec.format
 
@@ -165,9 +166,7 @@ def ledger(simulation: Simulation, runs: ReadBack | None = None) -> list[Row]:
             elif row["role"] == "activation" and row["layer"] in simulation.placement.integer:
                 row |= {} if runs.of(row["layer"]) == INTEGERS else {"arithmetic": runs.of(row["layer"])}
     reasons = simulation.placement.float_reasons
-    multiplied = {
-        w.value.name for node in simulation.program.graph for w in weights_of(node) if node.op_type != "Gather"
-    }
+    multiplied = {w.value.name for node in simulation.program.graph for w in layers_of(node) if not w.kind.stored}
     for value in (v for graph in simulation.program.graphs() for v in graph.initializers.values()):
         if value.name not in simulation.placement.sites and value.const_value is not None:
             rows.append(_constant_row(value, value.const_value, simulation))
@@ -209,7 +208,7 @@ def _site_row(simulation: Simulation, site: Site) -> Row:
     power = weight.square().sum().item()
     return row | {
         "arithmetic": _arithmetic(simulation, site),
-        "solver": site.spec.solve,
+        "solver": quantizer.spec.solve,
         "bits": stored.format.bits_per_element(stored.shape),
         "bytes": round(stored.bits / 8),
         "sqnr_db": round(10 * np.log10(power / noise), 2) if noise and power else None,

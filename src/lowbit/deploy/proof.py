@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from lowbit.engines.compile import ENGINES
 from lowbit.engines.cpu import saturation_advice
 from lowbit.engines.read_back import FLOAT, ReadBack
 from lowbit.errors import MismatchError
-from lowbit.network.calibrate import Batch, forward
+from lowbit.graph.layer import layers_of
+from lowbit.network.calibrate import Batch, forward, tensors
 from lowbit.network.fakequant import FakeQuant, Simulation
-from lowbit.network.weights import weights_of
+from lowbit.network.in_step import Run, in_step
 from lowbit.numerics import Int
 
 OUTPUT_NOISE = 1e-4  # of an output's power, given equal integers before it: 40 dB
@@ -58,24 +59,21 @@ def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], 
         return _verify_outputs(simulation, program, batches, engine)
     outputs = [str(v.name) for v in program.graph.outputs]
     run = ENGINES[engine].compile(program, outputs=[*outputs, *(f"{s.value}_quantized" for s in sites)])
-    worst, off, compared = ("", 0), 0, 0
+    steps = _Steps()
     with simulation.mode("quantize"):
         for batch in batches:
             deployed = run(dict(batch))
-            checker = _Checker(simulation, deployed)
-            arrays = (torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in program.graph.inputs)
-            for name, simulated in checker.run(*arrays).items():
+            for name, simulated in _outputs_behind(simulation, batch, deployed, steps).items():
                 _reject_nan(simulation, batch, name, simulated, deployed[name], engine)
                 _compare_output(name, simulated, deployed[name], engine)
-            off, compared = off + checker.off, compared + checker.compared
-            worst = max(worst, checker.worst, key=lambda pair: pair[1])
-    if worst[1] > 1:
-        site = simulation.placement.sites[worst[0]]
+    worst, most = steps.worst
+    if most > 1:
+        site = simulation.placement.sites[worst]
         raise MismatchError(
-            f"layer '{site.layer}': {engine} and the simulation differ by {worst[1]} steps in '{worst[0]}'. "
+            f"layer '{site.layer}': {engine} and the simulation differ by {most} steps in '{worst}'. "
             f"{saturation_advice()}Leave the layer in float (a rule 'float' for '{site.layer}') and report the model."
         )
-    return Parity(len(sites), compared, off / max(1, compared), worst)
+    return Parity(len(sites), steps.codes, steps.off / max(1, steps.codes), steps.worst)
 
 
 def check_arithmetic(simulation: Simulation, rows: Iterable[Mapping[str, Any]], runs: ReadBack) -> None:
@@ -87,7 +85,7 @@ def check_arithmetic(simulation: Simulation, rows: Iterable[Mapping[str, Any]], 
         return
     stated = {row["tensor"]: row["arithmetic"] for row in rows if "arithmetic" in row and row["role"] != "activation"}
     for node in simulation.program.graph:
-        for weight in weights_of(node):
+        for weight in layers_of(node):
             said, found = stated.get(weight.value.name), runs.of(str(node.name))
             if said is None or said == found:
                 continue
@@ -178,31 +176,38 @@ def _has_codes(simulation: Simulation, value: str) -> bool:
     return site.role == "activation" and isinstance(quantizer, FakeQuant) and not quantizer.dynamic
 
 
-class _Checker(fx.Interpreter):
-    """Runs the simulation, replacing each quantized value by the engine's after comparing the two."""
+@dataclass
+class _Steps:
+    """Steps between the simulation's codes and the engine's, counted over batches."""
 
-    def __init__(self, simulation: Simulation, deployed: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        super().__init__(simulation.module)
-        self.simulation, self.deployed = simulation, deployed
-        self.worst, self.off, self.compared = ("", 0), 0, 0
+    worst: tuple[str, int] = ("", 0)
+    off: int = 0
+    codes: int = 0
 
-    def run_node(self, n: fx.Node) -> Any:
-        with torch.no_grad():
-            result = super().run_node(n)
-        value = n.meta.get("quantized_value")
-        if value is None or not _has_codes(self.simulation, value):
-            return result
-        quantizer = self.simulation.quantizers[value]
-        assert isinstance(quantizer, FakeQuant)
-        found = self.deployed[f"{value}_quantized"]
+    def compare(self, quantizer: FakeQuant, value: str, simulated: Tensor, found: np.ndarray[Any, Any]) -> Tensor:
+        """Count the differences in one value; what the engine's codes mean."""
         codes = torch.from_numpy(found.astype(np.float32))
         assert isinstance(quantizer.grid, Int)
         if quantizer.grid.signed and found.dtype == np.uint8:
             codes -= 1 << (quantizer.grid.bits - 1)  # written unsigned
-        own = torch.round(result / quantizer.scale) + quantizer.zero
-        steps = (own - codes).abs()
+        steps = (torch.round(simulated / quantizer.scale) + quantizer.zero - codes).abs()
         self.off += int((steps > 0).sum())
-        self.compared += steps.numel()
+        self.codes += steps.numel()
         if steps.numel() and not steps.max() <= self.worst[1]:
             self.worst = (value, int(steps.nan_to_num(nan=float(2**31)).max()))
         return (codes - quantizer.zero) * quantizer.scale
+
+
+def _outputs_behind(
+    simulation: Simulation, batch: Batch, deployed: Mapping[str, np.ndarray[Any, Any]], steps: _Steps
+) -> dict[str, Tensor]:
+    """The simulation's outputs, each quantized value replaced by the engine's after the two were compared."""
+    run = Run(simulation.module, tensors(simulation, batch))
+    for node in in_step(run):
+        value = node.meta.get("quantized_value")
+        if value is not None and _has_codes(simulation, value):
+            quantizer = simulation.quantizers[value]
+            assert isinstance(quantizer, FakeQuant)
+            run.env[node] = steps.compare(quantizer, value, run.compute(node), deployed[f"{value}_quantized"])
+    outputs: dict[str, Tensor] = run.env[node]
+    return outputs

@@ -27,11 +27,11 @@ from lowbit.flows.compression import Compression, Layer, Progress
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
 from lowbit.flows.given import model_and_data, refuse_quantized
 from lowbit.graph import PASSES
+from lowbit.graph.layer import layers_of
 from lowbit.graph.notes import drop_notes
 from lowbit.model import Model
 from lowbit.network.build import build
 from lowbit.network.compressed import CompressedNetwork
-from lowbit.network.weights import weights_of
 from lowbit.solve.share import Shared, share
 from lowbit.storage.container import pack
 from lowbit.train.loop import Samples
@@ -135,9 +135,9 @@ def _written(
 def compressible(program: ir.Model) -> dict[str, int]:
     """Initialisers that are weights of some layer and large enough → the axis of their output channels."""
     found: dict[str, int] = {}
-    for weight in (weight for node in program.graph for weight in weights_of(node)):
+    for weight in (weight for node in program.graph for weight in layers_of(node)):
         value = weight.value
-        if not value.is_graph_output() and weight.array.dtype == np.float32 and weight.array.size >= SMALLEST:
+        if not value.is_graph_output() and weight.weight.dtype == np.float32 and weight.weight.size >= SMALLEST:
             found[str(value.name)] = weight.output_axis
     return found
 

@@ -19,15 +19,17 @@ from torch import Tensor
 
 from lowbit.errors import TooSmallError
 from lowbit.flows.compression import Progress
+from lowbit.graph.layer import by_group, of_groups
 from lowbit.network.compressed import CompressedNetwork
-from lowbit.network.moments import Inputs, moments_in_turn, weight_of_rows, weight_rows, widths
+from lowbit.network.footprint import footprint
+from lowbit.network.moments import Inputs, moments_in_turn
 from lowbit.repair.sensitivity import squared_gradients
-from lowbit.solve.gptq import Feedback, gptq
+from lowbit.solve.gptq import Feedback, feed_back
 from lowbit.solve.share import Shared
 
 BATCH = 8
 MOST_SAMPLES = 1024
-MEMORY = 1 << 28  # numbers that all samples are at the widest place of the network: 1 GiB, twice, for exact and rough
+MEMORY = 1 << 30  # bytes that all samples are at the widest place of the network, twice: exact and quantized
 MULTIPLES = 252  # of a step, from least to greatest: feedback adds one on each side, a mask one, and a byte holds 256
 NEAR = 0.005  # how far below the wanted size the bytes may be
 TRIES = 12
@@ -65,12 +67,12 @@ class Priced:
         lowest, highest = float(torch.round(fed.min() / step)) - 1, float(torch.round(fed.max() / step)) + 1
         if feedback:
 
-            def nearest(column: Tensor) -> Tensor:
+            def nearest(column: Tensor, _: int) -> Tensor:
                 return torch.round(column / step).clamp(lowest, highest) * step
 
-            rows = weight_rows(len(feedback), self.value, self.axis)
-            parts = [gptq(r, f, nearest) for r, f in zip(rows, feedback, strict=True)]
-            fed = weight_of_rows(torch.stack(parts), self.value.shape, self.axis).clamp(lowest * step, highest * step)
+            rows = by_group(self.value, len(feedback), self.axis).flatten(2)
+            parts = [feed_back(r, f, nearest) for r, f in zip(rows, feedback, strict=True)]
+            fed = of_groups(torch.stack(parts), self.value.shape, self.axis).clamp(lowest * step, highest * step)
         multiples = torch.round(fed / step)
         first = int(multiples.min())
         table = (torch.arange(first, int(multiples.max()) + 1) * step).float()
@@ -107,7 +109,8 @@ def fit_size(
     size_bytes = 4 * sum(parameter.numel() for parameter in network.parameters.values()) / ratio
     with torch.no_grad():
         values = network.weights()
-    batches = batches[: max(1, MEMORY // max(widths(network.module, values, batches[0])))]
+    alive = footprint(network.module, batches[0]).alive * sum(x.nbytes for x in batches[0])
+    batches = batches[: max(1, int(MEMORY // alive))]
     weights = _prepare(network, axes, values, batches)
     count = sum(weight.value.numel() for weight in weights.values())
     price = _first_price(weights, 8 * size_bytes / count)
@@ -170,11 +173,11 @@ def _fit(
 ) -> dict[str, Fitted]:
     """Every weight at the step of this price, one layer after the other, each knowing what those before left it."""
     found = {key: weight.fitted(weight.step(price)) for key, weight in weights.items()}
-    rough = dict(values) | {key: fitted.shared.dense() for key, fitted in found.items()}
-    for key, moments in moments_in_turn(network.module, values, rough, weights, batches):
-        feedback = [Feedback.of(r, c, moments.rows) for r, c in zip(moments.rough, moments.cross, strict=True)]
+    quantized = dict(values) | {key: fitted.shared.dense() for key, fitted in found.items()}
+    for key, moments in moments_in_turn(network.module, values, quantized, weights, batches):
+        feedback = [Feedback.of(r, c, moments.rows) for r, c in zip(moments.quantized, moments.cross, strict=True)]
         found[key] = weights[key].fitted(weights[key].step(price), feedback)
-        rough[key] = found[key].shared.dense()
+        quantized[key] = found[key].shared.dense()
     return found
 
 
@@ -222,7 +225,7 @@ def _prepare(
     """Every weight with its sensitivity: its squared gradient, times what feedback leaves of its error."""
     gains = dict.fromkeys(axes, 1.0)
     for key, moments in moments_in_turn(network.module, values, values, axes, batches[:64]):
-        feedback = [Feedback.of(moment, rows=moments.rows) for moment in moments.rough]
+        feedback = [Feedback.of(moment, rows=moments.rows) for moment in moments.quantized]
         gains[key] = sum(f.gain for f in feedback) / len(feedback)
     squared = squared_gradients(network, values, list(axes), batches)
     # Where no gradient came through, a weight counts as much as the most sensitive.

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 
 from lowbit.errors import InputError
+from lowbit.graph.layer import Layer, layers_of
 from lowbit.model import Model
-from lowbit.network.weights import SMALLEST_WEIGHT, Weight, orient, weights_of
+from lowbit.network.weights import SMALLEST_WEIGHT, orient
 from lowbit.numerics import measure, parse_format
 from lowbit.ranges import MSE, Range
 from lowbit.recipe import TensorSpec
-from lowbit.solve import SOLVERS
+from lowbit.solve import nearest
 
 # One of each kind, from the largest to the smallest; group lengths as their papers have them.
 COMPARED = (
@@ -50,13 +51,13 @@ class OnModel:
     worst: str
 
 
-def weights_on(model: Model) -> dict[str, Weight]:
+def weights_on(model: Model) -> dict[str, Layer]:
     """The weights that recipes reach, by name; small tensors are left out."""
-    found = {str(weight.value.name): weight for node in model.program.graph for weight in weights_of(node)}
+    found = {str(weight.value.name): weight for node in model.program.graph for weight in layers_of(node)}
     return {
         name: weight
         for name, weight in found.items()
-        if weight.array.dtype == np.float32 and weight.array.size >= SMALLEST_WEIGHT and weight.array.ndim > 1
+        if weight.weight.dtype == np.float32 and weight.weight.size >= SMALLEST_WEIGHT and weight.weight.ndim > 1
     }
 
 
@@ -71,13 +72,13 @@ def formats_on(model: Model, formats: tuple[str, ...] = COMPARED, range: Range |
     return sorted(rows, key=lambda row: -row.bits)
 
 
-def _on_weights(words: str, weights: Mapping[str, Weight], range: Range) -> OnModel:
+def _on_weights(words: str, weights: Mapping[str, Layer], range: Range) -> OnModel:
     bits, count = 0.0, 0
     noise: dict[str, float] = {}
     for name, weight in weights.items():
-        values = torch.from_numpy(np.array(weight.array))
-        kind = orient(parse_format(words), weight.output_axis, weight.summed_axis, weight.array.shape)
-        stored = SOLVERS["direct"](values, TensorSpec(kind, range))
+        values = torch.from_numpy(np.array(weight.weight))
+        kind = orient(parse_format(words), weight.output_axis, weight.summed_axis, weight.weight.shape)
+        stored = nearest(values, TensorSpec(kind, range))
         bits, count = bits + stored.bits, count + values.numel()
         noise[name] = measure(values, stored).sqnr_db
     worst = min(noise, key=lambda name: noise[name])

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.linear import Linear, linear_before, linear_layer
+from lowbit.graph.layer import Layer, linear_before, linear_layer
 from lowbit.graph.weights import constant, drop_unread, only_reader, remove_node
 
 
@@ -86,18 +86,12 @@ def _fold_after(node: ir.Node, a: np.ndarray, b: np.ndarray) -> str | None:
     layer = linear_before(x)
     if layer is None:
         return "no Conv, ConvTranspose, Gemm or MatMul with a constant weight comes before it"
-    if layer.bias_node is node:
+    if layer.add is node:
         return "it is the layer's own bias"
     if only_reader(x) is not node:
         return f"the output of '{layer.node.name}' has other readers"
-    if a.shape != (layer.outputs,):
-        return f"it has {a.size} channels and '{layer.node.name}' {layer.outputs} outputs"
-    if not _channels_on_axis_1(layer):
-        return f"the channels of '{layer.node.name}' are not on axis 1"
-    if layer.node.op_type == "MatMul" and layer.bias_node is None and (b != 0).any():
-        return f"'{layer.node.name}' has no bias that could take the shift"
-    if not _finite(a, b):
-        return "its variance or scale is not finite"
+    if reason := _unfit(layer, layer.outputs, a, b):
+        return reason
     layer.scale_outputs(a, b if (b != 0).any() or layer.bias.any() else None)
     remove_node(node, x)
     return None
@@ -106,20 +100,13 @@ def _fold_after(node: ir.Node, a: np.ndarray, b: np.ndarray) -> str | None:
 def _fold_before(node: ir.Node, a: np.ndarray, b: np.ndarray) -> str | None:
     """Fold into the one layer after; the reason why not, or None when done."""
     x, output = node.inputs[0], node.outputs[0]
-    reader = only_reader(output)
-    layer = linear_layer(reader)
+    layer = linear_layer(only_reader(output))
     if x is None or layer is None or layer.node.inputs[0] is not output:
         return "nor is its only reader one"
-    if layer.node.op_type == "ConvTranspose" or not _channels_on_axis_1(layer):
-        return f"the layer after it, '{layer.node.name}', mixes the shift with its border or has channels elsewhere"
     if layer.pads() and (b != 0).any():
         return f"'{layer.node.name}' pads with zeros, which the shift would change"
-    if a.shape != (layer.inputs,):
-        return f"it has {a.size} channels and '{layer.node.name}' {layer.inputs} inputs"
-    if layer.node.op_type == "MatMul" and layer.bias_node is None and (b != 0).any():
-        return f"'{layer.node.name}' has no bias that could take the shift"
-    if not _finite(a, b):
-        return "its variance or scale is not finite"
+    if reason := _unfit(layer, layer.inputs, a, b):
+        return reason
     if (b != 0).any():
         layer.set_bias(layer.bias + layer.response(b))
     layer.scale_inputs(a)
@@ -129,12 +116,15 @@ def _fold_before(node: ir.Node, a: np.ndarray, b: np.ndarray) -> str | None:
     return None
 
 
-def _channels_on_axis_1(layer: Linear) -> bool:
-    if layer.node.op_type in ("Conv", "ConvTranspose", "Gemm"):
-        return True
-    shape = layer.output.shape
-    return shape is not None and shape.rank() == 2
-
-
-def _finite(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.isfinite(a).all() and np.isfinite(b).all())
+def _unfit(layer: Layer, channels: int, a: np.ndarray, b: np.ndarray) -> str | None:
+    """Why a layer with so many channels beside the node cannot take a·x + b; None where it can."""
+    name = layer.node.name
+    if layer.channel_axis(layer.output) != 1:
+        return f"the channels of '{name}' are not on axis 1"
+    if a.shape != (channels,):
+        return f"it has {a.size} channels and '{name}' {channels} there"
+    if layer.bias_input is None and (b != 0).any():
+        return f"'{name}' has no bias that could take the shift"
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return "its variance or scale is not finite"
+    return None

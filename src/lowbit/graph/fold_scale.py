@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.linear import Linear, linear_before
+from lowbit.graph.layer import Layer, linear_before
 from lowbit.graph.weights import constant, drop_unread, only_reader, remove_node, scalar
 
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
@@ -51,7 +51,7 @@ def _widens(number: ir.Value | None, x: ir.Value | None) -> bool:
     return array is None or (array.ndim > 0 and (rank is None or array.ndim > rank))
 
 
-def _source(x: ir.Value | None, reader: ir.Node) -> Linear | None:
+def _source(x: ir.Value | None, reader: ir.Node) -> Layer | None:
     """The layer whose output x is, its elements moved but not computed on, read by nobody else."""
     while x is not None and only_reader(x) is reader:
         producer = x.producer()

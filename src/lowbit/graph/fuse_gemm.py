@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.linear import linear_layer
+from lowbit.graph.layer import linear_layer
 from lowbit.graph.weights import constant, drop_unread, remove_node, set_constant
 
 
@@ -21,16 +21,15 @@ def fuse_gemm(program: ir.Model) -> Changed:
         for node in list(graph):
             layer = linear_layer(node) if node.op_type == "MatMul" else None
             x = node.inputs[0] if node.inputs else None
-            if layer is None or layer.bias_node is None or x is None or x.shape is None or x.shape.rank() != 2:
+            if layer is None or layer.add is None or x is None or x.shape is None or x.shape.rank() != 2:
                 continue
-            bias = next(value for value in layer.bias_node.inputs if constant(value) is not None)
-            array = constant(bias)
-            if array is None or array.ndim > 2:
+            bias = layer.bias_value
+            if bias is None or bias.shape is None or bias.shape.rank() > 2:
                 continue
             node.op_type = "Gemm"
             node.resize_inputs(3)
             node.replace_input_with(2, bias)
-            remove_node(layer.bias_node, node.outputs[0])
+            remove_node(layer.add, node.outputs[0])
             done.append(f"MatMul and Add '{node.name}' fused into a Gemm")
         done += [f"Gemm '{node.name}' got a bias of its own" for node in graph if _own_bias(node)]
     drop_unread(program)

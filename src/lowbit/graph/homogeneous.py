@@ -68,9 +68,3 @@ def relu_ceiling(node: ir.Node | None) -> float | None:
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return float("inf")
     return scalar(node.inputs[2])
-
-
-def to_relu(node: ir.Node) -> None:
-    """Make a Clip a Relu; its name and its output stay."""
-    node.op_type = "Relu"
-    node.resize_inputs(1)

@@ -15,6 +15,12 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return np.asarray(value.const_value.numpy())
 
 
+def float_constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initialiser of floating-point numbers, else None."""
+    tensor = None if value is None else value.const_value
+    return constant(value) if tensor is not None and tensor.dtype.is_floating_point() else None
+
+
 def scalar(value: ir.Value | None) -> float | None:
     """The number in a constant of one element, else None."""
     array = constant(value)

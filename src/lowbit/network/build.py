@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lowbit.errors import ModelError, UnsupportedError
+from lowbit.graph.layer import linear_layer
 from lowbit.network.operators import OPERATORS, Operator
 from lowbit.network.operators_types import TORCH_TYPES, to_tensor
 
@@ -43,8 +44,9 @@ def build(program: ir.Model) -> fx.GraphModule:
     forward takes tensors in the order of the graph's inputs, or by keyword (names made identifiers), and returns
     {output name: tensor}. node.meta["value"] is the ONNX value's name, on inputs, constants and results alike; results
     also carry meta["op"] (operator type) and meta["node"] (ONNX node name). An operator with several outputs is one
-    node with "op" and "node", and one getitem node an output with all three. meta["on_host"] is set on values that only
-    describe shapes: whatever their type, there is nothing to quantize.
+    node with "op" and "node", and one getitem node an output with all three. meta["layer"] describes a linear layer
+    (graph.layer.Layer), on the call of its operator. meta["on_host"] is set on values that only describe shapes:
+    whatever their type, there is nothing to quantize.
     state_dict keys are the initialisers' ONNX names; where torch cannot take a name (it is empty, has a quote, or is
     both a tensor and the prefix of another) the key is the name with "_" for what is in the way. module.meta["keys"]
     gives the key of every initialiser in use. A constant written into a call as numbers has no key.
@@ -151,6 +153,8 @@ class _Wiring:
         if count > 1 and "outputs" in _keywords(row):
             attributes["outputs"] = count
         call = self.graph.create_node("call_function", row.function, tuple(arguments), attributes, self._name(node))
+        if (layer := linear_layer(node)) is not None:
+            call.meta["layer"] = layer
         self._add_results(node, call, node.outputs[:count], on_host or row.on_host, unsigned)
 
     def _arguments(self, node: ir.Node, row: Operator) -> tuple[list[Any], bool]:

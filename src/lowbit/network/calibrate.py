@@ -1,6 +1,7 @@
 """Calibration: one pass over the data fills the statistics that answer every range."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from lowbit.errors import DataError
 from lowbit.network.fakequant import FakeQuant, Simulation
-from lowbit.solve import SOLVERS
+from lowbit.network.in_step import Run
+from lowbit.network.moments import moments_in_step
+from lowbit.recipe import TensorSpec
+from lowbit.solve import NEED_MOMENTS, SOLVERS
 
 Batch = Mapping[str, np.ndarray[Any, Any]]
 
@@ -41,7 +45,29 @@ def observe(simulation: Simulation, batches: Iterable[Batch], chosen: "Sequence[
     return seen
 
 
-def solve_weights(simulation: Simulation) -> None:
-    """Find the codes of every weight; the simulated network then holds their values."""
+def both_runs(simulation: Simulation, batches: Iterable[Batch]) -> tuple[list[Run], list[Run]]:
+    """These batches on their way through the network, as if it had no quantizers and with them; see `in_step`."""
+    given = [tensors(simulation, batch) for batch in batches]
+    exact, quantized = ([Run(simulation.module, x, exact=exact) for x in given] for exact in (True, False))
+    return exact, quantized
+
+
+def solve_weights(simulation: Simulation, batches: Sequence[Batch] = ()) -> None:
+    """Find the codes of every weight; the quantized network then holds their values.
+
+    batches   what solvers that need moments are fitted to; without any, and for weights without moments, these round to
+              nearest. `spec.solve` of a weight's quantizer says what it really got
+    """
+    keys = simulation.module.meta["keys"]
+    waiting: dict[str, tuple[str, FakeQuant, TensorSpec]] = {}
     for name, (site, quantizer) in simulation.constants().items():
-        quantizer.store(SOLVERS[site.spec.solve](simulation.parameter(name), site.spec))
+        weight, solve = simulation.parameter(name), site.spec.solve
+        quantizer.store(SOLVERS[solve](weight, site.spec, None))
+        if solve in NEED_MOMENTS:
+            quantizer.spec = replace(site.spec, solve="nearest")
+            waiting[keys[name]] = name, quantizer, site.spec
+    if waiting and batches:
+        with simulation.mode("quantize"):
+            for key, moments in moments_in_step(*both_runs(simulation, batches), waiting):
+                name, quantizer, quantizer.spec = waiting[key]
+                quantizer.store(SOLVERS[quantizer.spec.solve](simulation.parameter(name), quantizer.spec, moments))

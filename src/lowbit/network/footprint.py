@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
+
+from lowbit.network.in_step import Run, in_step
 
 
 @dataclass(frozen=True)
@@ -21,30 +22,17 @@ class Footprint:
 
 
 def footprint(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Footprint:
-    """Of one pass with these inputs."""
-    run = _Counting(module)
-    with torch.no_grad():
-        run.run(*inputs)
+    """Of one pass with these inputs. Parameters are not counted, views only once."""
+    run, made, alive = Run(module, inputs), 0, 0
+    for node in in_step(run):
+        sources = {_storage(run.env[source]) for source in node.all_input_nodes if _is_tensor(run.env[source])}
+        result = run.compute(node)
+        if node.op not in ("get_attr", "output") and _is_tensor(result):
+            made += result.nbytes if _storage(result) not in sources else 0
+            held = {_storage(x): x.nbytes for n, x in run.env.items() if n.op != "get_attr" and _is_tensor(x)}
+            alive = max(alive, sum(held.values()))
     given = max(1, sum(x.nbytes for x in inputs))
-    return Footprint(run.made / given, run.alive / given)
-
-
-class _Counting(fx.Interpreter):
-    """Runs a module and adds up what its nodes make; parameters are not counted, views only once."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.made = self.alive = 0
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.op not in ("get_attr", "output") and isinstance(result, Tensor):
-            sources = (self.env.get(source) for source in n.all_input_nodes)
-            if not any(isinstance(x, Tensor) and _storage(x) == _storage(result) for x in sources):
-                self.made += result.nbytes
-            held = {_storage(x): x.nbytes for node, x in self.env.items() if node.op != "get_attr" and _is_tensor(x)}
-            self.alive = max(self.alive, sum(held.values()) + result.nbytes)
-        return result
+    return Footprint(made / given, alive / given)
 
 
 def _is_tensor(x: Any) -> bool:

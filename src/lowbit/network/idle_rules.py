@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from lowbit.errors import UnusedRuleError
-from lowbit.network.weights import WEIGHT_AXES, layer_names, weights_of
+from lowbit.graph.layer import LAYERS, layer_names, layers_of
 from lowbit.recipe import Recipe
 from lowbit.targets import COMPUTING, Target
 
@@ -19,12 +19,12 @@ def idle_rules(nodes: Sequence[ir.Node], recipe: Recipe, target: Target) -> tupl
     for rule in recipe.rules:
         found = [node for node in nodes if rule.matches(layer_names(node))]
         if not found and rule.layers != "*":
-            layers = [str(n.name) for n in sorted(nodes, key=lambda n: n.op_type not in WEIGHT_AXES)]
+            layers = [str(n.name) for n in sorted(nodes, key=lambda n: n.op_type not in LAYERS)]
             raise UnusedRuleError(
                 f"rule '{rule.layers}' matched no layer. Layers are: {', '.join(layers[:8])}"
                 f"{' …' if len(layers) > 8 else ''} (`lowbit show` lists them; 'op:Conv' matches an operator)."
             )
-        computes = any(target.kernels.get(n.op_type) in COMPUTING or any(weights_of(n)) for n in found)
+        computes = any(target.kernels.get(n.op_type) in COMPUTING or any(layers_of(n)) for n in found)
         if not found or computes or rule.layers.startswith("op:"):
             continue
         node = found[0]

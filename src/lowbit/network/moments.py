@@ -1,143 +1,96 @@
-"""What each weight is multiplied with: inputs of layers, exactly and as they come out of layers rounded before.
-
-Batches go through the network together, node by node, so whoever reads a layer's inputs can still change its weight.
-"""
+"""What each weight is multiplied with, as second moments: exactly, and as it comes out of layers quantized before."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from lowbit.graph.layer import Layer
+from lowbit.network.in_step import Run, in_step
 from lowbit.network.operators_spatial import conv_pads, pad_sides
+from lowbit.solve.moments import Moments
 
 LARGEST = 8192  # inputs of a layer whose moments are kept: 8192² float64 numbers are 512 MiB
-ROWS_AN_INPUT = 128  # positions that are summed, about: more of one sample look like their neighbours
+ROWS_AN_INPUT = 128  # positions summed for each input, about: neighbours are correlated, so a subsample will do
 Inputs = Sequence[tuple[Tensor, ...]]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of the inputs of one weight, for each group of its operator.
-
-    rough  (groups, inputs, inputs) float64 Σ x̃ x̃ᵀ, of the inputs as they come
-    cross  (groups, inputs, inputs) float64 Σ x x̃ᵀ, with those of the exact network
-    rows   how many x were summed
-    """
-
-    rough: Tensor
-    cross: Tensor
-    rows: int
 
 
 def moments_in_turn(
     module: fx.GraphModule,
     exact: Mapping[str, Tensor],
-    rough: Mapping[str, Tensor],
+    quantized: Mapping[str, Tensor],
     keys: Iterable[str],
     batches: Inputs,
 ) -> Iterator[tuple[str, Moments]]:
-    """(key, moments) for every weight of a convolution or matrix product, in the order of the network.
+    """`moments_in_step` of one module with two sets of parameters, key → tensor in place of its own."""
+    runs = [[Run(module, batch, parameters) for batch in batches] for parameters in (exact, quantized)]
+    return moments_in_step(runs[0], runs[1], keys)
 
-    exact, rough   key → tensor that the module computes with, in place of its own; what `rough` holds for the key may
-                   be replaced before the next is asked for
 
-    Left out are weights of other operators, of more than LARGEST inputs, and those that several nodes read.
+def moments_in_step(
+    exact: Sequence[Run], quantized: Sequence[Run], keys: Iterable[str]
+) -> Iterator[tuple[str, Moments]]:
+    """(key, moments) for the weights of these keys, in the order of the network.
+
+    exact, quantized   the same batches; the weight that a quantized run holds for the key, or its quantizer's codes,
+                       may be replaced before the next is asked for
+
+    Left out are weights of operators that do not sum channels or windows, of more than LARGEST inputs, and those that
+    several nodes read.
     """
-    readers = {node: key for key in keys for node in _readers(module, key) if _inputs(node, exact[key]) <= LARGEST}
-    runs = [[_Run(module, parameters, batch) for batch in batches] for parameters in (exact, rough)]
-    for node in module.graph.nodes:
-        with torch.no_grad():
-            if node in readers:
-                pairs = [(a.env[node.args[0]], b.env[node.args[0]]) for a, b in zip(*runs, strict=True)]
-                yield readers[node], _moments(node, exact[readers[node]], pairs)
-                for run in runs[1]:
-                    run.env[node.args[1]] = rough[readers[node]]  # it was fetched before it was replaced
-            for run in (*runs[0], *runs[1]):
-                run.forward(node)
+    wanted = set(keys)
+    for node in in_step(*exact, *quantized):
+        layer: Layer | None = node.meta.get("layer")
+        if layer is None or len(layer.value.uses()) > 1 or layer.kind.reads == "scattered" or _inputs(layer) > LARGEST:
+            continue
+        key, data, weight = exact[0].keys[str(layer.value.name)], node.args[0], node.args[layer.index]
+        assert isinstance(data, fx.Node)
+        assert isinstance(weight, fx.Node)
+        if key in wanted:
+            yield key, _moments(node, [(a.env[data], b.env[data]) for a, b in zip(exact, quantized, strict=True)])
+            for run in quantized:
+                run.renew(weight)
 
 
-def widths(module: fx.GraphModule, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Iterator[int]:
-    """How many numbers, parameters aside, are alive after each node, while one batch goes through the network."""
-    run = _Run(module, parameters, batch)
-    with torch.no_grad():
-        for node in module.graph.nodes:
-            run.forward(node)
-            alive = (x for source, x in run.env.items() if source.op != "get_attr" and isinstance(x, Tensor))
-            yield sum(x.numel() for x in alive)
+def multiplied(node: fx.Node, x: Tensor, every: int = 1) -> Tensor:
+    """(groups, positions, inputs): what a linear layer multiplies with its weight, at every n-th position of x."""
+    view, shape = _positions(node, x)
+    # Indexed before it is reshaped: a convolution's windows as a matrix take kernel times the memory of x.
+    rows = view[::every] if len(shape) == 1 else view[torch.unravel_index(torch.arange(0, prod(shape), every), shape)]
+    return rows.reshape(len(rows), node.meta["layer"].groups, -1).swapaxes(0, 1)
 
 
-def weight_rows(groups: int, weight: Tensor, output_axis: int) -> Tensor:
-    """(groups, outputs, inputs): a weight in the order of its moments."""
-    return weight.movedim(output_axis, 0).reshape(groups, -1, weight.numel() // weight.shape[output_axis])
-
-
-def weight_of_rows(rows: Tensor, shape: torch.Size, output_axis: int) -> Tensor:
-    """The inverse of `weight_rows`."""
-    moved = [shape[output_axis], *(n for axis, n in enumerate(shape) if axis != output_axis)]
-    return rows.reshape(moved).movedim(0, output_axis).contiguous()
-
-
-def multiplied(node: fx.Node, x: Tensor, weight: Tensor) -> list[Tensor]:
-    """For each group of the node: rows (positions, inputs) that are multiplied with its weights."""
-    if node.meta["op"] != "Conv":
-        x = x.T if node.kwargs.get("transA") else x
-        return [x.reshape(-1, x.shape[-1])]
+def _positions(node: fx.Node, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """A view (positions …, inputs …) of what a linear layer multiplies at each position, and the positions' shape."""
+    layer: Layer = node.meta["layer"]
+    if layer.kind.reads == "channels":
+        return x.reshape(-1, x.shape[-1]), (x.numel() // x.shape[-1],)
     how: dict[str, Any] = dict(node.kwargs)
-    kernel = weight.shape[2:]
+    kernel = layer.weight.shape[2:]
     strides, dilations = how.get("strides") or (1,) * len(kernel), how.get("dilations") or (1,) * len(kernel)
     pads = conv_pads(x.shape[2:], kernel, strides, dilations, how.get("auto_pad", "NOTSET"), how.get("pads"))
     x = pad_sides(x, *pads)
     for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True), start=2):
         x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
-    parts = x.chunk(how.get("group", 1), dim=1)
-    return [p.movedim(1, len(kernel) + 1).reshape(-1, weight[0].numel()) for p in parts]
+    x = x.movedim(1, len(kernel) + 1)
+    return x, tuple(x.shape[: len(kernel) + 1])
 
 
-def _moments(node: fx.Node, weight: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Moments:
-    sums: list[list[Tensor]] = []
-    count, every = 0, 1
-    for exact, rough in pairs:
-        parts = [multiplied(node, x, weight) for x in (exact, rough)]
-        if not count:  # an odd stride: positions of a row of pixels take turns
-            every = len(parts[0][0]) * len(pairs) // (ROWS_AN_INPUT * parts[0][0].shape[1]) | 1
-        columns = [(a[::every], b[::every]) for a, b in zip(*parts, strict=True)]
-        found = [[(b.T @ b).double(), (a.T @ b).double()] for a, b in columns]
-        count += len(columns[0][0])
-        sums = [[x + y for x, y in zip(*two, strict=True)] for two in zip(sums, found, strict=True)] if sums else found
-    rough_sums, cross_sums = (torch.stack(column) for column in zip(*sums, strict=True))
-    return Moments(rough_sums, cross_sums, count)
+def _inputs(layer: Layer) -> int:
+    """How many products each output sums."""
+    return int(layer.weight.size) // layer.outputs
 
 
-def _readers(module: fx.GraphModule, key: str) -> list[fx.Node]:
-    """The one node that multiplies with this weight, if it is a convolution or a product."""
-    users = [user for node in module.graph.nodes if node.op == "get_attr" and node.target == key for user in node.users]
-    if len(users) != 1 or users[0].meta.get("op") not in ("Conv", "MatMul", "Gemm"):
-        return []
-    weight = users[0].args[1]
-    return users if isinstance(weight, fx.Node) and weight.target == key else []
-
-
-def _inputs(node: fx.Node, weight: Tensor) -> int:
-    """How many numbers each output of the node sums."""
-    axis = 0 if node.meta["op"] == "Conv" or node.kwargs.get("transB") else -1
-    return weight.numel() // weight.shape[axis]
-
-
-class _Run(fx.Interpreter):
-    """One batch on its way through a module, with other parameters than the module's own."""
-
-    def __init__(self, module: fx.GraphModule, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> None:
-        super().__init__(module)
-        self.parameters = parameters
-        self.args_iter = iter(batch)
-
-    def fetch_attr(self, target: str) -> Any:
-        return self.parameters[target] if target in self.parameters else super().fetch_attr(target)
-
-    def forward(self, node: fx.Node) -> None:
-        """The next node; what nobody will read any more is let go."""
-        self.env[node] = self.run_node(node)
-        for done in self.user_to_last_uses.get(node, []):
-            del self.env[done]
+def _moments(node: fx.Node, pairs: Sequence[tuple[Tensor, Tensor]]) -> Moments:
+    layer: Layer = node.meta["layer"]
+    inputs = _inputs(layer)
+    positions = prod(_positions(node, pairs[0][0])[1]) * len(pairs)
+    every = positions // (ROWS_AN_INPUT * inputs) | 1  # odd: positions of a row of pixels take turns
+    sums, count = torch.zeros(2, layer.groups, inputs, inputs, dtype=torch.float64), 0
+    for pair in pairs:
+        exact, quantized = (multiplied(node, x, every) for x in pair)
+        sums += torch.stack([quantized.mT @ quantized, exact.mT @ quantized])
+        count += exact.shape[1]
+    return Moments(sums[0], sums[1], count, layer.output_axis)

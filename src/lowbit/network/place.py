@@ -13,11 +13,13 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from lowbit.graph.layer import layer_names, layers_of
+from lowbit.graph.weights import float_constant
 from lowbit.network import why_float
 from lowbit.network.idle_rules import idle_rules
 from lowbit.network.operators import shares_scale
 from lowbit.network.sites import Placement, Site
-from lowbit.network.weights import float_constant, layer_names, orient, weights_of
+from lowbit.network.weights import orient
 from lowbit.numerics import Int
 from lowbit.recipe import FLOAT, Recipe
 from lowbit.targets import COMPUTING, Role, Target, find_target
@@ -73,7 +75,7 @@ class _Placer:
     def _role(self, node: ir.Node) -> Role | None:
         """The node's part under this target and recipe; None keeps it in float and notes why."""
         role = self.target.kernels.get(node.op_type)
-        if role is None and any(weights_of(node)):
+        if role is None and any(layers_of(node)):
             role = Role.STORE
         elif role is None and shares_scale(node):
             role = Role.MOVE
@@ -200,13 +202,13 @@ class _Placer:
         spec, role = self.specs[node.name][0], self.role[str(node.name)]
         if role not in (Role.CONVOLVE, Role.MULTIPLY, Role.STORE):
             return
-        for weight in weights_of(node):
+        for weight in layers_of(node):
             name = str(weight.value.name)
             if reason := why_float.weight_in_float(weight, spec, role):
                 self.reasons[name] = reason
                 continue
             assert spec.format is not None
-            kind = orient(spec.format, weight.output_axis, weight.summed_axis, weight.array.shape)
+            kind = orient(spec.format, weight.output_axis, weight.summed_axis, weight.weight.shape)
             reader = frozenset({(str(node.name), weight.index)})
             yield Site(name, "weight", replace(spec, format=kind), str(node.name), name, reader)
 
@@ -222,7 +224,7 @@ class _Placer:
     def _bias_sites(self, node: ir.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
         if self.role[str(node.name)] not in (Role.CONVOLVE, Role.MULTIPLY) or len(node.inputs) < 3:
             return
-        bias, data, weight = node.inputs[2], sites.get(_name(node, 0)), next(weights_of(node))
+        bias, data, weight = node.inputs[2], sites.get(_name(node, 0)), next(layers_of(node))
         stored = sites.get(str(weight.value.name))
         if bias is None or data is None or stored is None or float_constant(bias) is None:
             return

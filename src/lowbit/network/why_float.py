@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.network.weights import SMALLEST_WEIGHT, Weight, float_constant, has_one_scale_an_output, weights_of
+from lowbit.graph.layer import Layer, layers_of
+from lowbit.graph.weights import float_constant
+from lowbit.network.weights import SMALLEST_WEIGHT, has_one_scale_an_output
 from lowbit.numerics import TENSOR, Int
 from lowbit.recipe import TensorSpec
 from lowbit.targets import COMPUTING, Role, Target
@@ -57,8 +59,8 @@ def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpe
 def kernel_too_slow(node: ir.Node, target: Target) -> str:
     """Why a layer that could multiply in integers is faster in float, together with the activation function behind."""
     least = target.least_products.get((node.op_type, _activation_behind(node)), 0)
-    weight = next(weights_of(node))
-    products = weight.array.size // weight.array.shape[weight.output_axis]
+    weight = next(layers_of(node))
+    products = weight.weight.size // weight.weight.shape[weight.output_axis]
     if products >= least:
         return ""
     return f"{products} products an output save less time in integers than its {_activation_behind(node)} loses there"
@@ -74,22 +76,22 @@ def _activation_behind(node: ir.Node) -> str:
     return uses[0].op_type if len(uses) == 1 else ""
 
 
-def weight_in_float(weight: Weight, spec: TensorSpec, role: Role) -> str:
+def weight_in_float(weight: Layer, spec: TensorSpec, role: Role) -> str:
     """Why a weight of a node that has this role is not stored in low bits."""
     if spec.format is None:
         return BY_RULE
-    few = role is Role.STORE and weight.array.size < SMALLEST_WEIGHT
-    return f"{weight.array.size} values are too few to store in low bits" if few else ""
+    few = role is Role.STORE and weight.weight.size < SMALLEST_WEIGHT
+    return f"{weight.weight.size} values are too few to store in low bits" if few else ""
 
 
-def bias_in_float(bias: ir.Value, weight: Weight, weights: TensorSpec, activations: TensorSpec) -> str:
+def bias_in_float(bias: ir.Value, weight: Layer, weights: TensorSpec, activations: TensorSpec) -> str:
     """Why a bias is not stored in int32, at the product of the scales of these weights and activations."""
     kinds = [kind for kind in (weights.format, activations.format) if kind is not None and isinstance(kind.grid, Int)]
     if (
         activations.dynamic
         or len(kinds) < 2
         or kinds[1].block != TENSOR
-        or not has_one_scale_an_output(kinds[0].block, weight.array.shape, weight.output_axis)
+        or not has_one_scale_an_output(kinds[0].block, weight.weight.shape, weight.output_axis)
     ):
         return "no single scale belongs to the products that it is added to"
     return "a bias that several layers share has no single scale" if len(bias.uses()) > 1 else ""

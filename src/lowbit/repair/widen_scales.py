@@ -4,10 +4,13 @@ A channel that training switched off has weights of 1e-12 and a bias of order 1:
 than 31 bits and saturates. Its weights may as well round to 0.
 """
 
+from dataclasses import replace
+
 import torch
 
 from lowbit.network.fakequant import FakeBias, Simulation
-from lowbit.numerics import Int, quantize
+from lowbit.numerics import Int, QuantTensor, quantize
+from lowbit.numerics.rows import expand_tiles
 
 LARGEST_BIAS = 2.0**30  # steps: half of int32, the other half is for the sum that it is added to
 
@@ -27,6 +30,15 @@ def widen_scales_for_biases(simulation: Simulation) -> list[str]:
         if bool(short.any()) and isinstance(weight.format.grid, Int):
             top = weight.format.reach or weight.format.grid.maximum
             bound = (torch.maximum(scale, least if scale.numel() > 1 else least.max()) * top).reshape(-1, 1)
-            weight.store(quantize(simulation.parameter(site.product[1]).detach(), weight.format, (-bound, bound)))
+            wider = quantize(simulation.parameter(site.product[1]).detach(), weight.format, (-bound, bound))
+            weight.store(_keep_codes(weight.stored, wider))
             done.append(f"'{name}': {int(short.sum())} channel(s) with weights near 0 got a scale that their bias fits")
     return done
+
+
+def _keep_codes(before: QuantTensor | None, wider: QuantTensor) -> QuantTensor:
+    """The wider tensor with the codes from before where scale and zero stayed: a solver chose them."""
+    assert before is not None
+    same = (before.scale_values() == wider.scale_values()) & (before.zero_values() == wider.zero_values())
+    stayed = expand_tiles(torch.as_tensor(same), wider.shape, wider.tile)
+    return replace(wider, codes=torch.where(stayed, torch.as_tensor(before.codes), torch.as_tensor(wider.codes)))

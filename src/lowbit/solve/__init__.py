@@ -1,4 +1,4 @@
-"""Which codes a weight gets. A solver is a function (weight, spec) → QuantTensor."""
+"""Which codes a weight gets. A solver is a function (weight, spec, moments) → QuantTensor; moments may be None."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lowbit.numerics import QuantTensor
-from lowbit.solve.direct import direct
+from lowbit.solve.gptq import gptq
+from lowbit.solve.moments import Moments
+from lowbit.solve.nearest import nearest
 
 if TYPE_CHECKING:  # recipes check the names of solvers
     from lowbit.recipe import TensorSpec
 
-Solver = Callable[[Tensor, "TensorSpec"], QuantTensor]
+Solver = Callable[[Tensor, "TensorSpec", "Moments | None"], QuantTensor]
 
-SOLVERS: Mapping[str, Solver] = MappingProxyType({"direct": direct})
+SOLVERS: Mapping[str, Solver] = MappingProxyType({"nearest": nearest, "gptq": gptq})
+NEED_MOMENTS = frozenset({"gptq"})  # without moments they round to nearest
 
-__all__ = ["SOLVERS", "Solver", "direct"]
+__all__ = ["NEED_MOMENTS", "SOLVERS", "Moments", "Solver", "gptq", "nearest"]

@@ -1,0 +1,71 @@
+"""Walking a network node by node: all batches, exact and quantized, come to a node before any goes on.
+
+Whoever walks sees each node before it is computed, can compute it at once, look at values and replace them. Values that
+nobody will read any more are freed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+NONE: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Run(fx.Interpreter):
+    """One batch on its way through a module; `env` holds the values of the nodes so far.
+
+    parameters  key → tensor that is computed with in place of the module's own; may be replaced on the way
+    exact       values pass by their quantizers unchanged
+    keys        initialiser → its key
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        batch: Sequence[Tensor],
+        parameters: Mapping[str, Tensor] = NONE,
+        *,
+        exact: bool = False,
+    ) -> None:
+        super().__init__(module)
+        self.args_iter = iter(batch)
+        self.parameters, self.exact = parameters, exact
+        self.keys: Mapping[str, str] = module.meta["keys"]
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.parameters[target] if target in self.parameters else super().fetch_attr(target)
+
+    def run_node(self, n: fx.Node) -> Any:
+        source = n.args[0] if self.exact and "quantized_value" in n.meta else None
+        return self.env[source] if isinstance(source, fx.Node) else super().run_node(n)
+
+    def compute(self, node: fx.Node) -> Any:
+        """The node's value, computed unless it was."""
+        if node not in self.env:
+            with torch.no_grad():
+                self.env[node] = self.run_node(node)
+        return self.env[node]
+
+    def renew(self, node: fx.Node) -> None:
+        """Compute a constant again, and what it is made of: a weight was replaced, or its quantizer's codes."""
+        for source in node.all_input_nodes:
+            self.renew(source)
+        self.env.pop(node, None)
+        self.compute(node)
+
+    def free(self, node: fx.Node) -> None:
+        """Let go of what nobody reads behind this node."""
+        for done in self.user_to_last_uses.get(node, []):
+            del self.env[done]
+
+
+def in_step(*runs: Run) -> Iterator[fx.Node]:
+    """Each node of the runs' module in turn, before they compute it; the last is the output."""
+    for node in runs[0].graph.nodes:
+        yield node
+        for run in runs:
+            run.compute(node)
+            run.free(node)
