@@ -25,6 +25,7 @@ class StoredArray:
 
     file is a .npy (member is "") or a zip that has the member
     numbers lie from byte `start` of the (decompressed) member, in C order unless `fortran`
+    where there is a scale, what is read is (code - zero_point) * scale in float32
     """
 
     file: Path
@@ -33,6 +34,8 @@ class StoredArray:
     shape: tuple[int, ...]
     start: int
     fortran: bool = False
+    scale: float | None = None
+    zero_point: int = 0
 
     def rows(self, count: int) -> Iterator[np.ndarray]:
         """Slices of at most `count` rows along the first axis, in order."""
@@ -40,29 +43,29 @@ class StoredArray:
             array = self.whole()
             yield from (array[first : first + count] for first in range(0, len(array), count))
             return
-        row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
         with _opened(self.file, self.member) as stream:
             stream.read(self.start)
             for first in range(0, self.shape[0], count):
-                rows = min(count, self.shape[0] - first)
-                yield np.frombuffer(self._exactly(stream, rows * row_bytes), self.dtype).reshape(rows, *self.shape[1:])
+                yield self._read(stream, (min(count, self.shape[0] - first), *self.shape[1:]))
 
     def whole(self) -> np.ndarray:
         """All of it, in memory."""
-        size = prod(self.shape) * self.dtype.itemsize
         with _opened(self.file, self.member) as stream:
             stream.read(self.start)
-            numbers = np.frombuffer(self._exactly(stream, size), self.dtype)
-        return numbers.reshape(self.shape, order="F" if self.fortran else "C")
+            return self._read(stream, self.shape)
 
-    def _exactly(self, stream: IO[bytes], size: int) -> bytes:
+    def _read(self, stream: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
+        size = prod(shape) * self.dtype.itemsize
         try:
             raw = stream.read(size)
         except Exception as problem:  # zlib.error and lzma.LZMAError share no base class
             raise DataError(f"'{self.file}' is damaged at '{self.member}': {problem}.") from problem
         if len(raw) != size:
             raise DataError(f"'{self.file}' ends too early: '{self.member}' lacks {size - len(raw)} bytes.")
-        return raw
+        codes = np.frombuffer(raw, self.dtype).reshape(shape, order="F" if self.fortran else "C")
+        if self.scale is None:
+            return codes
+        return (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
 
 
 def stored_arrays(file: Path) -> dict[str, StoredArray]:

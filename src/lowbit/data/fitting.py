@@ -1,15 +1,16 @@
 """What a source yields, made into samples of one network: names, types and axes are checked here for every source."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowbit.data.preprocess import Preprocessing
 from lowbit.data.samples import Batching, Samples, as_array, as_labels
-from lowbit.errors import DataError, ShapeError
+from lowbit.errors import DataError, ShapeError, did_you_mean
 
 if TYPE_CHECKING:
     from lowbit.model import Port
@@ -28,23 +29,22 @@ class Fitting:
     preprocess: Preprocessing | None
     renames: Mapping[str, str]
 
-    def axes(self) -> "list[tuple[Port, int | None]]":
-        """Each input with the axis that counts samples."""
-        batching = Batching.of(self.inputs)
-        return [(port, batching.axes[port.name]) for port in self.inputs]
+    @cached_property
+    def batching(self) -> Batching:
+        """Which axis of each input counts samples."""
+        return Batching.of(self.inputs)
 
     def samples(self, item: object, where: str) -> Samples:
         """One item (a mapping, a tuple of inputs and perhaps labels, or a lone array) checked and brought in shape."""
         named, labels = self.named(item, where)
-        batching = Batching.of(self.inputs)
-        arrays, lone = {}, False
+        arrays, counts, lone = {}, {}, False
         for port in self.inputs:
-            array = as_array(named[port.name], f"{where}: '{port.name}'")
-            arrays[port.name] = self._fitted(array, port, batching.axes[port.name], where)
-            lone |= array.ndim < arrays[port.name].ndim
-        counts = {
-            name: array.shape[axis] for name, array in arrays.items() if (axis := batching.axes[name]) is not None
-        }
+            axis = self.batching.axes[port.name]
+            given = as_array(named[port.name], f"{where}: '{port.name}'")
+            array = arrays[port.name] = self._fitted(given, port, axis, where)
+            lone |= given.ndim < array.ndim
+            if axis is not None:
+                counts[port.name] = array.shape[axis]
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())
             raise ShapeError(f"{where}: inputs have unequal numbers of samples: {listed}.")
@@ -76,9 +76,9 @@ class Fitting:
         if self.renames:
             for wanted, given in self.renames.items():
                 if wanted not in (*names, *LABELS):
-                    raise DataError(f"names: the network has no input '{wanted}'{_near(wanted, names)}")
+                    raise DataError(f"names: the network has no input '{wanted}'. {did_you_mean(wanted, names)}")
                 if given not in found:
-                    raise DataError(f"{where}: there is no array '{given}'{_near(given, found)}")
+                    raise DataError(f"{where}: there is no array '{given}'. {did_you_mean(given, found)}")
             kept = {name: name for name in (*names, *LABELS) if name in found} | dict(self.renames)
             found = {name: found[given] for name, given in kept.items()}
         labels = next((found[name] for name in LABELS if name in found and name not in names), None)
@@ -103,7 +103,7 @@ class Fitting:
         if self.preprocess is not None:
             if len(self.inputs) > 1:
                 raise DataError("preprocess is for networks of one input; prepare several inputs in module:function.")
-            array = preprocessed(array, self.preprocess, port)
+            array = _prepared(array, self.preprocess, port)
         array = _cast(array, port, what, stated=self.preprocess is not None)
         if not array.flags.writeable:  # torch.from_numpy warns of arrays over borrowed memory
             array = array.copy()
@@ -117,12 +117,12 @@ class Fitting:
             for position, (side, have) in enumerate(zip(port.shape, array.shape, strict=False))
         ):
             raise ShapeError(
-                f"{what} has shape {given.shape}, the network takes {shape_text(port)}{_shape_hint(given, port)}"
+                f"{what} has shape {given.shape}, the network takes {_shape_text(port)}{_shape_hint(given, port)}"
             )
         return array
 
 
-def preprocessed(array: np.ndarray, preprocess: Preprocessing, port: "Port") -> np.ndarray:
+def _prepared(array: np.ndarray, preprocess: Preprocessing, port: "Port") -> np.ndarray:
     """Values or images of an array prepared as stated; a single image gets a batch axis."""
     if not preprocess.of_images:
         return preprocess.values(array)
@@ -137,7 +137,7 @@ def preprocessed(array: np.ndarray, preprocess: Preprocessing, port: "Port") -> 
     return preprocess.images(array[..., :3] if array.shape[-1] == 4 else array)
 
 
-def shape_text(port: "Port") -> str:
+def _shape_text(port: "Port") -> str:
     """The shape of an input as one writes it: (batch, 3, 32, 32)."""
     sides = ["?" if side is None else str(side) for side in port.shape]
     return f"({', '.join(sides)}{',' if len(sides) == 1 else ''})"
@@ -186,11 +186,6 @@ def _shape_hint(array: np.ndarray, port: "Port") -> str:
 def _rename_hint(missing: str, extra: Sequence[str]) -> str:
     near = difflib.get_close_matches(missing, extra, 1, 0.5) or list(extra[:1])
     return f" State names={missing}={near[0]} if that is it." if near else ""
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean '{near[0]}'?" if near else f"; there are {_listed(list(names))}."
 
 
 def _listed(names: Sequence[str]) -> str:

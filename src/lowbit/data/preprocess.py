@@ -3,16 +3,14 @@
 A preprocessing is a line of words that can be pasted back: `size=224 fit=crop short=256 scale=255 mean=.485,.456,.406`.
 """
 
-import difflib
 import shlex
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from lowbit.errors import DataError, InputError
+from lowbit.errors import DataError, InputError, did_you_mean
 
 Fit = Literal["stretch", "crop", "letterbox", "letterbox-corner"]
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
@@ -67,48 +65,31 @@ class Preprocessing:
             raise InputError("preprocess: scale and std divide, so they cannot be 0.")
 
     @classmethod
+    def parse(cls, line: str) -> "Preprocessing":
+        """From `size=224 scale=255 mean=.485,.456,.406 layout=NCHW`; separated by blanks or semicolons."""
+        return cls.of(line)
+
+    @classmethod
     def of(cls, given: "str | Mapping[str, Any] | Preprocessing") -> "Preprocessing":
-        """A preprocessing from its line of words, from a table of TOML, or as it is."""
+        """A preprocessing from its line of words, from a table of TOML (values may be text), or as it is."""
         if isinstance(given, Preprocessing):
             return given
-        return cls.parse(given) if isinstance(given, str) else cls.from_dict(given)
-
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        """From `size=224 scale=255 mean=.485,.456,.406 layout=NCHW`; separated by blanks or semicolons."""
-        words = shlex.split(line.replace(";", " "))
-        if unclear := [word for word in words if "=" not in word]:
-            raise InputError(
-                f"preprocess: '{unclear[0]}' is not name=value. Example: 'size=224 scale=255 mean=.5 std=.5'."
-            )
-        return cls.from_dict(dict(word.split("=", 1) for word in words))
-
-    @classmethod
-    def from_dict(cls, table: Mapping[str, Any]) -> Self:
-        """From names and values, as in a TOML table; values may be text."""
-        readers = _readers()
+        if isinstance(given, str):
+            words = shlex.split(given.replace(";", " "))
+            if unclear := next((word for word in words if "=" not in word), None):
+                example = "'size=224 scale=255 mean=.5 std=.5'"
+                raise InputError(f"preprocess: '{unclear}' is not name=value. Example: {example}.")
+            given = dict(word.split("=", 1) for word in words)
         values = {}
-        for name, value in table.items():
-            if name not in readers:
-                near = difflib.get_close_matches(name, readers, 1)
-                hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(readers)}."
-                raise InputError(f"preprocess: there is no '{name}'. {hint}")
+        for name, value in given.items():
+            if name not in _READERS:
+                raise InputError(f"preprocess: there is no '{name}'. {did_you_mean(name, _READERS)}")
             try:
-                values[name] = readers[name](value)
+                values[name] = _READERS[name](value)
             except (ValueError, TypeError):
-                raise InputError(
-                    f"preprocess: {name}={value!r} cannot be read. {_EXAMPLES.get(name, '')}".strip()
-                ) from None
+                problem = f"preprocess: {name}={value!r} cannot be read. {_EXAMPLES.get(name, '')}"
+                raise InputError(problem.strip()) from None
         return cls(**values)
-
-    @classmethod
-    def from_toml(cls, text: str) -> Self:
-        """From the text of a TOML table."""
-        return cls.from_dict(tomllib.loads(text))
-
-    def to_dict(self) -> dict[str, Any]:
-        """What differs from the defaults, as plain values for TOML or JSON."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def __str__(self) -> str:
         changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
@@ -119,28 +100,17 @@ class Preprocessing:
         """Whether it speaks of images (axes, size, colour), not only of values."""
         return self.layout is not None or self.size is not None or self.color != "RGB"
 
-    @property
-    def keeps_values(self) -> bool:
-        """Whether the numbers stay what they are."""
-        return set(self.scale) == {1.0} and set(self.mean) == {0.0} and set(self.std) == {1.0}
-
-    def values(self, array: np.ndarray, channel_axis: int | None = None) -> np.ndarray:
-        """(array / scale - mean) / std in float32; several numbers go along channel_axis."""
-        if self.keeps_values:
+    def values(self, array: np.ndarray, of_channels: bool = False) -> np.ndarray:
+        """(array / scale - mean) / std in float32; several numbers go along the last axis, if that is `of_channels`."""
+        numbers = (self.scale, self.mean, self.std)
+        if set(self.scale) == {1.0} and set(self.mean) == {0.0} and set(self.std) == {1.0}:
             return array
-        widths = {len(numbers) for numbers in (self.scale, self.mean, self.std)} - {1}
-        if widths and channel_axis is None:
+        widths = {len(values) for values in numbers} - {1}
+        if widths and not of_channels:
             raise DataError(f"preprocess '{self}' has a value for each channel: add layout=NCHW or layout=NHWC.")
-        if widths and widths != {array.shape[channel_axis or 0]}:
-            count = array.shape[channel_axis or 0]
-            raise DataError(f"preprocess '{self}' has {max(widths)} channels, the data has {count}.")
-        shape = [1] * array.ndim
-        if widths:
-            shape[channel_axis or 0] = -1
-        scale, mean, std = (
-            np.asarray(numbers, np.float32).reshape(shape if len(numbers) > 1 else [1] * array.ndim)
-            for numbers in (self.scale, self.mean, self.std)
-        )
+        if widths and widths != {array.shape[-1]}:
+            raise DataError(f"preprocess '{self}' has {max(widths)} channels, the data has {array.shape[-1]}.")
+        scale, mean, std = (np.asarray(values, np.float32) for values in numbers)
         result: np.ndarray = (array.astype(np.float32) / scale - mean) / std
         return result
 
@@ -152,7 +122,7 @@ class Preprocessing:
             pixels = pixels[..., ::-1]
         elif self.color == "gray" and pixels.shape[-1] == 3:
             pixels = _gray(pixels)
-        result = self.values(pixels, channel_axis=3)
+        result = self.values(pixels, of_channels=True)
         if self.layout == "flat":
             return np.ascontiguousarray(result.reshape(len(result), -1))
         return np.ascontiguousarray(result if self.layout == "NHWC" else result.transpose(0, 3, 1, 2))
@@ -220,31 +190,24 @@ def _size(value: Any) -> tuple[int, int]:
     return (sides[0], sides[-1])
 
 
-def _readers() -> dict[str, Callable[[Any], Any]]:
-    return {
-        "size": _size,
-        "fit": str,
-        "short": int,
-        "fill": float,
-        "filter": str,
-        "scale": _numbers,
-        "mean": _numbers,
-        "std": _numbers,
-        "layout": lambda text: "flat" if str(text).lower() == "flat" else str(text).upper(),
-        "color": lambda text: "gray" if str(text).lower() in ("gray", "grey") else str(text).upper(),
-    }
-
-
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "size": _size,
+    "fit": str,
+    "short": int,
+    "fill": float,
+    "filter": str,
+    "scale": _numbers,
+    "mean": _numbers,
+    "std": _numbers,
+    "layout": lambda text: "flat" if str(text).lower() == "flat" else str(text).upper(),
+    "color": lambda text: "gray" if str(text).lower() in ("gray", "grey") else str(text).upper(),
+}
 _EXAMPLES = {
     "size": "Examples: size=224, size=240x320 (height x width).",
     "mean": "Examples: mean=.5, mean=.485,.456,.406.",
     "std": "Examples: std=.5, std=.229,.224,.225.",
     "scale": "Example: scale=255.",
 }
-
-
-def _plain(value: Any) -> Any:
-    return (value[0] if len(value) == 1 else list(value)) if isinstance(value, tuple) else value
 
 
 def _text(value: Any) -> str:

@@ -143,13 +143,18 @@ def _objects(entries: Sequence[Any]) -> np.ndarray:
     return array
 
 
+def _out_of_torch(value: Any) -> Any:
+    """A tensor as an array, without importing torch for those who have none; anything else as it is."""
+    if type(value).__module__.partition(".")[0] != "torch":
+        return value
+    value = value.detach().cpu()
+    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+
+
 def as_array(value: Any, what: str) -> np.ndarray:
     """A NumPy array out of an array, a torch tensor, a number or nested lists of numbers."""
-    if type(value).__module__.partition(".")[0] == "torch":
-        value = value.detach().cpu()
-        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     try:
-        array = np.asarray(value)
+        array = np.asarray(_out_of_torch(value))
     except ValueError:
         raise DataError(f"{what} is a list of unequal lengths; pad it, or give one sample at a time.") from None
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
@@ -163,8 +168,7 @@ def as_labels(value: Any, count: int, what: str, lone: bool = False) -> np.ndarr
 
     lone   the value belongs to one sample that came without a batch axis, so that it is one entry itself
     """
-    if type(value).__module__.partition(".")[0] == "torch":
-        value = value.detach().cpu().numpy()
+    value = _out_of_torch(value)
     if lone and np.shape(value) != (1,):
         value = [value]
     try:

@@ -16,7 +16,7 @@ from lowbit.data.archive import stored_arrays
 from lowbit.data.fitting import LABELS
 from lowbit.data.made_up import made_up_batch
 from lowbit.data.samples import as_array
-from lowbit.data.sources import imported
+from lowbit.data.sources import imported, iterable
 from lowbit.errors import DataError, InputError
 from lowbit.graph.quantized import how_quantized
 from lowbit.model import Model, Port, load
@@ -83,15 +83,13 @@ def _peeked(data: Any) -> tuple[Any, Any]:
         data = imported(str(data))
     if isinstance(data, (str, Path, Mapping, tuple, Data)) or hasattr(data, "dtype"):
         return data, data
-    items = data() if callable(data) and not isinstance(data, Iterable) else data
-    if isinstance(items, Iterator):
-        first = list(itertools.islice(items, 1))
-        return (first[0] if first else None), (itertools.chain(first, items) if items is data else data)
-    if isinstance(items, Iterable):
+    if not (callable(data) or isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+        return data, data
+    items = iterable("data", data)
+    if items is not data or not isinstance(items, Iterator):
         return next(iter(items), None), data
-    if hasattr(items, "__getitem__") and hasattr(items, "__len__"):
-        return (items[0] if len(items) else None), data
-    return data, data
+    first = list(itertools.islice(items, 1))
+    return next(iter(first), None), itertools.chain(first, items)
 
 
 def _example(
