@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 
+from lowbit.network.fakequant import FakeQuant
 from lowbit.numerics import parse_format
 from lowbit.ranges import MinMax
 from lowbit.recipe import TensorSpec
-from lowbit.network.fakequant import FakeQuant
 
 LAST = torch.channels_last
 
