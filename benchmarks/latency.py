@@ -1,6 +1,7 @@
 """Latency of one call, one thread: float, lowbit's file, and the engine's own quantizer on the same network, in turn.
 
 `python -m benchmarks.latency [NETWORK …] [--engine onnxruntime|openvino]`. Milliseconds are processor time, medians.
+`--recipe "int4 group:32" --recipe nf4` times such files beside float in onnxruntime instead, minima of one run.
 """
 
 import contextlib
@@ -54,11 +55,12 @@ def _trained(name: str, shape: tuple[int, ...]) -> Network:
     return Network(lambda path: path.write_bytes((FOLDER / name).read_bytes()), sample)
 
 
-def _minilm() -> Network:
+def _minilm(tokens: int) -> Network:
     from examples.sentences import export
 
     def sample(generator: np.random.Generator) -> Batch:
-        return {"input_ids": generator.integers(1000, 20000, (1, 128)), "attention_mask": np.ones((1, 128), np.int64)}
+        words = generator.integers(1000, 20000, (1, tokens))
+        return {"input_ids": words, "attention_mask": np.ones((1, tokens), np.int64)}
 
     def write(path: Path) -> None:
         with contextlib.redirect_stdout(sys.stderr):
@@ -69,7 +71,8 @@ def _minilm() -> Network:
 
 NETWORKS: dict[str, Callable[[], Network]] = {
     **{name: partial(_shape, name) for name in SHAPES},
-    "MiniLM-128": _minilm,
+    "MiniLM-16": partial(_minilm, 16),
+    "MiniLM-128": partial(_minilm, 128),
     "resnet20": partial(_trained, "cifar10-resnet20.onnx", (1, 3, 32, 32)),
     "squeezenet": partial(_trained, "imagenet-squeezenet1_1.onnx", (1, 3, 224, 224)),
 }
@@ -118,12 +121,36 @@ def measure(name: str, engine: str, seconds: float) -> tuple[dict[str, object], 
     return row, graphs
 
 
+def beside_float(name: str, recipes: list[str], seconds: float) -> list[dict[str, object]]:
+    """A row for float and for each recipe: the least time of a call, all taken in turn."""
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        network, generator = NETWORKS[name](), np.random.default_rng(0)
+        network.write(source := Path(folder) / "float.onnx")
+        model = lb.load(source)
+        batches = [network.sample(generator) for _ in range(CALIBRATION)]
+        written = {"float": source}
+        for index, recipe in enumerate(recipes):
+            written[recipe] = Path(folder) / f"{index}.onnx"
+            lb.quantize(model, batches, recipe).save(written[recipe])
+        calls = {
+            recipe: partial(ENGINES["onnxruntime"].compile(path, threads=1), batches[0])
+            for recipe, path in written.items()
+        }
+        times = alternating(calls, seconds=seconds, of=min)
+    return [{"network": name, "file": file, "ms": ms, "of float": ms / times["float"]} for file, ms in times.items()]
+
+
 def main(arguments_given: list[str] | None = None) -> None:
     parser = arguments(__doc__ or "", list(NETWORKS))
     parser.add_argument("--engine", choices=list(OWN), action="append", help="default: both")
     parser.add_argument("--seconds", type=float, default=4.0, help="to time each network for")
+    parser.add_argument("--recipe", action="append", help="time files of these recipes beside float, in onnxruntime")
     given = parser.parse_args(arguments_given)
     torch.set_num_threads(1)
+    if given.recipe:
+        found = [row for name in given.networks or NETWORKS for row in beside_float(name, given.recipe, given.seconds)]
+        show("Least time of a call beside float, batch 1, one thread, processor time", found, given.json)
+        return
     rows, graphs = [], []
     for name in given.networks or NETWORKS:
         for engine in given.engine or OWN:
