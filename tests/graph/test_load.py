@@ -116,6 +116,14 @@ def test_initialisers_that_are_also_inputs_are_weights():
     assert model.run({"x": np.ones((2, 3), np.float32)})["y"].tolist() == [[2, 2, 2]] * 2
 
 
+@pytest.mark.parametrize("where", ["node", "opset"])
+def test_the_default_domain_may_be_called_ai_onnx(where):
+    header = '<ir_version: 10, opset_import: ["" : 21]>'
+    proto = onnx.parser.parse_model(header + " g (float[N] x) => (float[N] y) { y = Neg (x) }")
+    (proto.graph.node[0] if where == "node" else proto.opset_import[0]).domain = "ai.onnx"
+    assert load(proto).run({"x": np.float32([3])})["y"] == -3
+
+
 def test_nodes_in_any_order_are_sorted():
     proto = small(helper.make_node("Relu", ["h"], ["y"]))
     proto.graph.node.append(helper.make_node("Neg", ["x"], ["h"]))

@@ -1,13 +1,18 @@
 """Is this a model that native code may safely be given? Structure only; asked before anything parses it further.
 
-onnx's checker, its shape inference and onnxruntime are C++: a missing input, a cycle or a wrong element count can
-take the process down. Everything here is therefore checked on the plain protobuf message first.
+Shape inference and onnxruntime are C++: a missing input, a cycle or a wrong element count can end the process. Sizes,
+paths, numbers and nesting are checked here on the plain message. onnx's checker holds each node against the definition
+of its operator. (It does not judge whole models: it refuses nodes out of order and outputs without a shape, which
+engines run, and accepts negative sizes.) onnx_ir finds names that nothing makes, and cycles.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +26,6 @@ from lowbit.graph.opset import OLDEST_OPSET
 
 DEEPEST_NESTING = 24
 
-_ATTRIBUTE_FIELDS = {
-    onnx.AttributeProto.FLOAT: "f",
-    onnx.AttributeProto.INT: "i",
-    onnx.AttributeProto.STRING: "s",
-    onnx.AttributeProto.TENSOR: "t",
-    onnx.AttributeProto.GRAPH: "g",
-    onnx.AttributeProto.TYPE_PROTO: "tp",
-}
-
 
 @dataclass
 class _Check:
@@ -40,12 +36,20 @@ class _Check:
     opsets: dict[str, int]
     functions: set[tuple[str, str]] = field(default_factory=set)
 
+    @cached_property
+    def context(self) -> onnx.checker.C.CheckerContext:
+        """What onnx's checker must know of the model; it counts opsets in 32 bits."""
+        context = onnx.checker.C.CheckerContext()
+        context.ir_version = onnx.IR_VERSION
+        context.opset_imports = {domain: min(version, (1 << 31) - 1) for domain, version in self.opsets.items()}
+        return context
+
     def refuse(self, reason: str) -> InputError:
         return InputError(f"{self.source}: {reason}")
 
 
 def check_model(proto: onnx.ModelProto, source: str, folder: Path | None = None) -> None:
-    """InputError (one line: source, what, where) unless the message is a well-formed ONNX model.
+    """InputError (one line: source, what, where) unless onnx_ir may read the message.
 
     folder   where external data may lie; None where the model came as bytes
     """
@@ -66,7 +70,37 @@ def check_model(proto: onnx.ModelProto, source: str, folder: Path | None = None)
         raise check.refuse("the graph has no outputs.")
     if not proto.graph.node:
         raise check.refuse("the graph has no nodes: there is nothing to run.")
-    _check_graph(proto.graph, set(), check, depth=0)
+    _check_graph(proto.graph, check, depth=0)
+
+
+def check_wiring(program: ir.Model, source: str) -> None:
+    """InputError unless every value that is read is made, by a node that does not wait for itself; sorts the nodes."""
+    for graph in program.graphs():
+        for node in graph:
+            if lost := next((value for value in node.inputs if value is not None and not _is_made(value)), None):
+                what = f"node '{node.name}' ({node.op_type}) reads '{lost.name}', which nothing makes"
+                raise InputError(f"{source}: {what}.")
+        if lost := next((value for value in graph.outputs if not _is_made(value)), None):
+            raise InputError(f"{source}: the output '{lost.name}' is made by no node.")
+    wholes: list[ir.Graph | ir.Function] = [program.graph, *program.functions.values()]
+    for whole in wholes:
+        try:
+            whole.sort()
+        except ValueError:
+            raise InputError(f"{source}: the graph has a cycle: {_cycle(whole)}.") from None
+
+
+def _is_made(value: ir.Value) -> bool:
+    return value.producer() is not None or value.is_graph_input() or value.is_initializer()
+
+
+def _cycle(graph: ir.Graph | ir.Function) -> str:
+    try:
+        TopologicalSorter({node: node.predecessors() for node in graph}).prepare()
+    except CycleError as error:
+        node = next(node for node in graph if node in error.args[1])
+        return f"node '{node.name}' ({node.op_type}) waits for its own result"
+    return "a node waits for its own result, by way of a subgraph"
 
 
 def _refuse_broken_text(message: Any, source: str) -> None:
@@ -101,52 +135,56 @@ def _check_functions(functions: Iterable[onnx.FunctionProto], check: _Check) -> 
     check.functions = set(calls)
     for function in functions:
         inner = _Check(check.source, check.folder, _opsets(function.opset_import, check.source), check.functions)
-        names = set(function.input)
-        if len(names) != len(function.input):
-            raise check.refuse(f"the function '{function.name}' has two inputs of one name.")
-        _check_nodes(
-            function.node, names, set(names), inner, depth=1, where=f"function '{function.name}'", in_function=True
-        )
-        _check_outputs(function.output, names, inner, f"function '{function.name}'")
-    _refuse_recursion(calls, check)
+        where = f"function '{function.name}'"
+        _refuse_twice(function.input, inner, where, "inputs")
+        _refuse_twice(function.output, inner, where, "outputs")
+        _refuse_made_twice(function.node, set(function.input), inner, where)
+        _check_nodes(function.node, inner, depth=1, where=where, in_function=True)
+    try:
+        TopologicalSorter({key: called & set(calls) for key, called in calls.items()}).prepare()
+    except CycleError as error:
+        raise check.refuse(f"the function '{error.args[1][0][1]}' calls itself.") from None
 
 
-def _refuse_recursion(calls: dict[tuple[str, str], set[tuple[str, str]]], check: _Check) -> None:
-    done: set[tuple[str, str]] = set()
-    while ready := [key for key, called in calls.items() if key not in done and not (called & set(calls)) - done]:
-        done.update(ready)
-    if stuck := [name for domain, name in calls if (domain, name) not in done]:
-        raise check.refuse(f"the function '{stuck[0]}' calls itself.")
-
-
-def _check_graph(graph: onnx.GraphProto, outer: set[str], check: _Check, depth: int) -> None:
+def _check_graph(graph: onnx.GraphProto, check: _Check, depth: int) -> None:
     where = f"graph '{graph.name}'" if graph.name else "the graph"
     if depth > DEEPEST_NESTING:
         raise check.refuse(f"graphs are nested deeper than {DEEPEST_NESTING}.")
     if graph.sparse_initializer:
         raise UnsupportedError(f"{check.source}: sparse initialisers; store the weights densely.")
-    own: set[str] = set()
+    inputs, stored = [port.name for port in graph.input], [tensor.name for tensor in graph.initializer]
+    if "" in (*inputs, *stored):
+        raise check.refuse(f"{where} has an input or an initialiser without a name.")
+    _refuse_twice(inputs, check, where, "inputs")
+    _refuse_twice(stored, check, where, "initialisers")
+    _refuse_twice([port.name for port in graph.output], check, where, "outputs")
+    _refuse_made_twice(graph.node, {*inputs, *stored}, check, where)
+    for port in graph.output:
+        if depth == 0 and port.HasField("type"):
+            _check_type(port, check)
     for port in graph.input:
-        if not port.name or port.name in own:
-            raise check.refuse(f"{where} has an input without a name or two named '{port.name}'.")
-        own.add(port.name)
         if depth == 0 or port.HasField("type"):
             _check_type(port, check)
         if depth == 0 and not port.type.HasField("tensor_type"):
             kind = str(port.type.WhichOneof("value")).replace("_", " ")
             raise UnsupportedError(f"{check.source}: the input '{port.name}' is a {kind}; lowbit feeds plain tensors.")
-    initializers: set[str] = set()
     for tensor in graph.initializer:
-        if not tensor.name or tensor.name in initializers:
-            raise check.refuse(f"{where} has an initialiser without a name or two named '{tensor.name}'.")
-        initializers.add(tensor.name)
         check_tensor(tensor, check.folder, f"{check.source}: initialiser '{tensor.name}'")
-    names = outer | own | initializers
-    _check_nodes(graph.node, names, own | initializers, check, depth, where)
-    for port in graph.output:
-        if depth == 0 and port.HasField("type"):
-            _check_type(port, check)
-    _check_outputs([port.name for port in graph.output], names, check, where)
+    _check_nodes(graph.node, check, depth, where)
+
+
+def _refuse_twice(names: Iterable[str], check: _Check, where: str, what: str) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise check.refuse(f"{where} has two {what} named '{twice[0]}'.")
+
+
+def _refuse_made_twice(nodes: Iterable[onnx.NodeProto], given: set[str], check: _Check, where: str) -> None:
+    made = set(given)
+    for node in nodes:
+        for output in filter(None, node.output):
+            if output in made:
+                raise check.refuse(f"{where}: '{output}' is produced twice (node '{node.name}', {node.op_type}).")
+            made.add(output)
 
 
 def _check_type(port: onnx.ValueInfoProto, check: _Check) -> None:
@@ -156,157 +194,54 @@ def _check_type(port: onnx.ValueInfoProto, check: _Check) -> None:
             raise check.refuse(f"'{port.name}' has no type.")
         return
     tensor = port.type.tensor_type
-    try:
-        dtype = ir.DataType(tensor.elem_type)
-    except ValueError:
-        raise check.refuse(f"'{port.name}' has the unknown element type {tensor.elem_type}.") from None
-    if dtype == ir.DataType.UNDEFINED:
-        raise check.refuse(f"'{port.name}' has no element type.")
     dims = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
-    check_shape(dims, 8 if dtype == ir.DataType.STRING else dtype.bitwidth, f"{check.source}: '{port.name}'")
+    check_shape(dims, tensor.elem_type, f"{check.source}: '{port.name}'")
 
 
 def _check_nodes(
-    nodes: Iterable[onnx.NodeProto],
-    names: set[str],
-    own: set[str],
-    check: _Check,
-    depth: int,
-    where: str,
-    in_function: bool = False,
+    nodes: Iterable[onnx.NodeProto], check: _Check, depth: int, where: str, in_function: bool = False
 ) -> None:
-    """Add to `names` what the nodes produce; each name once, each input known, no node waiting for itself.
-
-    names   all that the nodes may read: of this graph and of those around it
-    own     the inputs and initialisers of this graph, which no node may produce again
-    """
-    waiting: list[onnx.NodeProto] = []
-    produced: set[str] = set()
     for node in nodes:
-        _check_node(node, check, where, in_function)
-        for output in filter(None, node.output):
-            if output in produced or output in own:
-                raise check.refuse(f"{where}: '{output}' is produced twice (node '{node.name}', {node.op_type}).")
-            produced.add(output)
-        waiting.append(node)
-    for node in waiting:
-        for name in _reads(node):
-            if name not in names and name not in produced:
-                raise check.refuse(f"{where}: node '{node.name}' ({node.op_type}) reads '{name}', which nothing makes.")
-    _refuse_cycles(waiting, names, produced, check, where)
-    names |= produced
-    for node in waiting:
+        label = f"{where}: node '{node.name}' ({node.op_type})"
+        _check_node(node, check, label, in_function)
         for attribute in node.attribute:
-            if attribute.HasField("t"):
-                check_tensor(
-                    attribute.t, check.folder, f"{check.source}: attribute '{attribute.name}' of '{node.name}'"
-                )
-            for tensor in attribute.tensors:
+            for tensor in [attribute.t] if attribute.HasField("t") else attribute.tensors:
                 check_tensor(tensor, check.folder, f"{check.source}: attribute '{attribute.name}' of '{node.name}'")
             if attribute.sparse_tensors or attribute.HasField("sparse_tensor"):
                 raise UnsupportedError(f"{check.source}: node '{node.name}' holds a sparse tensor.")
             for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                _check_graph(graph, set(names), check, depth + 1)
+                _check_graph(graph, check, depth + 1)
 
 
-def _reads(node: onnx.NodeProto) -> set[str]:
-    return {name for name in node.input if name}
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that a node's subgraphs read from the graphs around them."""
-    found: set[str] = set()
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            inside = {port.name for port in graph.input} | {tensor.name for tensor in graph.initializer}
-            read = {port.name for port in graph.output}
-            for inner in graph.node:
-                inside.update(inner.output)
-                read |= _reads(inner) | _captured(inner)
-            found |= read - inside
-    return found
-
-
-def _refuse_cycles(nodes: list[onnx.NodeProto], names: set[str], produced: set[str], check: _Check, where: str) -> None:
-    """Nodes may come in any order, but some order must run them."""
-    needs = {i: {n for n in _reads(node) | _captured(node) if n in produced} for i, node in enumerate(nodes)}
-    readers: dict[str, list[int]] = {}
-    for index, needed in needs.items():
-        for name in needed:
-            readers.setdefault(name, []).append(index)
-    ready = [index for index, needed in needs.items() if not needed]
-    left = len(nodes)
-    while ready:
-        left -= 1
-        for name in filter(None, nodes[ready.pop()].output):
-            for reader in readers.get(name, ()):
-                needs[reader].discard(name)
-                if not needs[reader]:
-                    ready.append(reader)
-            readers.pop(name, None)
-    if left:
-        stuck = next(node for index, node in enumerate(nodes) if needs[index])
-        raise check.refuse(f"{where} has a cycle: node '{stuck.name}' ({stuck.op_type}) waits for its own result.")
-
-
-def _check_node(node: onnx.NodeProto, check: _Check, where: str, in_function: bool) -> None:
-    label = f"{where}: node '{node.name}' ({node.op_type})"
-    if not node.op_type:
-        raise check.refuse(f"{where}: node '{node.name}' has no operator.")
-    names = [attribute.name for attribute in node.attribute]
-    if len(set(names)) != len(names) or "" in names:
-        raise check.refuse(f"{label} has an attribute without a name or twice the same.")
-    for attribute in node.attribute:
-        if attribute.ref_attr_name:
-            if not in_function:
-                raise check.refuse(f"{label} refers to an attribute of a function that it is not in.")
-            continue
-        wanted = _ATTRIBUTE_FIELDS.get(attribute.type)
-        if wanted is not None and not attribute.HasField(wanted):
-            raise check.refuse(f"{label}: attribute '{attribute.name}' does not hold what its type declares.")
-    domain = "" if node.domain == "ai.onnx" else node.domain
+def _check_node(node: onnx.NodeProto, check: _Check, label: str, in_function: bool) -> None:
+    """Inputs, outputs and attributes as the operator's definition has them, and numbers that it can mean."""
+    if not in_function and any(attribute.ref_attr_name for attribute in node.attribute):
+        raise check.refuse(f"{label} refers to an attribute of a function that it is not in.")
     if (node.domain, node.op_type) in check.functions:
         return
-    if domain not in check.opsets:
-        raise check.refuse(f"{label} is of the domain '{domain}', for which no opset is declared.")
-    if domain == "":
-        _check_signature(node, check, label)
-
-
-def _check_signature(node: onnx.NodeProto, check: _Check, label: str) -> None:
-    """Counts of inputs and outputs, required inputs and attributes, attribute types: as the operator defines them."""
     try:
-        schema = onnx.defs.get_schema(node.op_type, check.opsets[""], "")
-    except onnx.defs.SchemaError:
-        raise check.refuse(f"{label} does not exist in opset {check.opsets['']}.") from None
-    inputs, outputs = len(node.input), len(node.output)
-    if not schema.min_input <= inputs <= schema.max_input:
-        raise check.refuse(f"{label} has {inputs} inputs; the operator takes {schema.min_input} to {schema.max_input}.")
-    if not schema.min_output <= outputs <= schema.max_output:
-        raise check.refuse(
-            f"{label} has {outputs} outputs; the operator makes {schema.min_output} to {schema.max_output}."
-        )
-    single = onnx.defs.OpSchema.FormalParameterOption.Single
-    for index, formal in enumerate(schema.inputs):
-        if formal.option == single and (index >= inputs or not node.input[index]):
-            raise check.refuse(f"{label} lacks its input '{formal.name}'.")
-    for attribute in node.attribute:
-        known = schema.attributes.get(attribute.name)
-        if known is not None and int(known.type.value) != attribute.type:
-            raise check.refuse(f"{label}: attribute '{attribute.name}' has the wrong type.")
-    if wrong := impossible_attribute(node):
+        onnx.checker.check_node(_bare(node), check.context)
+    except onnx.checker.ValidationError as error:
+        # GroupNormalization of opset 18 to 20 is deprecated: engines run it, and it is raised to that of 21.
+        if "is deprecated" not in str(error) or not node.input or not all(node.input):
+            raise check.refuse(f"{label}: {str(error).splitlines()[0]}") from None
+    if node.domain in ("", "ai.onnx") and (wrong := impossible_attribute(node)):
         raise check.refuse(f"{label}: {wrong}.")
-    given = {attribute.name for attribute in node.attribute}
-    for name, known in schema.attributes.items():
-        if known.required and name not in given:
-            raise check.refuse(f"{label} lacks its attribute '{name}'.")
 
 
-def _check_outputs(outputs: Iterable[str], names: set[str], check: _Check, where: str) -> None:
-    seen: set[str] = set()
-    for name in outputs:
-        if name not in names:
-            raise check.refuse(f"{where}: the output '{name}' is made by no node.")
-        if name in seen:
-            raise check.refuse(f"{where} has two outputs named '{name}'.")
-        seen.add(name)
+def _bare(node: onnx.NodeProto) -> onnx.NodeProto:
+    """The node without what its tensors and graphs hold, which is checked apart, and without the alias "ai.onnx"."""
+    heavy = any(attribute.HasField("t") or attribute.HasField("g") for attribute in node.attribute)
+    if not heavy and node.domain != "ai.onnx":
+        return node
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    bare = onnx.NodeProto(op_type=node.op_type, domain=domain, input=node.input, output=node.output)
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            empty = onnx.TensorProto(name="t", data_type=onnx.TensorProto.FLOAT, dims=[0])
+            bare.attribute.add(name=attribute.name, type=attribute.type, t=empty)
+        elif attribute.HasField("g"):
+            bare.attribute.add(name=attribute.name, type=attribute.type, g=onnx.GraphProto(name="g"))
+        else:
+            bare.attribute.add().CopyFrom(attribute)
+    return bare

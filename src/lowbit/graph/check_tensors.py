@@ -28,26 +28,27 @@ _FIELD = {
 }
 
 
-def check_shape(dims: list[int], bits: int, what: str) -> int:
-    """Number of elements of a declared shape; InputError where a dimension is negative or the size absurd."""
+def check_shape(dims: list[int], element_type: int, what: str) -> tuple[ir.DataType, int]:
+    """The type and the number of elements that are declared; InputError where either is none or absurd."""
+    try:
+        dtype = ir.DataType(element_type)
+    except ValueError:
+        raise InputError(f"{what} has the unknown element type {element_type}.") from None
+    if dtype == ir.DataType.UNDEFINED:
+        raise InputError(f"{what} has no element type.")
     if any(dim < 0 for dim in dims):
         raise InputError(f"{what} declares the shape {dims}: a dimension is negative.")
+    bits = 8 if dtype == ir.DataType.STRING else dtype.bitwidth
     count = math.prod(dims)
     if count * bits > LARGEST_TENSOR_BYTES * 8:
         raise InputError(f"{what} declares the shape {dims}: {count * bits / 8:.3g} bytes, which no model holds.")
-    return count
+    return dtype, count
 
 
 def check_tensor(tensor: onnx.TensorProto, folder: Path | None, what: str) -> None:
     """InputError unless type, shape and stored data agree."""
-    try:
-        dtype = ir.DataType(tensor.data_type)
-    except ValueError:
-        raise InputError(f"{what} has the unknown element type {tensor.data_type}.") from None
-    if dtype == ir.DataType.UNDEFINED:
-        raise InputError(f"{what} has no element type.")
+    dtype, count = check_shape(list(tensor.dims), tensor.data_type, what)
     bits = 8 if dtype == ir.DataType.STRING else dtype.bitwidth
-    count = check_shape(list(tensor.dims), bits, what)
     size = (count * bits + 7) // 8
     if tensor.HasField("segment"):
         raise InputError(f"{what} is stored in segments, which no current tool writes or reads.")

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lowbit.errors import InputError, LowbitError, ModelError
-from lowbit.graph.check import check_model
+from lowbit.graph.check import check_model, check_wiring
 from lowbit.graph.fold import fold_constants, infer_shapes, name_uniquely, quiet
 from lowbit.graph.layer import LAYERS
 from lowbit.graph.opset import TARGET_OPSET, raise_opset
@@ -81,14 +81,15 @@ def read_proto(
     """The program in an ONNX message. The message is checked first: nothing in it is trusted."""
     try:
         check_model(proto, source, folder)
+        with quiet():
+            program = ir.from_proto(proto)
+        check_wiring(program, source)
     except LowbitError as error:
         raise type(error)(_printable(str(error))) from None
-    try:
-        program = ir.from_proto(proto)
-        if folder is not None:
-            ir.external_data.set_base_dir(program.graph, folder)
     except Exception as error:
         raise InputError(f"{source}: cannot be read as ONNX ({_first_line(error)}).") from error
+    if folder is not None:
+        ir.external_data.set_base_dir(program.graph, folder)
     return canonical(program, source=source, allow_nonfinite=allow_nonfinite)
 
 
