@@ -102,18 +102,10 @@ def raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
 def quantize(
     x: Array,
     format: "Format | str",
-    bounds: "tuple[Array, Array] | None" = None,
+    bounds: "tuple[Array | float, Array | float] | None" = None,
     rounding: "Rounding | str | None" = None,
 ) -> QuantTensor:
-    """x as codes of a format.
-
-    x         numpy array or torch tensor of any floating dtype; the codes come back as the same kind
-    format    a Format, or its words: "int4 group:64"
-    bounds    (lo, hi), each (n_blocks, 1) or one number: the range of each tile. Default: its minimum and maximum
-    rounding  instead of the format's own
-
-    Values outside the range are clipped. NaN raises DataError, and so do infinities unless bounds are given.
-    """
+    """x as codes of a format, its bounds given or its extremes; `ranges.quantize_tensor` also finds better bounds."""
     x = floating(x)
     values, kind = as_torch(x), parse_format(format)
     if not values.is_floating_point():
