@@ -7,7 +7,7 @@ from hypothesis import given
 
 from lowbit.errors import ShapeError
 from lowbit.numerics import ELEMENT, TENSOR, WHOLE, Block, channel, from_rows, group, tile, to_rows
-from lowbit.numerics.rows import tile_counts
+from lowbit.numerics.rows import expand_tiles, tile_counts
 
 shapes = st.lists(st.integers(1, 7), min_size=0, max_size=4).map(tuple)
 
@@ -30,6 +30,16 @@ def test_rows_come_back_as_the_tensor(case):
         torch.Size(block.tile(shape)).numel(),
     )
     assert torch.equal(from_rows(rows, shape, block.tile(shape)), x)
+
+
+@given(shape_and_block())
+def test_one_number_for_each_tile_spreads_over_its_elements(case):
+    shape, block = case
+    extent = block.tile(shape)
+    counts = tile_counts(shape, extent)
+    numbers = torch.arange(torch.Size(counts).numel(), dtype=torch.float32)
+    rows = numbers[:, None].expand(-1, torch.Size(extent).numel())
+    assert torch.equal(expand_tiles(numbers.reshape(counts), shape, extent), from_rows(rows, shape, extent))
 
 
 @pytest.mark.parametrize(

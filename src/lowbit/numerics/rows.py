@@ -135,6 +135,14 @@ def from_rows(rows: Tensor, shape: tuple[int, ...], tile: tuple[int, ...]) -> Te
     return x.contiguous()
 
 
+def expand_tiles(per_tile: Tensor, shape: tuple[int, ...], tile: tuple[int, ...]) -> Tensor:
+    """One number per tile, (counts), to one per element, (shape)."""
+    for axis, (dim, length) in enumerate(zip(shape, tile, strict=True)):
+        if per_tile.shape[axis] != dim and length > 1:
+            per_tile = per_tile.repeat_interleave(length, dim=axis).narrow(axis, 0, dim)
+    return per_tile.expand(shape)
+
+
 def _is_contiguous_tile(tile: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether each tile is a run of consecutive elements: whole axes after one split axis after single elements."""
     axis = 0
