@@ -96,7 +96,7 @@ def test_memory_does_not_grow_with_the_data():
     for step in range(1, 5001):
         h.add(torch.randn(100, generator=generator).clamp(-3, 3) + 0.5)
         if step in (50, 5000):
-            sizes.append((h.size_bytes, len(h.history)))
+            sizes.append((h.seen.counts.nbytes, len(h.history)))
     assert sizes[1][0] <= 2 * sizes[0][0]
     assert sizes[1][1] == 1024
 

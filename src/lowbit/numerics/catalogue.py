@@ -9,26 +9,16 @@ from lowbit.numerics.formats import FORMATS, Format
 from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2, is_fitted
 from lowbit.numerics.words import spell_block
 
-_UNIFORM = "Jacob et al. 2018, arXiv 1712.05877"
 _OCP_MX = "OCP Microscaling Formats (MX) 1.0"
 _OCP_FP8 = "OCP 8-bit Floating Point 1.0"
 _MICRO = "Darvish Rouhani et al. 2023, arXiv 2302.08007"
 _VSQ = "Dai et al. 2021, arXiv 2102.04503"
-_APOT = "Li et al. 2020, arXiv 1909.13144"
-_LOG = "Miyashita et al. 2016, arXiv 1603.01025"
-_KMEANS = "Han et al. 2016, arXiv 1510.00149; Lloyd 1982"
-_LQ = "Zhang et al. 2018, arXiv 1807.10029"
 SOURCES = {
     "fixed8": "a power-of-two scale: a shift",
     "fixed4": "a power-of-two scale: a shift",
     "ternary": "Li et al. 2016, arXiv 1605.04711",
     "binary": "Rastegari et al. 2016, arXiv 1603.05279",
-    **dict.fromkeys(("log3", "log4"), _LOG),
-    **dict.fromkeys(("apot3", "apot4", "apot5"), _APOT),
     "nf4": "Dettmers et al. 2023, arXiv 2305.14314",
-    "pwlq4": "Fang et al. 2020, arXiv 2002.00104",
-    **dict.fromkeys(("codebook2", "codebook3", "codebook4"), _KMEANS),
-    **dict.fromkeys(("bases2", "bases3", "bases4"), _LQ),
     **dict.fromkeys(("e4m3", "e5m2"), _OCP_FP8),
     "e3m4": "IEEE 754 rules with 3 exponent bits",
     **dict.fromkeys(("e3m2", "e2m3", "e2m1"), _OCP_MX),
@@ -39,12 +29,12 @@ SOURCES = {
     **dict.fromkeys(("vsq4", "vsq8"), _VSQ),
 }
 _OF_GRID: dict[type, str] = {
-    Int: _UNIFORM,
-    SignedPow2: _LOG,
-    AdditivePow2: _APOT,
-    KMeans: _KMEANS,
-    Bases: _LQ,
-    Piecewise: SOURCES["pwlq4"],
+    Int: "Jacob et al. 2018, arXiv 1712.05877",
+    SignedPow2: "Miyashita et al. 2016, arXiv 1603.01025",
+    AdditivePow2: "Li et al. 2020, arXiv 1909.13144",
+    KMeans: "Han et al. 2016, arXiv 1510.00149; Lloyd 1982",
+    Bases: "Zhang et al. 2018, arXiv 1807.10029",
+    Piecewise: "Fang et al. 2020, arXiv 2002.00104",
     Float: "sign, exponent and mantissa by the rules of OCP",
 }
 

@@ -251,7 +251,7 @@ def _solve_bases(points: SortedPoints, factors: Doubles, signs: Any) -> tuple[Do
     chosen = signs[order]  # (n_blocks, n_codes, count)
     normal = np.einsum("bci,bcj,bc->bij", chosen, chosen, cells[:, :, 0])
     right = np.einsum("bci,bc->bi", chosen, cells[:, :, 1])
-    # A trace of ridge: codes that are not used leave the equations singular.
+    # A small ridge: codes that are not used leave the equations singular.
     ridge = 1e-9 * np.maximum(cells[:, :, 0].sum(1), 1e-30)[:, None, None] * np.eye(factors.shape[1])
     return table, np.maximum(error, 0), np.linalg.solve(normal + ridge, right[:, :, None])[:, :, 0]
 

@@ -218,10 +218,9 @@ class Codebook:
 
 @dataclass(frozen=True)
 class GridTable:
-    """A grid's values, ready to compute with: float32 values, code of the first value, position of zero."""
+    """A grid's values, ready to compute with: float32 values and the position of zero among them."""
 
     values: npt.NDArray[np.float32]
-    first_code: int
     zero_position: int
     has_zero: bool
     minimum: float
@@ -240,9 +239,8 @@ def grid_table(grid: Grid | Fitted) -> GridTable:
     values = grid.values()
     zero = int(np.searchsorted(values, 0.0))
     has_zero = zero < len(values) and values[zero] == 0
-    first = grid.minimum if isinstance(grid, Int) else 0
     ends = float(values[0]), float(values[-1])
-    return GridTable(values.astype(np.float32), first, zero if has_zero else 0, bool(has_zero), *ends)
+    return GridTable(values.astype(np.float32), zero if has_zero else 0, bool(has_zero), *ends)
 
 
 def code_dtype(grid: Grid | Fitted) -> torch.dtype:

@@ -17,7 +17,7 @@ _FEW = 4  # points for each of the grid's values
 class SquaredError:
     """Σ weight · (x - x̂)² under any scale and zero, rounding to nearest; made once, asked often.
 
-    values   (n_blocks or 1, n), in any order
+    values   (n_blocks or 1, n); sorted where there are weights
     weights  (n_blocks, n), or None for ones
 
     `Int` goes over the points; a grid with a table goes over its cells, by running sums over the sorted points, unless
@@ -36,11 +36,7 @@ class SquaredError:
         if weights is None:
             self.points = SortedPoints(np.sort(self.values, axis=1))
         else:
-            if len(self.values) < len(self.weights):
-                self.values = np.repeat(self.values, len(self.weights), axis=0)
-            order = np.argsort(self.values, axis=1)
-            shares = np.take_along_axis(self.weights.astype(np.float64), order, axis=1)
-            self.points = SortedPoints(np.take_along_axis(self.values, order, axis=1), shares)
+            self.points = SortedPoints(self.values, self.weights.astype(np.float64))
 
     def __call__(self, scale: Tensor, zero: Tensor) -> Tensor:
         """scale, zero (n_blocks, 1) → (n_blocks, 1) float64."""

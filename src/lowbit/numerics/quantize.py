@@ -1,6 +1,6 @@
 """Quantizing: range → scale and zero → codes. Everything row-wise, for every format, on torch and numpy alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isinf, isnan
 from typing import Any
@@ -102,25 +102,18 @@ def raw_scale(lo: Tensor, hi: Tensor, format: Format) -> Tensor:
 def quantize(
     x: Array,
     format: "Format | str",
-    bounds: "tuple[Array, Array] | None" = None,
+    bounds: "tuple[Array | float, Array | float] | None" = None,
     rounding: "Rounding | str | None" = None,
 ) -> QuantTensor:
-    """x as codes of a format.
-
-    x         numpy array or torch tensor of any floating dtype; the codes come back as the same kind
-    format    a Format, or its words: "int4 group:64"
-    bounds    (lo, hi), each (n_blocks, 1) or one number: the range of each tile. Default: its minimum and maximum
-    rounding  instead of the format's own
-
-    Values outside the range are clipped. NaN raises DataError, and so do infinities unless bounds are given.
-    """
+    """x as codes of a format, its bounds given or its extremes; `ranges.quantize_tensor` also finds better bounds."""
     x = floating(x)
     values, kind = as_torch(x), parse_format(format)
     if not values.is_floating_point():
         raise InputError(f"cannot quantize {values.dtype} numbers: convert them to a floating type first.")
     choose = parse_rounding(rounding) if isinstance(rounding, str) else rounding
-    limits = None if bounds is None else (_bound(bounds[0], values), _bound(bounds[1], values))
-    stored = _quantize_torch(values, kind, limits, choose)
+    if bounds is not None:
+        lo, hi = (torch.as_tensor(bound, dtype=torch.float32, device=values.device) for bound in bounds)
+    stored = _quantize_torch(values, kind, None if bounds is None else (lo, hi), choose)
     return stored if isinstance(x, Tensor) else _to_numpy(stored, x.dtype)
 
 
@@ -244,23 +237,13 @@ def _clipped_share(exact: Tensor, stored: QuantTensor) -> float:
     return float(from_rows(outside, stored.shape, stored.tile).to(torch.float64).mean())
 
 
-def _bound(bound: Any, x: Tensor) -> Tensor:
-    return torch.as_tensor(bound, dtype=torch.float32, device=x.device)
-
-
 def _to_numpy(stored: QuantTensor, dtype: Any) -> QuantTensor:
     """The same tensor with numpy inside."""
-    scale = stored.scale
-    return QuantTensor(
-        codes=as_torch(stored.codes).numpy(),
-        format=stored.format,
-        tile=stored.tile,
-        scale=_to_numpy(scale, np.dtype(np.float32))
-        if isinstance(scale, QuantTensor)
-        else None
-        if scale is None
-        else as_torch(scale).numpy(),
-        zero=None if stored.zero is None else as_torch(stored.zero).numpy(),
-        table=None if stored.table is None else as_torch(stored.table).numpy(),
-        dtype=dtype,
-    )
+
+    def array(x: Any) -> Any:
+        if isinstance(x, QuantTensor):
+            return _to_numpy(x, np.dtype(np.float32))
+        return None if x is None else as_torch(x).numpy()
+
+    inside = {name: array(getattr(stored, name)) for name in ("codes", "scale", "zero", "table")}
+    return replace(stored, **inside, dtype=dtype)

@@ -1,7 +1,7 @@
 """Sorted weighted points with running sums: the error of any table of values in time that does not grow with the data.
 
-One dimension is sorted. What rounds to a value is then a run of neighbours, and its count, sum and sum of squares are
-differences of running sums: a step of k-means or a try of a bound costs a few binary searches.
+In one dimension, the points that round to a value are neighbours once they are sorted. Their count, sum and sum of
+squares are differences of running sums, so a step of k-means or one more bound costs a few binary searches.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ class SortedPoints:
         self.values = values
         blocks = len(values) if weights is None else len(weights)
         self.sums = np.zeros((blocks, values.shape[1] + 1, 3))
-        _run(values, np.ones((1, 1)) if weights is None else weights, self.sums)
+        _running_sums(values, np.ones((1, 1)) if weights is None else weights, self.sums)
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> "SortedPoints":
@@ -64,7 +64,7 @@ class SortedPoints:
 
 
 @kernel
-def _run(values: Any, weights: Any, sums: Any) -> None:
+def _running_sums(values: Any, weights: Any, sums: Any) -> None:
     for block in range(sums.shape[0]):
         line = values[block if values.shape[0] > 1 else 0]
         share = weights[block if weights.shape[0] > 1 else 0]

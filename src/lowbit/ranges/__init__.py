@@ -7,25 +7,3 @@ from lowbit.ranges.parse import RANGES, parse_range, range_words
 from lowbit.ranges.search import MSE, OCTAV, Entropy
 from lowbit.ranges.statistics import Histogram, RawRows, Statistics
 from lowbit.ranges.tensor import error, quantize_tensor
-
-__all__ = [
-    "ACIQ",
-    "LOSSES",
-    "MSE",
-    "OCTAV",
-    "RANGES",
-    "Auto",
-    "Entropy",
-    "Histogram",
-    "MeanStd",
-    "MinMax",
-    "MovingAverage",
-    "Percentile",
-    "Range",
-    "RawRows",
-    "Statistics",
-    "error",
-    "parse_range",
-    "quantize_tensor",
-    "range_words",
-]

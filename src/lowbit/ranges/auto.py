@@ -1,4 +1,4 @@
-"""No estimator wins everywhere, so ask them all: one pass over the data has already answered each."""
+"""Auto: the best of several ranges. No estimator is the best everywhere; one histogram answers all of them."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ LOSSES = ("squares", "cross_entropy")
 class Auto:
     """The candidate with the least error.
 
-    Asked by itself it judges by the squared error of the tensor, each block for itself, or all of them together where
-    their scales share a second scale. A flow that has the network at
-    hand judges by the error that reaches the outputs instead (`repair.ranges`) and puts the winner in its place.
+    `bounds` judges by the squared error of the tensor: of each block, or of all together where their scales share a
+    second scale. A flow that has the network judges by the error at the outputs instead (`repair.ranges`) and replaces
+    Auto by the winner.
 
     loss   of the outputs: "squares", relative to their power; "cross_entropy" of the float network's answers
     """

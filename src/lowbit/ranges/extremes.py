@@ -95,13 +95,8 @@ class MeanStd:
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
         statistics.check()
-        mean, std = mean_and_std(statistics)
+        values, weights = statistics.points()
+        total = weights.sum(1, keepdim=True).clamp(min=1)
+        mean = (values * weights).sum(1, keepdim=True) / total
+        std = (((values - mean) ** 2 * weights).sum(1, keepdim=True) / total).sqrt()
         return clip_to(statistics, (mean - self.k * std).float(), (mean + self.k * std).float())
-
-
-def mean_and_std(statistics: Statistics) -> Bounds:
-    """Mean and standard deviation of each block, (n_blocks, 1) float64."""
-    values, weights = statistics.points()
-    total = weights.sum(1, keepdim=True).clamp(min=1)
-    mean = (values * weights).sum(1, keepdim=True) / total
-    return mean, (((values - mean) ** 2 * weights).sum(1, keepdim=True) / total).sqrt()

@@ -148,8 +148,8 @@ class Entropy:
 
     |x| is counted in 2048 bins; for each bound, what lies beyond joins the last bin, and the bins are merged to as many
     as there are codes on one side of zero, then spread evenly over the bins that were not empty.
-    It looks at shares of values and not at their size, so it clips rare large values however much they matter.
-    A block with fewer values than bins, or than 64 to a code, keeps its extremes: what few values share is chance.
+    The divergence depends on how many values lie in a bin, not on how large they are: rare large values are clipped.
+    A block with fewer values than bins, or fewer than 64 a code, keeps its extremes: its histogram is mostly noise.
     Source: Migacz 2017, 8-bit inference with TensorRT.
     """
 
@@ -178,8 +178,8 @@ class Entropy:
 def around_zero(statistics: Statistics, bound: Tensor, format: Format) -> Bounds:
     """[-bound, bound] within the data's extremes.
 
-    The zero point of an affine format would lie halfway between two codes, and the last bit of the bound would say
-    which. So the range moves by half a step: down, as that of signed integers reaches, or up where that has less error.
+    The zero point of an affine format would lie halfway between two codes, and the last bit of the bound would decide.
+    So the range moves by half a step: down, as the range of signed integers does, or up where that has less error.
     """
     lo, hi = clip_to(statistics, -bound, bound)
     if not format.zero_point or is_fitted(format.grid):

@@ -191,11 +191,6 @@ class Histogram:
                 f"among {self.count}. Mend the data or the network, or leave this tensor in float."
             )
 
-    @property
-    def size_bytes(self) -> int:
-        """Memory held by the counts."""
-        return self.seen.counts.nbytes + self.seen.zeros.nbytes
-
 
 def _column(bound: npt.NDArray[np.floating[Any]]) -> Tensor:
     return torch.from_numpy(bound.astype(np.float32)).reshape(-1, 1)

@@ -28,6 +28,7 @@ from lowbit.numerics import Int, scale_and_zero
 from lowbit.numerics.kernels import kernels
 from lowbit.numerics.noise import SquaredError
 from lowbit.ranges import LOSSES, Auto, Range
+from lowbit.ranges.extremes import Bounds
 from lowbit.repair.projections import projections
 
 LARGEST_LOCAL_ERROR = 4.0  # relative to the least among the candidates
@@ -58,7 +59,7 @@ def choose_ranges(simulation: Simulation, batches: Sequence[Batch]) -> None:
         quantizer.set_parameters(scale.reshape(()), zero.reshape(()))
 
 
-Parameters = tuple[Tensor, Tensor]
+ScaleAndZero = tuple[Tensor, Tensor]
 
 
 def _loss(quantizer: FakeQuant) -> str:
@@ -66,17 +67,17 @@ def _loss(quantizer: FakeQuant) -> str:
     return quantizer.spec.range.loss
 
 
-def _candidates(quantizer: FakeQuant, name: str) -> dict[Range, Parameters]:
+def _candidates(quantizer: FakeQuant, name: str) -> dict[Range, ScaleAndZero]:
     assert isinstance(quantizer.spec.range, Auto)
     noise = SquaredError(*quantizer.statistics.points(), quantizer.grid)
     found = {c: scale_and_zero(*_bounds(quantizer, c, name), quantizer.format) for c in quantizer.spec.range.candidates}
-    local = {candidate: float(noise(*parameters)) for candidate, parameters in found.items()}
+    local = {candidate: float(noise(*chosen)) for candidate, chosen in found.items()}
     near = {c: found[c] for c in found if local[c] <= LARGEST_LOCAL_ERROR * min(local.values())}
     distinct = {(float(scale), float(zero)): candidate for candidate, (scale, zero) in reversed(near.items())}
     return {candidate: near[candidate] for candidate in near if candidate in distinct.values()}
 
 
-def _bounds(quantizer: FakeQuant, range: Range, name: str) -> Parameters:
+def _bounds(quantizer: FakeQuant, range: Range, name: str) -> Bounds:
     try:
         return range.bounds(quantizer.statistics, quantizer.format)
     except DataError as error:
@@ -92,7 +93,7 @@ def quantizer_costs(simulation: Simulation, batches: Sequence[Batch]) -> dict[st
 
 def output_errors(
     simulation: Simulation,
-    tried: Mapping[str, Sequence[Parameters]],
+    tried: Mapping[str, Sequence[ScaleAndZero]],
     batches: Sequence[Batch],
     loss: str = "squares",
 ) -> dict[str, Tensor | None]:
@@ -112,7 +113,7 @@ def output_errors(
 
     def arrived(name: str, x: Tensor, gradient: Tensor) -> None:
         samples = 1 if name in constants or not x.dim() else len(x)
-        seen = _reached(quantizers[name], x, gradient, tried[name], samples)
+        seen = _squared_projections(quantizers[name], x, gradient, tried[name], samples)
         total[name] = seen if (before := total[name]) is None else before + seen
 
     def price(batch: Batch) -> None:
@@ -131,7 +132,9 @@ def output_errors(
     return total
 
 
-def _reached(quantizer: FakeQuant, x: Tensor, gradient: Tensor, tried: Sequence[Parameters], samples: int) -> Tensor:
+def _squared_projections(
+    quantizer: FakeQuant, x: Tensor, gradient: Tensor, tried: Sequence[ScaleAndZero], samples: int
+) -> Tensor:
     """Σ over samples of (vᵀ J δ)² for each candidate's δ; tried: none is as the quantizer is set now."""
     kind, grid = quantizer.format, quantizer.format.grid
     with torch.no_grad():

@@ -1,10 +1,12 @@
 """The table of kernels by device: numba on the CPU, torch expressions on every other device.
 
-A Triton kernel for CUDA is one file here, `cuda.py`, and one row: `"cuda": replace(ELSEWHERE, encode=cuda.encode)`.
+A Triton kernel for CUDA is one file here, `cuda.py`, with a function named as the kernel it replaces, and one row of
+DEVICES: `"cuda": _of(cuda, elsewhere)`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import ModuleType
 
 from torch import Tensor
 
@@ -42,26 +44,13 @@ class Kernels:
     count: Callable[[Tensor], Buckets]
 
 
-ELSEWHERE = Kernels(
-    elsewhere.encode,
-    elsewhere.decode,
-    elsewhere.fake_quantize,
-    elsewhere.extremes,
-    elsewhere.symmetric_scale,
-    elsewhere.error_along,
-    elsewhere.count,
-)
-DEVICES = {
-    "cpu": Kernels(
-        cpu.encode,
-        cpu.decode,
-        cpu.fake_quantize,
-        cpu.extremes,
-        cpu.symmetric_scale,
-        cpu.error_along,
-        counting.count,
-    ),
-}
+def _of(*modules: ModuleType) -> Kernels:
+    """Each kernel from the first of the modules that has it."""
+    return Kernels(**{f.name: next(getattr(m, f.name) for m in modules if hasattr(m, f.name)) for f in fields(Kernels)})
+
+
+ELSEWHERE = _of(elsewhere)
+DEVICES = {"cpu": _of(cpu, counting)}
 
 
 def kernels(x: Tensor) -> Kernels:
