@@ -44,6 +44,9 @@ class Own:
         (lambda: lb.Rule("head", 8), "rule 'head': weights=8 is neither"),
         (lambda: lb.Rule(3), "a rule's layers are a glob over their names, as 'encoder.*', not 3"),
         (lambda: lb.Rule("*", lb.TensorSpec("int8", dynamic=True)), "weights cannot be dynamic"),
+        (lambda: lb.Rule("*", None, lb.TensorSpec("uint8", solve="gptq")), "solver 'gptq' serves weights only"),
+        (lambda: lb.TensorSpec(None, "minmax"), "a tensor in float has neither range nor solver: 'minmax'"),
+        (lambda: lb.TensorSpec("float", dynamic=True), "a tensor in float has neither"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

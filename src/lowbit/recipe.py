@@ -7,7 +7,6 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +16,7 @@ import tomli_w
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.graph import PASSES
 from lowbit.numerics import Format, Int, parse_format, spell_format
-from lowbit.ranges import MSE, Auto, MinMax, Range, parse_range, range_words
+from lowbit.ranges import MSE, Range, parse_range, range_words
 from lowbit.solve import NEED_MOMENTS, SOLVERS
 from lowbit.targets import find_target
 
@@ -28,11 +27,12 @@ LOOKING = ("equalize_channels", *IMPROVE)  # all that do
 
 @dataclass(frozen=True, init=False)
 class TensorSpec:
-    """What a tensor is stored in, where it is clipped, and how its codes are found. `format=None`: it stays float.
+    """What a tensor is stored in, where it is clipped, and how its codes are found.
 
-    format, range   values, or their words: TensorSpec("int4 group:64", "percentile:99.99"); "float" is None
-    solve           a name in lowbit.solve.SOLVERS
-    dynamic         an activation's range is measured per input at run time instead of at calibration; simulated only
+    format, range   values, or their words: TensorSpec("int4 group:64", "percentile:99.99"). None, or "float": the
+                    tensor stays float, and there is nothing else to say
+    solve           of a weight: a name in lowbit.solve.SOLVERS
+    dynamic         of an activation: its range is measured on each input, not at calibration; simulated only
     """
 
     format: Format | None
@@ -52,6 +52,8 @@ class TensorSpec:
         kind = None if format is None or format == "float" else parse_format(format)
         chosen = parse_range(range)
         range_words(chosen)  # a range without words could not be written with the recipe
+        if kind is None and (chosen, solve, dynamic) != (_MSE, "nearest", False):
+            raise InputError(f"a tensor in float has neither range nor solver: {range!r}, {solve!r}. Name a format.")
         for name, value in (("format", kind), ("range", chosen), ("solve", solve), ("dynamic", dynamic)):
             object.__setattr__(self, name, value)
 
@@ -90,6 +92,11 @@ class Rule:
             object.__setattr__(self, name, TensorSpec(spec) if isinstance(spec, (Format, str)) else spec)
         if self.weights is not None and self.weights.dynamic:
             raise InputError(f"rule '{layers}': weights cannot be dynamic, they are the same at every input.")
+        if self.activations is not None and self.activations.solve != FLOAT.solve:
+            raise InputError(
+                f"rule '{layers}': solver '{self.activations.solve}' serves weights only; activations are rounded to "
+                "the nearest code at every input. Leave out solve."
+            )
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether it speaks of the layer that goes by these names."""
@@ -122,14 +129,14 @@ class Recipe:
 
     def check_deployable(self) -> None:
         """Raise UnsupportedError for what can be simulated only, before anything is calibrated."""
-        for rule in self.rules:
-            if rule.activations is not None and rule.activations.dynamic:
+        openvino = find_target(self.target).engine == "openvino"
+        for rule, spec in ((rule, rule.activations or FLOAT) for rule in self.rules):
+            if spec.dynamic:
                 raise UnsupportedError(
                     f"rule '{rule.layers}': no engine measures the range of an activation at run time between Q/DQ; "
                     "lowbit.simulation does. Leave out dynamic=True for a file."
                 )
-            grid = getattr(rule.activations and rule.activations.format, "grid", None)
-            if isinstance(grid, Int) and grid.bits == 16 and find_target(self.target).engine == "openvino":
+            if openvino and spec.format is not None and isinstance(grid := spec.format.grid, Int) and grid.bits == 16:
                 raise UnsupportedError(
                     f"rule '{rule.layers}': OpenVINO computes other numbers with 16-bit activations (uint16 always, "
                     "int16 beyond the calibrated range). Use 15 bits, or another target."
@@ -160,11 +167,10 @@ class Recipe:
         return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
 
     def to_toml(self) -> str:
-        rules = []
+        rules: list[dict[str, Any]] = []
         for rule in self.rules:
-            row: dict[str, Any] = {"layers": rule.layers}
-            row |= {k: _spell(s) for k in ("weights", "activations") if (s := getattr(rule, k)) is not None}
-            rules.append(row)
+            specs = {k: _spell(s) for k in ("weights", "activations") if (s := getattr(rule, k)) is not None}
+            rules.append({"layers": rule.layers} | specs)
         return tomli_w.dumps({"target": self.target, "passes": list(self.passes), "rules": rules})
 
     @staticmethod
@@ -174,47 +180,37 @@ class Recipe:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{source} is not TOML: {error}.") from None
-        _known_keys(table, {"target", "passes", "rules"}, source)
+        _check_keys(table, ("target", "passes", "rules"), source)
+        rows = table.get("rules", [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{source}: rules are tables, each under [[rules]], not {rows!r}.")
         rules = []
-        found = table.get("rules", [])
-        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-            raise InputError(f"{source}: rules are tables, each under [[rules]], not {found!r}.")
-        for row in found:
-            _known_keys(row, {"layers", "weights", "activations"}, f"{source}, rule '{row.get('layers', '*')}'")
-            rules.append(
-                Rule(
-                    row.get("layers", "*"),
-                    *(_parse(row[k]) if k in row else None for k in ("weights", "activations")),
-                )
-            )
-        return Recipe(tuple(rules), table.get("passes", ()), table.get("target", "onnxruntime"))
+        for row in rows:
+            _check_keys(row, ("layers", "weights", "activations"), f"{source}, rule '{row.get('layers', '*')}'")
+            specs = {key: _parse(value) for key, value in row.items() if key != "layers"}
+            rules.append(Rule(row.get("layers", "*"), **specs))
+        return Recipe(**table | {"rules": tuple(rules)})
 
 
-def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
-    if unknown := set(table) - known:
+def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    if unknown := table.keys() - known:
         raise InputError(f"{where}: unknown key '{min(unknown)}'. Keys are: {', '.join(sorted(known))}.")
 
 
 def _spell(spec: TensorSpec) -> str | dict[str, Any]:
     if spec.format is None:
         return "float"
-    row: dict[str, Any] = {"format": spell_format(spec.format), "range": range_words(spec.range)}
-    if spec.solve != "nearest":
-        row["solve"] = spec.solve
-    if spec.dynamic:
-        row["dynamic"] = True
-    return row
+    rest = {key: value for key in ("solve", "dynamic") if (value := getattr(spec, key)) != getattr(FLOAT, key)}
+    return {"format": spell_format(spec.format), "range": range_words(spec.range)} | rest
 
 
 def _parse(row: Any) -> TensorSpec:
     if not isinstance(row, dict):
         return TensorSpec(row)
-    _known_keys(row, {"format", "range", "solve", "dynamic"}, f"spec {dict(row)}")
-    if row.get("format") == "float":
-        return FLOAT
+    _check_keys(row, ("format", "range", "solve", "dynamic"), f"spec {row}")
     if "format" not in row:
-        raise InputError(f"spec {dict(row)} says no format. Give one in words, as 'int4 group:64', or 'float'.")
-    return TensorSpec(row["format"], row.get("range", _MSE), row.get("solve", "nearest"), row.get("dynamic", False))
+        raise InputError(f"spec {row} says no format. Give one in words, as 'int4 group:64', or 'float'.")
+    return TensorSpec(**row)
 
 
 PREPARE = (
@@ -223,57 +219,36 @@ PREPARE = (
 )
 
 
-def int8(target: str = "onnxruntime") -> Recipe:
-    """8-bit weights per output channel, 8-bit activations per tensor, in the formats of the target."""
-    profile = find_target(target)
-    rule = Rule("*", TensorSpec(profile.weights, MinMax()), TensorSpec(profile.activations, Auto()))
-    return Recipe((rule,), PREPARE + IMPROVE, target)
+def _preset(
+    weights: "TensorSpec | str", activations: "TensorSpec | str" = FLOAT, steps: tuple[str, ...] = ()
+) -> Callable[[str], Recipe]:
+    """A recipe of one rule, for any target. A range alone stands for the target's own format with this range."""
 
+    def recipe(target: str = "onnxruntime") -> Recipe:
+        own = find_target(target)
+        pairs = ((weights, own.weights), (activations, own.activations))
+        rule = Rule("*", *(TensorSpec(kind, spec) if isinstance(spec, str) else spec for spec, kind in pairs))
+        return Recipe((rule,), PREPARE + steps, target)
 
-def int8_fast(target: str = "onnxruntime") -> Recipe:
-    """As `int8`, by the extremes of the calibration data alone: nothing is tried out, nothing corrected."""
-    profile = find_target(target)
-    rule = Rule("*", TensorSpec(profile.weights, MinMax()), TensorSpec(profile.activations, MinMax()))
-    return Recipe((rule,), PREPARE, target)
-
-
-def w4a8(target: str = "onnxruntime") -> Recipe:
-    """4-bit weights per output channel, activations of the target; computed in integers. Nothing is left in float."""
-    rule = Rule("*", TensorSpec("int4 channel:0", MSE()), TensorSpec(find_target(target).activations, Auto()))
-    return Recipe((rule,), (*PREPARE, "smooth", "correct_bias"), target)
-
-
-def w4a8_blocks(target: str = "onnxruntime") -> Recipe:
-    """4-bit weights in blocks of 32, for onnxruntime's MatMulNBits: it rounds activations to int8 in blocks of 32."""
-    rule = Rule("*", TensorSpec("int4 group:32", MSE()), TensorSpec("int8 group:32", MinMax()))
-    return Recipe((rule,), PREPARE, target)
-
-
-def int8_weights(target: str = "onnxruntime") -> Recipe:
-    """8-bit weights per output channel; everything is computed in float."""
-    return Recipe((Rule("*", TensorSpec(find_target(target).weights, MinMax()), FLOAT),), PREPARE, target)
-
-
-def only_weights(format: "Format | str", target: str = "onnxruntime") -> Recipe:
-    """Weights in any format, its bounds by least squared error; everything is computed in float."""
-    return Recipe((Rule("*", TensorSpec(parse_format(format), MSE()), FLOAT),), PREPARE, target)
-
-
-def _weights_in(words: str) -> Callable[[str], Recipe]:
-    return partial(only_weights, words)
+    return recipe
 
 
 RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
     {
-        "int8": int8,
-        "int8-fast": int8_fast,
-        "int8-weights": int8_weights,
-        "w4a8": w4a8,
-        "w4a8-blocks": w4a8_blocks,
-        "int4-weights": _weights_in("int4 group:32"),
-        "mxfp4-weights": _weights_in("mxfp4"),
-        "nf4-weights": _weights_in("nf4"),
-        "codebook4-weights": _weights_in("codebook4"),
+        # 8 bits, in the formats of the target.
+        "int8": _preset("minmax", "auto", IMPROVE),
+        # The same by the extremes of the calibration data alone: nothing is tried out, nothing corrected.
+        "int8-fast": _preset("minmax", "minmax"),
+        "int8-weights": _preset("minmax"),
+        # 4-bit weights per output channel, computed in integers. Nothing is left in float.
+        "w4a8": _preset(TensorSpec("int4 channel:0"), "auto", ("smooth", "correct_bias")),
+        # For onnxruntime's MatMulNBits, which rounds activations to int8 in blocks of 32.
+        "w4a8-blocks": _preset(TensorSpec("int4 group:32"), TensorSpec("int8 group:32", "minmax")),
+        # Weights alone, bounds by least squared error; everything is computed in float.
+        "int4-weights": _preset(TensorSpec("int4 group:32")),
+        "mxfp4-weights": _preset(TensorSpec("mxfp4")),
+        "nf4-weights": _preset(TensorSpec("nf4")),
+        "codebook4-weights": _preset(TensorSpec("codebook4")),
     }
 )
 
@@ -284,24 +259,22 @@ def find_recipe(recipe: "str | Path | Format | Recipe", target: str | None = Non
     `target` overrides the recipe's own.
     """
     if isinstance(recipe, Recipe):
-        return recipe if target is None else replace(recipe, target=find_target(target).name)
-    if isinstance(recipe, Format):
-        return only_weights(recipe, target or "onnxruntime")
-    if str(recipe) in RECIPES:
-        return RECIPES[str(recipe)](target or "onnxruntime")
-    if not isinstance(recipe, (str, Path)):
+        return recipe if target is None else replace(recipe, target=target)
+    if not isinstance(recipe, (str, Path, Format)):
         raise InputError(f"recipe {recipe!r} is neither a name, a file, a Format nor a Recipe.")
-    path = Path(recipe)
-    if path.suffix != ".toml":
+    if isinstance(recipe, Format) or (str(recipe) not in RECIPES and Path(recipe).suffix != ".toml"):
         try:
-            return only_weights(str(recipe), target or "onnxruntime")
+            weights = TensorSpec(recipe if isinstance(recipe, Format) else str(recipe))
         except InputError as error:
             raise InputError(
                 f"recipe '{recipe}' does not exist. Presets are: {', '.join(RECIPES)}; or give a .toml file, or a "
                 f"format for the weights, as 'int4 group:64'. As a format: {error}"
             ) from None
+        return _preset(weights)(target or "onnxruntime")
+    if str(recipe) in RECIPES:
+        return RECIPES[str(recipe)](target or "onnxruntime")
     try:
-        found = Recipe.from_toml(path.read_text(encoding="utf-8"), str(path))
+        text = Path(recipe).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe '{path}' cannot be read: {error}.") from None
-    return found if target is None else replace(found, target=find_target(target).name)
+        raise InputError(f"recipe '{recipe}' cannot be read: {error}.") from None
+    return find_recipe(Recipe.from_toml(text, str(recipe)), target)

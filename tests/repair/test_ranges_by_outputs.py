@@ -11,7 +11,7 @@ import lowbit as lb
 from lowbit.errors import InputError
 from lowbit.metadata import from_text
 from lowbit.ranges import Auto, parse_range, range_words
-from lowbit.recipe import Recipe, int8
+from lowbit.recipe import RECIPES, Recipe
 from lowbit.repair.projections import cross_entropy, squares
 
 
@@ -50,7 +50,7 @@ def test_a_recipe_asks_for_it_by_name():
     assert range_words(Auto("cross_entropy")) == "auto:cross_entropy"
     with pytest.raises(InputError, match="losses are squares, cross_entropy"):
         parse_range("auto:entropy")
-    text = int8().to_toml().replace('range = "auto"', 'range = "auto:cross_entropy"')
+    text = RECIPES["int8"]("onnxruntime").to_toml().replace('range = "auto"', 'range = "auto:cross_entropy"')
     quantized = lb.quantize(convolutions(), images(), Recipe.from_toml(text))
     winners = {row["range"] for row in from_text(quantized.metadata["lowbit.ledger"]) if row["role"] == "activation"}
     assert winners

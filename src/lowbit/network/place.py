@@ -202,14 +202,14 @@ class _Placer:
         spec, role = self.specs[node.name][0], self.role[str(node.name)]
         if role not in (Role.CONVOLVE, Role.MULTIPLY, Role.STORE):
             return
-        for weight in layers_of(node):
-            name = str(weight.value.name)
-            if reason := why_float.weight_in_float(weight, spec, role):
+        for layer in layers_of(node):
+            name = str(layer.value.name)
+            if reason := why_float.weight_in_float(layer, spec, role):
                 self.reasons[name] = reason
                 continue
             assert spec.format is not None
-            kind = orient(spec.format, weight.output_axis, weight.summed_axis, weight.weight.shape)
-            reader = frozenset({(str(node.name), weight.index)})
+            kind = orient(spec.format, layer.output_axis, layer.summed_axis, layer.weight.shape)
+            reader = frozenset({(str(node.name), layer.index)})
             yield Site(name, "weight", replace(spec, format=kind), str(node.name), name, reader)
 
     def _constant_sites(self, node: ir.Node) -> Iterator[Site]:
@@ -222,22 +222,18 @@ class _Placer:
                 yield Site(name, "constant", self.specs[node.name][1], str(node.name), name, reader)
 
     def _bias_sites(self, node: ir.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
-        if self.role[str(node.name)] not in (Role.CONVOLVE, Role.MULTIPLY) or len(node.inputs) < 3:
+        if self.role[str(node.name)] not in (Role.CONVOLVE, Role.MULTIPLY):
             return
-        bias, data, weight = node.inputs[2], sites.get(_name(node, 0)), next(layers_of(node))
-        stored = sites.get(str(weight.value.name))
-        if bias is None or data is None or stored is None or float_constant(bias) is None:
+        layer, read = next(layers_of(node)), node.inputs[0]
+        bias, weights = layer.bias_value, sites.get(str(layer.value.name))
+        data = None if read is None else sites.get(str(read.name))
+        if bias is None or weights is None or data is None or float_constant(bias) is None:
             return
         name = str(bias.name)
-        if reason := why_float.bias_in_float(bias, weight, stored.spec, data.spec):
+        if reason := why_float.bias_in_float(bias, layer, weights.spec, data.spec):
             self.reasons[name] = reason
         else:  # int32 whatever the recipe says
-            yield Site(name, "bias", FLOAT, str(node.name), name, None, (data.value, stored.value))
-
-
-def _name(node: ir.Node, index: int) -> str:
-    value = node.inputs[index]
-    return "" if value is None else str(value.name)
+            yield Site(name, "bias", FLOAT, str(node.name), name, None, (data.value, weights.value))
 
 
 def _data(node: ir.Node) -> dict[int, ir.Value]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.graph.layer import Layer, layers_of
+from lowbit.graph.layer import Layer, layers_of, number
 from lowbit.graph.weights import float_constant
 from lowbit.network.weights import SMALLEST_WEIGHT, has_one_scale_an_output
 from lowbit.numerics import TENSOR, Int
@@ -35,23 +35,20 @@ def layer_in_float(node: ir.Node, role: Role, weights: TensorSpec, activations: 
 
 
 def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpec, target: Target) -> str:
-    weight = float_constant(node.inputs[1])
-    if (activations if weight is None else weights).format is None:
+    layer = next(layers_of(node), None)
+    if (activations if layer is None else weights).format is None:
         return BY_RULE
-    if weight is None:
+    if layer is None:
         return f"{node.op_type} of two activations, which target '{target.name}' computes in float"
     if float_constant(node.inputs[0]) is not None:
         return f"{node.op_type} of two constants"
-    if node.op_type == "MatMul" and weight.ndim < 2:
-        return "MatMul with a vector, which is not worth an integer kernel"
-    if node.op_type != "Gemm":
-        return ""
-    alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
-    if alpha != 1 or beta != 1 or node.attributes.get_int("transA"):
-        return "Gemm with alpha, beta or transA, for which there is no integer kernel"
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    bias, outputs = float_constant(value), weight.shape[0 if node.attributes.get_int("transB") else 1]
-    if value is not None and (bias is None or bias.shape != (outputs,) or len(value.uses()) > 1):
+    if layer.weight.ndim < 2:
+        return f"{node.op_type} with a vector, which is not worth an integer kernel"
+    if layer.alpha != 1 or layer.beta != 1 or number(node, "transA"):
+        return f"{node.op_type} with alpha, beta or transA, for which there is no integer kernel"
+    bias = layer.bias_value if node.op_type == "Gemm" else None
+    array = float_constant(bias)
+    if bias is not None and (array is None or array.shape != (layer.outputs,) or len(bias.uses()) > 1):
         return "Gemm without a bias of its own, one number an output (pass 'fuse_gemm' makes one)"
     return ""
 
@@ -59,8 +56,8 @@ def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpe
 def kernel_too_slow(node: ir.Node, target: Target) -> str:
     """Why a layer that could multiply in integers is faster in float, together with the activation function behind."""
     least = target.least_products.get((node.op_type, _activation_behind(node)), 0)
-    weight = next(layers_of(node))
-    products = weight.weight.size // weight.weight.shape[weight.output_axis]
+    layer = next(layers_of(node))
+    products = layer.weight.size // layer.weight.shape[layer.output_axis]
     if products >= least:
         return ""
     return f"{products} products an output save less time in integers than its {_activation_behind(node)} loses there"
@@ -76,22 +73,22 @@ def _activation_behind(node: ir.Node) -> str:
     return uses[0].op_type if len(uses) == 1 else ""
 
 
-def weight_in_float(weight: Layer, spec: TensorSpec, role: Role) -> str:
+def weight_in_float(layer: Layer, spec: TensorSpec, role: Role) -> str:
     """Why a weight of a node that has this role is not stored in low bits."""
     if spec.format is None:
         return BY_RULE
-    few = role is Role.STORE and weight.weight.size < SMALLEST_WEIGHT
-    return f"{weight.weight.size} values are too few to store in low bits" if few else ""
+    few = role is Role.STORE and layer.weight.size < SMALLEST_WEIGHT
+    return f"{layer.weight.size} values are too few to store in low bits" if few else ""
 
 
-def bias_in_float(bias: ir.Value, weight: Layer, weights: TensorSpec, activations: TensorSpec) -> str:
+def bias_in_float(bias: ir.Value, layer: Layer, weights: TensorSpec, activations: TensorSpec) -> str:
     """Why a bias is not stored in int32, at the product of the scales of these weights and activations."""
     kinds = [kind for kind in (weights.format, activations.format) if kind is not None and isinstance(kind.grid, Int)]
     if (
         activations.dynamic
         or len(kinds) < 2
         or kinds[1].block != TENSOR
-        or not has_one_scale_an_output(kinds[0].block, weight.weight.shape, weight.output_axis)
+        or not has_one_scale_an_output(kinds[0].block, layer.weight.shape, layer.output_axis)
     ):
         return "no single scale belongs to the products that it is added to"
     return "a bias that several layers share has no single scale" if len(bias.uses()) > 1 else ""
