@@ -238,8 +238,12 @@ def int8_fast(target: str = "onnxruntime") -> Recipe:
 
 
 def w4a8(target: str = "onnxruntime") -> Recipe:
-    """4-bit weights per output channel, activations of the target; computed in integers. Nothing is left in float."""
-    rule = Rule("*", TensorSpec("int4 channel:0", MSE()), TensorSpec(find_target(target).activations, Auto()))
+    """4-bit weights per output channel, activations of the target; computed in integers. Nothing is left in float.
+
+    (Top-1 with nearest rounding and with GPTQ: ResNet-20 91.15 and 91.65 %, SqueezeNet 9.7 and 56.0 %,
+    MobileNet v1 0.25 16.0 and 39.3 %.)
+    """
+    rule = Rule("*", TensorSpec("int4 channel:0", MSE(), "gptq"), TensorSpec(find_target(target).activations, Auto()))
     return Recipe((rule,), (*PREPARE, "smooth", "correct_bias"), target)
 
 

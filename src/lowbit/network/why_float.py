@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.graph.layer import Layer, layers_of
+from lowbit.graph.layer import Layer, layers_of, linear_layer, number
 from lowbit.graph.weights import float_constant
 from lowbit.network.weights import SMALLEST_WEIGHT, has_one_scale_an_output
 from lowbit.numerics import TENSOR, Int
@@ -46,12 +46,10 @@ def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpe
         return "MatMul with a vector, which is not worth an integer kernel"
     if node.op_type != "Gemm":
         return ""
-    alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
-    if alpha != 1 or beta != 1 or node.attributes.get_int("transA"):
+    if number(node, "alpha", 1) != 1 or number(node, "beta", 1) != 1 or number(node, "transA"):
         return "Gemm with alpha, beta or transA, for which there is no integer kernel"
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    bias, outputs = float_constant(value), weight.shape[0 if node.attributes.get_int("transB") else 1]
-    if value is not None and (bias is None or bias.shape != (outputs,) or len(value.uses()) > 1):
+    layer = linear_layer(node)
+    if layer is None or not layer.has_own_bias:
         return "Gemm without a bias of its own, one number an output (pass 'fuse_gemm' makes one)"
     return ""
 
