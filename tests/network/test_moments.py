@@ -93,6 +93,13 @@ def test_weights_that_are_not_multiplied_once_are_left_out() -> None:
     assert list(moments_in_turn(module, parameters, parameters, parameters, [(ids,)])) == []
 
 
+@pytest.mark.parametrize("x", [torch.zeros(0, 4), torch.full((3, 4), -torch.inf)])
+def test_weights_that_meet_nothing_or_infinities_are_left_out(x: Tensor) -> None:
+    module = build(lb.load(nn.Linear(4, 3).eval(), torch.ones(2, 4)).program).eval()
+    parameters = dict(module.named_parameters())
+    assert list(moments_in_turn(module, parameters, parameters, parameters, [(x,)])) == []
+
+
 def test_a_footprint_counts_activations_and_not_parameters() -> None:
     module = build(
         lb.load(nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 2)).eval(), torch.randn(3, 4)).program

@@ -1,5 +1,7 @@
 """Steps that must prove themselves: what is kept, what is undone, and what each does to the simulated outputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from test_output_errors import calibrated, in_batches
@@ -97,6 +99,19 @@ def test_a_bias_that_would_need_45_bits_gets_a_wider_scale():
     after = simulation.quantizers["w"].scale.reshape(-1)
     assert torch.equal(after[[0, 1, 3]], before[[0, 1, 3]])
     assert 3.0 / float(after[2] * simulation.quantizers["x"].scale) <= 1.001 * LARGEST_BIAS
+
+
+def test_a_wider_scale_leaves_the_codes_of_other_channels_to_their_solver():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(4, 2, 3, 3))
+    weight[2] *= 1e-13
+    model = network("d (float[N,2,6,6] x) => (float[N,4,4,4] y) { y = Conv (x, w, b) }", w=weight, b=np.full(4, 3.0))
+    simulation = calibrated(model, [{"x": rng.normal(size=(32, 2, 6, 6)).astype(np.float32)}])
+    quantizer = simulation.quantizers["w"]
+    solved = torch.zeros_like(quantizer.stored.codes)  # no rounding to nearest gives zeros
+    quantizer.store(replace(quantizer.stored, codes=solved))
+    assert len(widen_scales_for_biases(simulation)) == 1
+    assert torch.equal(quantizer.stored.codes, solved)
 
 
 def test_smoothing_moves_an_outlier_channel_and_changes_no_output():

@@ -54,18 +54,18 @@ def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], 
     One step is allowed because engines requantize with a fixed-point multiplier or in float32 in another order of sums;
     a value that lies within float rounding of a tie then falls on either side.
     """
-    sites = [s for s in simulation.placement.sites.values() if _has_codes(simulation, s.value)]
-    if not sites:
-        return _verify_outputs(simulation, program, batches, engine)
+    values = [name for name in simulation.placement.sites if _has_codes(simulation, name)]
     outputs = [str(v.name) for v in program.graph.outputs]
-    run = ENGINES[engine].compile(program, outputs=[*outputs, *(f"{s.value}_quantized" for s in sites)])
-    steps = _Steps()
+    run = ENGINES[engine].compile(program, outputs=[*outputs, *(f"{value}_quantized" for value in values)])
+    steps, compared = _Steps(), 0
     with simulation.mode("quantize"):
         for batch in batches:
             deployed = run(dict(batch))
             for name, simulated in _outputs_behind(simulation, batch, deployed, steps).items():
-                _reject_nan(simulation, batch, name, simulated, deployed[name], engine)
-                _compare_output(name, simulated, deployed[name], engine)
+                compared += simulated.numel()
+                if simulated.is_floating_point():
+                    _reject_nan(simulation, batch, name, simulated, deployed[name], engine)
+                    _compare_output(simulation, name, simulated.double().numpy(), deployed[name], engine)
     worst, most = steps.worst
     if most > 1:
         site = simulation.placement.sites[worst]
@@ -73,7 +73,7 @@ def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], 
             f"layer '{site.layer}': {engine} and the simulation differ by {most} steps in '{worst}'. "
             f"{saturation_advice()}Leave the layer in float (a rule 'float' for '{site.layer}') and report the model."
         )
-    return Parity(len(sites), steps.codes, steps.off / max(1, steps.codes), steps.worst)
+    return Parity(len(values), steps.codes or compared, steps.off / max(1, steps.codes), steps.worst)
 
 
 def check_arithmetic(simulation: Simulation, rows: Iterable[Mapping[str, Any]], runs: ReadBack) -> None:
@@ -102,17 +102,28 @@ def check_arithmetic(simulation: Simulation, rows: Iterable[Mapping[str, Any]], 
             )
 
 
-def _compare_output(name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str) -> None:
-    """What is computed in float behind the last integers agrees too; a top-k may still pick another of two equals."""
-    if not simulated.is_floating_point() or tuple(simulated.shape) != deployed.shape:
+def _compare_output(
+    simulation: Simulation, name: str, own: np.ndarray[Any, Any], deployed: np.ndarray[Any, Any], engine: str
+) -> None:
+    """What is computed in float agrees too; behind integers a top-k may still pick another of two equals.
+
+    Where only weights are stored in few bits everything is float, and outputs are equal up to the order of sums. A
+    kernel that rounds activations in blocks finds some on the other side of a tie: its outputs have BLOCK_SHARE.
+    """
+    if own.shape != deployed.shape or not own.size:
         return
-    own = simulated.double().numpy()
-    noise = float(np.square(_differences(own, deployed)).sum())
-    power = float(np.square(own[np.isfinite(own)]).sum())
-    if not noise <= OUTPUT_NOISE * power:
+    apart, known = np.abs(_differences(own, deployed)), np.abs(own[np.isfinite(own)])
+    activations = [s.value for s in simulation.placement.sites.values() if s.role == "activation"]
+    if any(_has_codes(simulation, value) for value in activations):
+        limit, off = OUTPUT_NOISE, np.square(apart).sum() / max(np.square(known).sum(), 1e-30)
+        what = "power, though all integers before it agree. Leave the last layers in float (rules 'float')"
+    else:
+        limit, off = BLOCK_SHARE if activations else FLOAT_SHARE, apart.max() / max(known.max(initial=0), 1e-30)
+        what = "largest value, though both compute in float. Leave layers in float by rules, half of them first,"
+        what += " to find which,"
+    if not off <= limit:
         raise MismatchError(
-            f"output '{name}': {engine} and the simulation differ by {noise / max(power, 1e-30):.2g} of its power, "
-            "though all integers before it agree. Leave the last layers in float (rules 'float') and report the model."
+            f"output '{name}': {engine} and the simulation differ by {off:.2g} of its {what} and report the model."
         )
 
 
@@ -120,8 +131,6 @@ def _reject_nan(
     simulation: Simulation, batch: Batch, name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str
 ) -> None:
     """MismatchError for a NaN in an output, unless the float network gives one too."""
-    if not simulated.is_floating_point():
-        return
     where = np.isnan(deployed)
     if bool(simulated.isnan().any()) or where.any():
         with simulation.mode("off"):
@@ -139,34 +148,6 @@ def _differences(own: np.ndarray[Any, Any], deployed: np.ndarray[Any, Any]) -> n
     same = (own == deployed) | (np.isnan(own) & np.isnan(deployed))
     apart: np.ndarray[Any, Any] = np.subtract(deployed, own, where=~same, out=np.zeros_like(own))
     return apart
-
-
-def _verify_outputs(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], engine: str) -> Parity:
-    """Where only weights are stored in few bits everything is float: the outputs themselves are equal, up to summation.
-
-    A kernel that rounds activations in blocks finds some on the other side of a tie: its outputs have BLOCK_SHARE.
-    """
-    run = ENGINES[engine].compile(program)
-    share = BLOCK_SHARE if any(s.role == "activation" for s in simulation.placement.sites.values()) else FLOAT_SHARE
-    compared = 0
-    with simulation.mode("quantize"):
-        for batch in batches:
-            deployed = run(dict(batch))
-            for name, simulated in forward(simulation, batch).items():
-                compared += simulated.numel()
-                if not simulated.is_floating_point() or not simulated.numel():
-                    continue
-                _reject_nan(simulation, batch, name, simulated, deployed[name], engine)
-                own = simulated.double().numpy()
-                largest = np.abs(own, where=np.isfinite(own), out=np.zeros_like(own)).max()
-                off = np.abs(_differences(own, deployed[name])).max() / max(largest, 1e-30)
-                if not off <= share:
-                    raise MismatchError(
-                        f"output '{name}': {engine} and the simulation differ by {off:.2g} of its largest value, "
-                        "though both compute in float. Leave layers in float by rules, half of them first, to find "
-                        "which; report the model."
-                    )
-    return Parity(0, compared, 0.0, ("", 0))
 
 
 def _has_codes(simulation: Simulation, value: str) -> bool:

@@ -6,12 +6,11 @@ number for each output, at the scale of this layer: a scalar is spread, and a bi
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
 from lowbit.graph.layer import linear_layer
-from lowbit.graph.weights import constant, drop_unread, remove_node, set_constant
+from lowbit.graph.weights import drop_unread, remove_node, set_constant
 
 
 def fuse_gemm(program: ir.Model) -> Changed:
@@ -38,13 +37,8 @@ def fuse_gemm(program: ir.Model) -> Changed:
 
 def _own_bias(node: ir.Node) -> bool:
     """Make a Gemm's bias (outputs,) and its own, where it is a constant that is not; whether that changed it."""
-    layer = linear_layer(node) if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-    value = None if layer is None else node.inputs[2]
-    array = constant(value)
-    if layer is None or value is None or array is None:
+    layer = linear_layer(node) if node.op_type == "Gemm" else None
+    if layer is None or layer.has_own_bias or layer.bias_value is None:
         return False
-    if array.shape == (layer.outputs,) and len(value.uses()) == 1:
-        return False
-    bias = np.broadcast_to(array.reshape(-1), (layer.outputs,))
-    set_constant(node, 2, bias, f"{value.name}.{node.name}")
+    set_constant(node, 2, layer.bias / layer.beta, f"{layer.bias_value.name}.{node.name}")
     return True

@@ -120,14 +120,9 @@ class Layer:
         return int(self.weight.shape[axis]) * (self.groups if axis else 1)
 
     @property
-    def alpha(self) -> float:
-        """A Gemm's factor of the products."""
-        return number(self.node, "alpha", 1.0)
-
-    @property
     def beta(self) -> float:
         """A Gemm's factor of the bias."""
-        return number(self.node, "beta", 1.0)
+        return number(self.node, "beta", 1)
 
     @property
     def bias_input(self) -> tuple[ir.Node, int] | None:
@@ -141,6 +136,12 @@ class Layer:
         """The bias's ONNX value, if there is one."""
         node, index = self.bias_input or (self.node, len(self.node.inputs))
         return node.inputs[index] if index < len(node.inputs) else None
+
+    @property
+    def has_own_bias(self) -> bool:
+        """Whether its bias, if it has one, is one number an output that nobody else reads."""
+        value, array = self.bias_value, constant(self.bias_value)
+        return value is None or (array is not None and array.shape == (self.outputs,) and len(value.uses()) == 1)
 
     @property
     def bias(self) -> np.ndarray:
@@ -176,7 +177,7 @@ class Layer:
     def response(self, values: np.ndarray) -> np.ndarray:
         """What constant input channels add to each output where nothing is padded; (inputs,) → (outputs,)."""
         added = np.einsum("goi,gi->go", self.by_group().sum(3), values.reshape(self.groups, -1))
-        return np.asarray(self.alpha * added.reshape(-1))
+        return np.asarray(number(self.node, "alpha", 1) * added.reshape(-1))
 
     def set_bias(self, bias: np.ndarray) -> None:
         """Replace the bias, or give the layer one; float64 (outputs,), beta included."""

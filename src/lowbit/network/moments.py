@@ -37,8 +37,8 @@ def moments_in_step(
     exact, quantized   the same batches; the weight that a quantized run holds for the key, or its quantizer's codes,
                        may be replaced before the next is asked for
 
-    Left out are weights of operators that do not sum channels or windows, of more than LARGEST inputs, and those that
-    several nodes read.
+    Left out are weights of operators that do not sum channels or windows, of more than LARGEST inputs, those that
+    several nodes read, and those that are multiplied with nothing or with what is not finite.
     """
     wanted = set(keys)
     for node in in_step(*exact, *quantized):
@@ -48,8 +48,11 @@ def moments_in_step(
         key, data, weight = exact[0].keys[str(layer.value.name)], node.args[0], node.args[layer.index]
         assert isinstance(data, fx.Node)
         assert isinstance(weight, fx.Node)
-        if key in wanted:
-            yield key, _moments(node, [(a.env[data], b.env[data]) for a, b in zip(exact, quantized, strict=True)])
+        if key not in wanted:
+            continue
+        found = _moments(node, [(a.env[data], b.env[data]) for a, b in zip(exact, quantized, strict=True)])
+        if found.rows and bool(found.quantized.isfinite().all() and found.cross.isfinite().all()):
+            yield key, found
             for run in quantized:
                 run.renew(weight)
 

@@ -44,11 +44,9 @@ def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpe
         return f"{node.op_type} of two constants"
     if layer.weight.ndim < 2:
         return f"{node.op_type} with a vector, which is not worth an integer kernel"
-    if layer.alpha != 1 or layer.beta != 1 or number(node, "transA"):
+    if number(node, "alpha", 1) != 1 or number(node, "beta", 1) != 1 or number(node, "transA"):
         return f"{node.op_type} with alpha, beta or transA, for which there is no integer kernel"
-    bias = layer.bias_value if node.op_type == "Gemm" else None
-    array = float_constant(bias)
-    if bias is not None and (array is None or array.shape != (layer.outputs,) or len(bias.uses()) > 1):
+    if node.op_type == "Gemm" and not layer.has_own_bias:
         return "Gemm without a bias of its own, one number an output (pass 'fuse_gemm' makes one)"
     return ""
 
