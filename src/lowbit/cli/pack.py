@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import JsonOption, check_output, print_json, progress, show_page
+from lowbit.cli.options import JsonOption
+from lowbit.cli.output import answer, check_output, progress
 
 
 def pack(
@@ -25,28 +26,18 @@ def pack(
     output = output or Path(f"{model.stem}.lowbit")
     check_output(output, [model], {".lowbit": "a container; `lowbit unpack` gives the model back"})
 
-    from lowbit.report.words import bytes_text, times_text
+    from lowbit.report.words import written_text
     from lowbit.storage.container import pack as pack_model
     from lowbit.storage.inspect import inspect
 
     start = time.perf_counter()
-    with progress("packing", json, "bytes") as bar:
-        size = pack_model(model, output, lambda done, _: bar(done))
-    report = inspect(output)
-    summary = {
-        "output": str(output),
-        "bytes": size,
-        "bytes_before": report.unpacked_size,
-        "seconds": round(time.perf_counter() - start, 2),
-        "bytes_by_use": report.bytes_by_use,
-    }
-    if json:
-        print_json(summary)
-        return
-    smaller = times_text(report.unpacked_size / size, "smaller", "larger", "same size")
-    sizes = f"{bytes_text(size)}, was {bytes_text(report.unpacked_size)} ({smaller})"
-    show_page(f"wrote {output} in {summary['seconds']} s: {sizes}")
-    show_page(f"next: lowbit show {output}\n      lowbit unpack {output} -o {model.name}")
+    with progress(json, "bytes") as bar:
+        size = pack_model(model, output, lambda done, total: bar("packing", done, total))
+    report, seconds = inspect(output), time.perf_counter() - start
+    values = {"output": str(output), "bytes": size, "bytes_before": report.unpacked_size}
+    values |= {"seconds": round(seconds, 2), "bytes_by_use": report.bytes_by_use}
+    page = written_text(output, seconds, size, report.unpacked_size)
+    answer(json, values, page, f"next: lowbit show {output}\n      lowbit unpack {output} -o {model.name}")
 
 
 def unpack(
@@ -70,7 +61,4 @@ def unpack(
     from lowbit.storage.container import unpack as unpack_model
 
     size = unpack_model(container, output, max_bytes)
-    if json:
-        print_json({"output": str(output), "bytes": size})
-    else:
-        show_page(f"wrote {output}, {bytes_text(size)}; checksums verified")
+    answer(json, {"output": str(output), "bytes": size}, f"wrote {output}, {bytes_text(size)}; checksums verified")
