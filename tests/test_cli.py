@@ -236,13 +236,18 @@ def test_a_format_of_a_module_of_mine_is_usable(place, capsys):
         assert "wrote net.tern.onnx" in told.stdout
 
 
+def in_type(elements: int, dtype: type) -> onnx.ModelProto:
+    """The small network with weights, inputs and outputs of another float type."""
+    found = small_net()
+    for tensor in found.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+    for port in (*found.graph.input, *found.graph.output):
+        port.type.tensor_type.elem_type = elements
+    return found
+
+
 def test_a_note_is_one_line_on_stderr(place, capsys):
-    half = small_net()
-    for tensor in half.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for port in (*half.graph.input, *half.graph.output):
-        port.type.tensor_type.elem_type = TensorProto.FLOAT16
-    onnx.save(half, "half.onnx")
+    onnx.save(in_type(TensorProto.FLOAT16, np.float16), "half.onnx")
     assert call("quantize", "half.onnx", "--data", "data.npz") == 0
     told = capsys.readouterr()
     assert told.err == (
@@ -254,12 +259,7 @@ def test_a_note_is_one_line_on_stderr(place, capsys):
 def test_a_bfloat16_network_runs_although_onnxruntime_does_not_take_it(place, capsys):
     import ml_dtypes
 
-    half = small_net()
-    for tensor in half.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16), tensor.name))
-    for port in (*half.graph.input, *half.graph.output):
-        port.type.tensor_type.elem_type = TensorProto.BFLOAT16
-    onnx.save(half, "half.onnx")
+    onnx.save(in_type(TensorProto.BFLOAT16, ml_dtypes.bfloat16), "half.onnx")
     assert call("run", "half.onnx", "--data", "data.npz", "--metric", "top1", "--json") == 0
     assert json.loads(capsys.readouterr().out)["metric"]["value"] > 0.8
 

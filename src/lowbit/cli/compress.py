@@ -6,25 +6,19 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import DataOption, JsonOption, SampleOptions, with_groups
+from lowbit.cli.options import DataOption, JsonOption, SampleOptions, TrainedArgument, output_option, with_groups
 from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
 from lowbit.errors import InputError
 
 
 @with_groups
 def compress(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")],
+    model: TrainedArgument,
     *,
     data: DataOption,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Where to write: .lowbit, or .onnx to leave out the entropy coding.",
-            show_default="MODEL.lowbit",
-        ),
+        output_option("Where to write: .lowbit, or .onnx to leave out the entropy coding.", "MODEL.lowbit"),
     ] = None,
     ratio: Annotated[
         float | None,

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +24,13 @@ SOURCE = (
     "zip of images (labels.csv, or a folder for each class), or module:function that returns batches."
 )
 DataOption = Annotated[str, typer.Option("--data", "-d", metavar="SOURCE", help=SOURCE)]
+TrainedArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def output_option(help: str, default: bool | str = False) -> Any:
+    """`--output`: what is written, and where to if it is not given."""
+    return typer.Option("--output", "-o", metavar="FILE", help=help, show_default=default)
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,13 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import JsonOption
+from lowbit.cli.options import JsonOption, output_option
 from lowbit.cli.output import answer, check_output, progress
 
 
 def pack(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .safetensors file, quantized or not.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.lowbit")
-    ] = None,
+    output: Annotated[Path | None, output_option("Where to write.", "MODEL.lowbit")] = None,
     json: JsonOption = False,
 ) -> None:
     """Entropy-code a model into one .lowbit file; `lowbit unpack` gives it back bit for bit.
@@ -42,7 +40,7 @@ def pack(
 
 def unpack(
     container: Annotated[Path, typer.Argument(metavar="FILE", help="A .lowbit file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the model.")],
+    output: Annotated[Path, output_option("Where to write the model.")],
     max_bytes: Annotated[
         int | None,
         typer.Option(

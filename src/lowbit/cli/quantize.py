@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import SOURCE, JsonOption, SampleOptions, with_groups
+from lowbit.cli.options import SOURCE, JsonOption, SampleOptions, TrainedArgument, output_option, with_groups
 from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
 
 
 @with_groups
 def quantize(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")],
+    model: TrainedArgument,
     *,
     data: Annotated[
         str | None,
@@ -21,13 +21,7 @@ def quantize(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Where to write: .onnx, or .lowbit to entropy-code it as well.",
-            show_default="MODEL.RECIPE.onnx, here",
-        ),
+        output_option("Where to write: .onnx, or .lowbit to entropy-code it as well.", "MODEL.RECIPE.onnx, here"),
     ] = None,
     recipe: Annotated[
         str,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lowbit.cli.options import DataOption, JsonOption, RunOptions, with_groups
+from lowbit.cli.options import DataOption, JsonOption, RunOptions, output_option, with_groups
 from lowbit.cli.output import answer, check_output, progress
 from lowbit.errors import InputError
 
@@ -17,12 +17,7 @@ def run(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A network, quantized or not.")],
     data: DataOption,
     running: RunOptions,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="An .npz with an array for each output, or an .npy of one."
-        ),
-    ] = None,
+    output: Annotated[Path | None, output_option("An .npz with an array for each output, or an .npy of one.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the engine.", show_default="its own choice")
     ] = None,
