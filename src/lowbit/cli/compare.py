@@ -1,41 +1,33 @@
 """`lowbit compare`: does the quantized network still do its job, how much smaller is it, how much faster."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import (
-    BatchOption,
-    DataOption,
-    EngineOption,
-    JsonOption,
-    LimitOption,
-    MetricOption,
-    NamesOption,
-    PreprocessOption,
-    SkipOption,
-    open_data,
-    print_json,
-    progress,
-    show_page,
-)
+from lowbit.cli.options import DataOption, JsonOption, RunOptions, with_groups
+from lowbit.cli.output import answer, progress
 
 
+class Measured(StrEnum):
+    """What takes time and can be left out."""
+
+    LATENCY = "latency"
+    LAYERS = "layers"
+
+
+@with_groups
 def compare(
     reference: Annotated[Path, typer.Argument(metavar="FLOAT", help="The network as it was, an .onnx file.")],
     candidate: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="The network to judge, an .onnx file.")],
     data: DataOption,
-    metric: MetricOption = None,
-    preprocess: PreprocessOption = None,
-    names: NamesOption = None,
-    limit: LimitOption = None,
-    skip: SkipOption = 0,
-    batch: BatchOption = None,
+    running: RunOptions,
     threads: Annotated[int, typer.Option(min=1, help="Threads while latency is measured.")] = 1,
-    engine: EngineOption = "onnxruntime",
-    latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
-    layers: Annotated[bool, typer.Option(help="Measure noise inside the networks.")] = True,
+    without: Annotated[
+        list[Measured] | None,
+        typer.Option(help="Do not measure latency, or noise inside the networks (layers); may be given twice."),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(metavar="DROP", help="Exit with status 2 if the metric is worse by more; top1: .01 is one point."),
@@ -54,24 +46,20 @@ def compare(
     from lowbit.model import load
 
     inputs = load(reference, allow_nonfinite=True).inputs
-    with progress("comparing", json) as watch:
-        samples = open_data(data, inputs, preprocess, names, skip, limit, watch)
+    with progress(json) as bar:
         found = compare_models(
             reference,
             candidate,
-            samples,
-            metric,
-            latency=latency,
-            layers=layers,
+            running.open(data, inputs, bar, "comparing"),
+            running.metric,
+            latency=Measured.LATENCY not in (without or ()),
+            layers=Measured.LAYERS not in (without or ()),
             threads=threads,
-            engine=engine,
-            batch=batch,
+            engine=running.engine,
+            batch=running.batch,
         )
     if max_drop is not None and found.metric_change is None:
         raise DataError("--max-drop needs labels and a metric, and the data has none.")
-    if json:
-        print_json(found.to_dict())
-    else:
-        show_page(found)
+    answer(json, found.to_dict(), found)
     if max_drop is not None and found.drop > max_drop:
         raise typer.Exit(2)

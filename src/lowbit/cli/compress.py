@@ -1,45 +1,24 @@
 """`lowbit compress`: a trained network in, one small .lowbit file out."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import (
-    MODEL_FILES,
-    DataOption,
-    JsonOption,
-    LimitOption,
-    NamesOption,
-    PreprocessOption,
-    SkipOption,
-    check_output,
-    open_data,
-    print_json,
-    save_model,
-    show_page,
-)
+from lowbit.cli.options import DataOption, JsonOption, SampleOptions, TrainedArgument, output_option, with_groups
+from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
 from lowbit.errors import InputError
 
-if TYPE_CHECKING:
-    from lowbit.flows.compress import Progress
 
-
+@with_groups
 def compress(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")],
+    model: TrainedArgument,
+    *,
     data: DataOption,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Where to write: .lowbit, or .onnx to leave out the entropy coding.",
-            show_default="MODEL.lowbit",
-        ),
+        output_option("Where to write: .lowbit, or .onnx to leave out the entropy coding.", "MODEL.lowbit"),
     ] = None,
     ratio: Annotated[
         float | None,
@@ -102,10 +81,7 @@ def compress(
         Path | None,
         typer.Option(help="Where the state is kept; an interrupted run resumes.", show_default="OUTPUT.state"),
     ] = None,
-    preprocess: PreprocessOption = None,
-    names: NamesOption = None,
-    limit: LimitOption = None,
-    skip: SkipOption = 0,
+    samples: SampleOptions,
     json: JsonOption = False,
 ) -> None:
     """Prune, share weights, fine-tune and entropy-code: Deep Compression into one .lowbit file.
@@ -126,12 +102,12 @@ def compress(
     from lowbit.flows.compress import Compression
     from lowbit.flows.compress import compress as compress_model
     from lowbit.model import load
-    from lowbit.report.words import bytes_text, times_text
+    from lowbit.report.words import written_text
     from lowbit.solve.prune import Pruning
 
     start = time.perf_counter()
     network = load(model)
-    samples = open_data(data, network.inputs, preprocess, names, skip, limit)
+    opened = samples.open(data, network.inputs)
     by_size = ratio or (4.0 if max_drop is not None else 0.0)  # a budget searches for the ratio
     settings = Compression(
         ratio=by_size, prune=Pruning((0.0 if by_size else 0.9) if prune is None else prune, scope, pattern),
@@ -139,50 +115,17 @@ def compress(
         batch=batch, learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
     verdict: dict[str, object] = {}
-    with _bars(json) as progress:
+    with progress(json, "steps") as bar:
         if max_drop is None:
-            small = compress_model(network, samples, settings, checkpoint=checkpoint, progress=progress)
+            small = compress_model(network, opened, settings, checkpoint=checkpoint, progress=bar)
         else:
             from lowbit.flows.shrink import shrink
 
-            found = shrink(network, samples, max_drop, settings, checkpoint=checkpoint, progress=progress)
+            found = shrink(network, opened, max_drop, settings, checkpoint=checkpoint, progress=bar)
             small, verdict = found.model, found.verdict()
     size, before = save_model(small, output), model.stat().st_size
-    summary = {
-        "output": str(output),
-        "bytes": size,
-        "bytes_before": before,
-        "ratio": round(before / size, 2),
-        "seconds": round(time.perf_counter() - start, 1),
-        **verdict,
-    }
-    if json:
-        print_json(summary)
-        return
-    smaller = times_text(before / size, "smaller", "larger", "same size")
-    show_page(f"wrote {output} in {summary['seconds']} s: {bytes_text(size)}, was {bytes_text(before)} ({smaller})")
-    for name, value in verdict.items():
-        show_page(f"{name}: {value}")
-    show_page(f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")
-
-
-@contextmanager
-def _bars(quiet: bool) -> "Iterator[Progress]":
-    """A bar for each phase of the training, on stderr; nothing where that is no terminal."""
-    import sys
-
-    if quiet or not sys.stderr.isatty():
-        yield lambda phase, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
-    with Bars(console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, object] = {}
-
-        def show(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase, total=total)
-            bars.update(tasks[phase], completed=done, total=total)  # type: ignore[arg-type]
-
-        yield show
+    seconds = time.perf_counter() - start
+    values = {"output": str(output), "bytes": size, "bytes_before": before}
+    values |= {"ratio": round(before / size, 2), "seconds": round(seconds, 1), **verdict}
+    pages = [written_text(output, seconds, size, before), *(f"{name}: {value}" for name, value in verdict.items())]
+    answer(json, values, *pages, f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import JsonOption, check_output, print_json, show_page
+from lowbit.cli.options import JsonOption
+from lowbit.cli.output import answer, check_output
 
 
 def formats(
@@ -39,10 +40,7 @@ def formats(
         if plot is not None:
             raise InputError("--plot draws the formats on a network's weights: give --on MODEL as well.")
         entries = [entry(name, parse_format(name)) for name in names] if names else catalogue()
-        if json:
-            print_json({"formats": plain(entries)})
-        else:
-            show_page(catalogue_table(entries))
+        answer(json, {"formats": plain(entries)}, catalogue_table(entries))
         return
 
     from lowbit.flows.formats import COMPARED, formats_on, weights_on
@@ -57,7 +55,5 @@ def formats(
     rows = formats_on(model, tuple(names or COMPARED), parse_range(range))
     if plot is not None:
         write_bytes(plot, plot_html(rows, f"{on.name}: weights").encode())
-    if json:
-        print_json({"model": str(on), "range": range, "formats": plain(rows)})
-    else:
-        show_page(on_model_table(rows, on.name, sum(w.weight.nbytes for w in weights_on(model).values())))
+    values = {"model": str(on), "range": range, "formats": plain(rows)}
+    answer(json, values, on_model_table(rows, on.name, sum(w.weight.nbytes for w in weights_on(model).values())))

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import JsonOption, check_output, print_json, progress, show_page
+from lowbit.cli.options import JsonOption, output_option
+from lowbit.cli.output import answer, check_output, progress
 
 
 def pack(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .safetensors file, quantized or not.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default="MODEL.lowbit")
-    ] = None,
+    output: Annotated[Path | None, output_option("Where to write.", "MODEL.lowbit")] = None,
     json: JsonOption = False,
 ) -> None:
     """Entropy-code a model into one .lowbit file; `lowbit unpack` gives it back bit for bit.
@@ -25,33 +24,23 @@ def pack(
     output = output or Path(f"{model.stem}.lowbit")
     check_output(output, [model], {".lowbit": "a container; `lowbit unpack` gives the model back"})
 
-    from lowbit.report.words import bytes_text, times_text
+    from lowbit.report.words import written_text
     from lowbit.storage.container import pack as pack_model
     from lowbit.storage.inspect import inspect
 
     start = time.perf_counter()
-    with progress("packing", json, "bytes") as bar:
-        size = pack_model(model, output, lambda done, _: bar(done))
-    report = inspect(output)
-    summary = {
-        "output": str(output),
-        "bytes": size,
-        "bytes_before": report.unpacked_size,
-        "seconds": round(time.perf_counter() - start, 2),
-        "bytes_by_use": report.bytes_by_use,
-    }
-    if json:
-        print_json(summary)
-        return
-    smaller = times_text(report.unpacked_size / size, "smaller", "larger", "same size")
-    sizes = f"{bytes_text(size)}, was {bytes_text(report.unpacked_size)} ({smaller})"
-    show_page(f"wrote {output} in {summary['seconds']} s: {sizes}")
-    show_page(f"next: lowbit show {output}\n      lowbit unpack {output} -o {model.name}")
+    with progress(json, "bytes") as bar:
+        size = pack_model(model, output, lambda done, total: bar("packing", done, total))
+    report, seconds = inspect(output), time.perf_counter() - start
+    values = {"output": str(output), "bytes": size, "bytes_before": report.unpacked_size}
+    values |= {"seconds": round(seconds, 2), "bytes_by_use": report.bytes_by_use}
+    page = written_text(output, seconds, size, report.unpacked_size)
+    answer(json, values, page, f"next: lowbit show {output}\n      lowbit unpack {output} -o {model.name}")
 
 
 def unpack(
     container: Annotated[Path, typer.Argument(metavar="FILE", help="A .lowbit file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the model.")],
+    output: Annotated[Path, output_option("Where to write the model.")],
     max_bytes: Annotated[
         int | None,
         typer.Option(
@@ -70,7 +59,4 @@ def unpack(
     from lowbit.storage.container import unpack as unpack_model
 
     size = unpack_model(container, output, max_bytes)
-    if json:
-        print_json({"output": str(output), "bytes": size})
-    else:
-        show_page(f"wrote {output}, {bytes_text(size)}; checksums verified")
+    answer(json, {"output": str(output), "bytes": size}, f"wrote {output}, {bytes_text(size)}; checksums verified")

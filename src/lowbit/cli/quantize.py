@@ -7,35 +7,21 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import (
-    MODEL_FILES,
-    JsonOption,
-    LimitOption,
-    NamesOption,
-    OptionalDataOption,
-    PreprocessOption,
-    SkipOption,
-    check_output,
-    open_data,
-    print_json,
-    progress,
-    save_model,
-    show_page,
-)
+from lowbit.cli.options import SOURCE, JsonOption, SampleOptions, TrainedArgument, output_option, with_groups
+from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
 
 
+@with_groups
 def quantize(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")],
-    data: OptionalDataOption = None,
+    model: TrainedArgument,
+    *,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", metavar="SOURCE", help=f"{SOURCE} Recipes of weights alone need none."),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Where to write: .onnx, or .lowbit to entropy-code it as well.",
-            show_default="MODEL.RECIPE.onnx, here",
-        ),
+        output_option("Where to write: .onnx, or .lowbit to entropy-code it as well.", "MODEL.RECIPE.onnx, here"),
     ] = None,
     recipe: Annotated[
         str,
@@ -52,10 +38,7 @@ def quantize(
             show_default="the recipe's",
         ),
     ] = None,
-    preprocess: PreprocessOption = None,
-    names: NamesOption = None,
-    limit: LimitOption = None,
-    skip: SkipOption = 0,
+    samples: SampleOptions,
     json: JsonOption = False,
 ) -> None:
     """Turn a trained network into an int8 one that a standard engine runs.
@@ -76,34 +59,23 @@ def quantize(
     from lowbit.model import load
     from lowbit.report.ledger import Ledger
 
-    start = time.perf_counter()
-    network = load(model)
-    seen = [0]
+    start, seen = time.perf_counter(), [0]
 
-    def watch(done: int) -> None:
+    def watch(phase: str, done: int, total: int | None) -> None:
         seen[0] = max(seen[0], done)
-        bar(done)
+        bar(phase, done, total)
 
-    with progress("calibrating", json) as bar:
-        samples = None if data is None else open_data(data, network.inputs, preprocess, names, skip, limit, watch)
-        quantized = quantize_model(network, samples, recipe, target=target, stage=bar)
+    network = load(model)
+    with progress(json) as bar:
+        opened = None if data is None else samples.open(data, network.inputs, watch, "calibrating")
+        quantized = quantize_model(network, opened, recipe, target=target, stage=bar)
     if data is not None:
-        quantized.metadata["lowbit.calibration"] = dumps(
-            {"data": Path(data).name, "samples": seen[0], "skip": skip, "preprocess": preprocess, "names": names}
-        )
-    size, before = save_model(quantized, output), sizes(model)
-    ledger = Ledger.of(quantized)
-    summary = {
-        "output": str(output),
-        "bytes": size,
-        "bytes_before": before[0],
-        "note_bytes_before": before[1],
-        "recipe": recipe,
-        "seconds": round(time.perf_counter() - start, 2),
-        **ledger.counts(),
-    }
-    if json:
-        print_json(summary)
-    else:
-        show_page(ledger.summary(output, before, size, time.perf_counter() - start))
-        show_page(f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")
+        told = {"data": Path(data).name, "samples": seen[0], "skip": samples.skip}
+        told |= {"preprocess": samples.preprocess, "names": samples.names}
+        quantized.metadata["lowbit.calibration"] = dumps(told)
+    size, before, ledger = save_model(quantized, output), sizes(model), Ledger.of(quantized)
+    seconds = time.perf_counter() - start
+    values = {"output": str(output), "bytes": size, "bytes_before": before[0], "note_bytes_before": before[1]}
+    values |= {"recipe": recipe, "seconds": round(seconds, 2), **ledger.counts()}
+    page = ledger.summary(output, before, size, seconds)
+    answer(json, values, page, f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import JsonOption, print_json, show_page
+from lowbit.cli.options import JsonOption
+from lowbit.cli.output import answer
 
 
 def show(
@@ -25,17 +26,11 @@ def show(
         from lowbit.storage.inspect import inspect
 
         report = inspect(model)
-        if json:
-            print_json(contents_dict(report, model))
-        else:
-            show_page(contents_view(report, model, every))
+        answer(json, contents_dict(report, model), contents_view(report, model, every))
         return
 
     from lowbit.model import load
     from lowbit.report.ledger import Ledger
 
     ledger = Ledger.of(load(model, allow_nonfinite=True))
-    if json:
-        print_json(ledger.to_dict(model))
-    else:
-        show_page(ledger.view(model, every))
+    answer(json, ledger.to_dict(model), ledger.view(model, every))

@@ -9,7 +9,7 @@ import numpy as np
 
 from lowbit.data.fitting import Fitting
 from lowbit.data.preprocess import Preprocessing
-from lowbit.data.samples import Samples, check_finite
+from lowbit.data.samples import SampleBatch, check_finite
 from lowbit.data.sources import Source, open_source
 from lowbit.errors import DataError
 
@@ -70,7 +70,7 @@ class Data:
         for samples in self.samples(size):
             yield samples.inputs, samples.labels
 
-    def samples(self, size: int | None = None, most_bytes: int | None = None) -> Iterator[Samples]:
+    def samples(self, size: int | None = None, most_bytes: int | None = None) -> Iterator[SampleBatch]:
         """As `batches`, with the number of samples in each; fewer than `size` where they would take `most_bytes`."""
         batching, parts = self.fitting.batching, self._chosen()
         wanted = batching.fixed or size or self.source.batch
@@ -96,14 +96,14 @@ class Data:
         if not done:
             raise DataError(f"{self.source.name} has no samples{f' after the first {self.skip}' if self.skip else ''}.")
 
-    def pieces(self, samples: Samples, size: int) -> list[Samples]:
+    def pieces(self, samples: SampleBatch, size: int) -> list[SampleBatch]:
         """These samples, `size` at a time; all at once where the network takes a fixed number."""
         if self.fixed_batch or size >= samples.count:
             return [samples]
         starts = range(0, samples.count, size)
         return [self.fitting.batching.slice(samples, start, start + size) for start in starts]
 
-    def cut(self, samples: Samples, count: int) -> Samples:
+    def cut(self, samples: SampleBatch, count: int) -> SampleBatch:
         """The first `count` of these samples; all of them where the network takes a fixed number at once."""
         return self.pieces(samples, count)[0]
 
@@ -130,7 +130,7 @@ class Data:
             limit = rest if limit is None else min(rest, limit)
         return replace(self, skip=self.skip + skip, limit=limit)
 
-    def _chosen(self) -> Iterator[Samples]:
+    def _chosen(self) -> Iterator[SampleBatch]:
         """Samples from skip on, at most limit, each checked."""
         skipped = self.skip if self.source.skips else 0
         position, last = skipped, None if self.limit is None else self.skip + self.limit

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.data.preprocess import Preprocessing
-from lowbit.data.samples import Batching, Samples, as_array, as_labels
+from lowbit.data.samples import Batching, SampleBatch, as_array, as_labels
 from lowbit.errors import DataError, ShapeError, did_you_mean
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ LABELS = ("labels", "label")
 
 @dataclass(frozen=True)
 class Fitting:
-    """Turns what a source yields into Samples of one network.
+    """Turns what a source yields into batches of one network.
 
     renames  network input (or `labels`) → name in the data; empty: names must agree, one unnamed array serves one input
     """
@@ -34,7 +34,7 @@ class Fitting:
         """Which axis of each input counts samples."""
         return Batching.of(self.inputs)
 
-    def samples(self, item: object, where: str) -> Samples:
+    def samples(self, item: object, where: str) -> SampleBatch:
         """One item (a mapping, a tuple of inputs and perhaps labels, or a lone array) checked and brought in shape."""
         named, labels = self.named(item, where)
         arrays, counts, lone = {}, {}, False
@@ -49,7 +49,9 @@ class Fitting:
             listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())
             raise ShapeError(f"{where}: inputs have unequal numbers of samples: {listed}.")
         count = next(iter(counts.values()), 1)
-        return Samples(arrays, None if labels is None else as_labels(labels, count, where, lone and count == 1), count)
+        return SampleBatch(
+            arrays, None if labels is None else as_labels(labels, count, where, lone and count == 1), count
+        )
 
     def named(self, item: object, where: str) -> tuple[dict[str, Any], Any]:
         """The network's inputs by name, and the labels or None."""

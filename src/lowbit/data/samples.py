@@ -16,7 +16,7 @@ BATCH_NAMES = ("batch", "batch_size", "batchsize")
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleBatch:
     """Some samples, ready for the network.
 
     inputs has exactly the network's inputs, each with its type and, where it is stated, its shape
@@ -62,7 +62,7 @@ class Batching:
         """Which axis of each output counts samples, by the same symbol or size."""
         return {port.name: _axis_like(port, self.symbol) for port in outputs}
 
-    def slice(self, samples: Samples, start: int, stop: int) -> Samples:
+    def slice(self, samples: SampleBatch, start: int, stop: int) -> SampleBatch:
         """Samples start … stop."""
         start, stop = min(start, samples.count), min(stop, samples.count)
         if (start, stop) == (0, samples.count):
@@ -71,9 +71,9 @@ class Batching:
             name: array if (axis := self.axes[name]) is None else array[(slice(None),) * axis + (slice(start, stop),)]
             for name, array in samples.inputs.items()
         }
-        return Samples(inputs, None if samples.labels is None else samples.labels[start:stop], stop - start)
+        return SampleBatch(inputs, None if samples.labels is None else samples.labels[start:stop], stop - start)
 
-    def join(self, parts: Sequence[Samples]) -> Samples:
+    def join(self, parts: Sequence[SampleBatch]) -> SampleBatch:
         """One after the other."""
         if len(parts) == 1:
             return parts[0]
@@ -82,9 +82,9 @@ class Batching:
             for name, axis in self.axes.items()
         }
         labels = [part.labels for part in parts if part.labels is not None]
-        return Samples(inputs, stacked(labels) if labels else None, sum(part.count for part in parts))
+        return SampleBatch(inputs, stacked(labels) if labels else None, sum(part.count for part in parts))
 
-    def joinable(self, first: Samples, second: Samples) -> bool:
+    def joinable(self, first: SampleBatch, second: SampleBatch) -> bool:
         """Whether both fit in one batch: equal shapes but for the batch axis, equal inputs where there is none."""
         for name, axis in self.axes.items():
             a, b = first.inputs[name], second.inputs[name]
@@ -95,9 +95,9 @@ class Batching:
                 return False
         return (first.labels is None) == (second.labels is None)
 
-    def regrouped(self, parts: Iterable[Samples], size: int) -> Iterator[Samples]:
+    def regrouped(self, parts: Iterable[SampleBatch], size: int) -> Iterator[SampleBatch]:
         """Batches of `size`; fewer only at the end, or where the next samples have another shape."""
-        waiting: list[Samples] = []
+        waiting: list[SampleBatch] = []
         count = 0
         for part in parts:
             if waiting and not self.joinable(waiting[0], part):
@@ -183,7 +183,7 @@ def as_labels(value: Any, count: int, what: str, lone: bool = False) -> np.ndarr
     return array
 
 
-def check_finite(samples: Samples, first: int, batching: Batching) -> None:
+def check_finite(samples: SampleBatch, first: int, batching: Batching) -> None:
     """Raises a DataError that names the input and the sample where a number is NaN or infinite."""
     for name, array in samples.inputs.items():
         if array.dtype.kind != "f" or np.isfinite(array).all():

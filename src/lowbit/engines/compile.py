@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from lowbit.errors import ModelError, UnsupportedError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]  # arrays by the name of the input or output
 Run = Callable[[Batch], Batch]
 
 # Above this a serialised model goes through a temporary file with external data; protobuf's own limit is 2 GiB.

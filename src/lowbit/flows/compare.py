@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lowbit.data import Data, Preprocessing
-from lowbit.data.samples import Samples
+from lowbit.data.samples import SampleBatch
 from lowbit.engines.profile import OperatorTime, slowest_operator
 from lowbit.errors import ModelError
 from lowbit.flows.evaluate import Subject
@@ -245,7 +245,7 @@ class _Seen:
     metric: Metric | None
     tallies: list[Tally] = field(default_factory=list)
     outputs: dict[str, Closeness] = field(default_factory=dict)
-    kept: list[Samples] = field(default_factory=list)
+    kept: list[SampleBatch] = field(default_factory=list)
     samples: int = 0
 
 

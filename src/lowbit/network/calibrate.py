@@ -1,21 +1,19 @@
 """Calibration: one pass over the data fills the statistics that answer every range."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit.engines.compile import Batch as Batch
 from lowbit.errors import DataError
 from lowbit.network.fakequant import FakeQuant, Simulation
 from lowbit.network.in_step import Run
 from lowbit.network.moments import moments_in_step
 from lowbit.recipe import TensorSpec
 from lowbit.solve import NEED_MOMENTS, SOLVERS
-
-Batch = Mapping[str, np.ndarray[Any, Any]]
 
 
 def tensors(simulation: Simulation, batch: Batch) -> list[Tensor]:

@@ -29,7 +29,7 @@ def written_text(output: Path, seconds: float, after: int, before: int, note_byt
     """That a file was written, and how much smaller it is; an exporter's notes are not counted as saved."""
     without = f" less {bytes_text(note_bytes)} of the exporter's notes" if note_bytes else ""
     sizes = f"{bytes_text(after)}, was {bytes_text(before)}{without} ({times_text((before - note_bytes) / after)})"
-    return f"wrote {output} in {seconds:.1f} s: {sizes}"
+    return f"wrote {output} in {seconds:.{1 if seconds >= 1 else 2}f} s: {sizes}"
 
 
 def plain(value: Any) -> Any:
