@@ -92,12 +92,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of our output (head, less) is gone: nothing to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except LowbitError as error:
+    except (LowbitError, OSError) as error:
         _fail(f"error: {error}", 1, wants_traceback)
     except MemoryError:
         _fail("error: out of memory. Use a smaller --batch.", 1, wants_traceback)
-    except OSError as error:
-        _fail(f"error: {error}", 1, wants_traceback)
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong option: click's exception, or that of the click inside typer
             context = getattr(error, "ctx", None)

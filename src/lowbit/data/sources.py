@@ -32,7 +32,7 @@ SLICE_BYTES = 2**24  # of raw numbers that are read at once
 class Source:
     """Something that yields items; again and again if it is repeatable.
 
-    items   number of samples to leave out → items; one that is not able to leave out (`skips`) yields all
+    items   number of samples to leave out at the start → items; a source without `skips` ignores the number
     count   number of samples where it is known beforehand
     batch   a sensible number of samples at once; None: items are batches as they are
     """

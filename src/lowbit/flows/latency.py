@@ -1,4 +1,4 @@
-"""How long one call takes, of several networks side by side: alternating, so that a machine's moods hit them alike."""
+"""Latency of several networks side by side: calls alternate, so that the load of the machine affects all alike."""
 
 import time
 from collections.abc import Callable, Mapping

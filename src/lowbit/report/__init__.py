@@ -1,1 +1,1 @@
-"""Pages and text from results. Draws what it is given: imports no numerics, network or flow."""
+"""Pages, text and JSON from results, one kind of result a file. Imports no numerics, network or flow."""
