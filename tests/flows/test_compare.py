@@ -86,6 +86,9 @@ def test_noise_inside_meets_the_dequantized_counterpart(weight, samples):
     found = compare(load(reference), load(candidate), samples, latency=False)
     assert found.layers[0].value == "hidden"
     assert found.layers[0].sqnr_db == pytest.approx(40, abs=0.1)  # 1 % of amplitude
+    again = compare(load(candidate), load(candidate), samples, latency=False)  # two values with one counterpart
+    assert [layer.value for layer in again.layers] == ["hidden", "hidden_dequantized", "logits"]
+    assert again.layers[1].sqnr_db == np.inf
 
 
 @pytest.mark.parametrize(

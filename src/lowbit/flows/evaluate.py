@@ -88,8 +88,10 @@ class Subject:
 def _joined(name: str, parts: list[np.ndarray], axis: int) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
-    shapes = {part.shape[:axis] + part.shape[axis + 1 :] for part in parts if part.ndim}
-    if len(shapes) != 1:
-        listed = ", ".join(map(str, sorted(shapes)[:4]))
-        raise DataError(f"output '{name}' has samples of other shapes ({listed} …); run them one --limit at a time.")
-    return np.concatenate(parts, axis)
+    try:
+        return np.concatenate(parts, axis)
+    except ValueError:
+        shapes = ", ".join(map(str, sorted({part.shape for part in parts})[:4]))
+        raise DataError(
+            f"output '{name}' has samples of other shapes ({shapes} …); run them one --limit at a time."
+        ) from None

@@ -95,36 +95,33 @@ def layer_fidelity(
     A value X of the reference is met by `X_dequantized` of the candidate where there is one, else by X.
     Values are computed a group at a time, so that memory stays bounded for large images.
     """
-    pairs = comparable_values(reference, candidate)
+    engine = ENGINES["onnxruntime"]
     found: list[LayerFidelity] = []
-    for group in _groups(pairs, max((len(next(iter(batch.values()))) for batch in batches), default=1)):
-        engine = ENGINES["onnxruntime"]
-        run_reference = engine.compile(reference, outputs=[value.name or "" for value, _ in group])
+    samples = max((len(next(iter(batch.values()))) for batch in batches), default=1)
+    for group in _groups(_comparable(reference, candidate), samples):
+        names = [str(value.name) for value, _ in group]
+        run_reference = engine.compile(reference, outputs=names)
         run_candidate = engine.compile(candidate, outputs=[name for _, name in group])
         sums = [Closeness() for _ in group]
         for batch in batches:
             a, b = run_reference(dict(batch)), run_candidate(dict(batch))
-            for closeness, (value, name) in zip(sums, group, strict=True):
-                if a[value.name or ""].shape == b[name].shape:
-                    closeness.add_noise(a[value.name or ""], b[name])
-        for closeness, (value, _) in zip(sums, group, strict=True):
-            producer = value.producer()
-            op = producer.op_type if producer is not None else ""
-            found.append(LayerFidelity(value.name or "", op, closeness.sqnr_db))
+            for closeness, name, (_, counterpart) in zip(sums, names, group, strict=True):
+                if a[name].shape == b[counterpart].shape:
+                    closeness.add_noise(a[name], b[counterpart])
+        for name, closeness, (value, _) in zip(names, sums, group, strict=True):
+            node = value.producer()
+            found.append(LayerFidelity(name, "" if node is None else node.op_type, closeness.sqnr_db))
     return tuple(found)
 
 
-def comparable_values(reference: ir.Model, candidate: ir.Model) -> list[tuple[ir.Value, str]]:
+def _comparable(reference: ir.Model, candidate: ir.Model) -> list[tuple[ir.Value, str]]:
     """Float values of the reference's main graph, each with the name of its counterpart in the candidate."""
     present = {value.name for node in candidate.graph for value in node.outputs if value.name}
     pairs = []
-    for node in reference.graph:
-        for value in node.outputs:
-            if value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
-                continue
-            counterpart = next((name for name in (f"{value.name}_dequantized", value.name) if name in present), None)
-            if counterpart is not None:
-                pairs.append((value, counterpart))
+    for value in (value for node in reference.graph for value in node.outputs):
+        names = (name for name in (f"{value.name}_dequantized", value.name) if name in present)
+        if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE) and (name := next(names, None)):
+            pairs.append((value, name))
     return pairs
 
 
