@@ -9,7 +9,7 @@ from lowbit.solve.gptq import Feedback, feed_back
 STEP = 0.25
 
 
-def nearest(column: Tensor, _: int = 0) -> Tensor:
+def nearest(column: Tensor, _: Tensor | None = None) -> Tensor:
     return torch.round(column / STEP) * STEP
 
 

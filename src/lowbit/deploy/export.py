@@ -11,7 +11,7 @@ from lowbit.deploy.kernels import REWRITES
 from lowbit.deploy.write import ExpandedTensor, IntegerTensor, write
 from lowbit.engines.read_back import BY_BLOCK, FLOAT, INTEGERS, ReadBack
 from lowbit.errors import UnsupportedError
-from lowbit.graph.layer import LAYERS, layers_of
+from lowbit.graph.layer import LAYERS, MULTIPLYING, layers_of
 from lowbit.network.fakequant import FakeBias, FakeQuant, Simulation
 from lowbit.network.sites import Site
 from lowbit.network.weights import has_one_scale_an_output
@@ -166,7 +166,9 @@ def ledger(simulation: Simulation, runs: ReadBack | None = None) -> list[Row]:
             elif row["role"] == "activation" and row["layer"] in simulation.placement.integer:
                 row |= {} if runs.of(row["layer"]) == INTEGERS else {"arithmetic": runs.of(row["layer"])}
     reasons = simulation.placement.float_reasons
-    multiplied = {w.value.name for node in simulation.program.graph for w in layers_of(node) if not w.kind.stored}
+    multiplied = {
+        w.value.name for node in simulation.program.graph for w in layers_of(node) if node.op_type in MULTIPLYING
+    }
     for value in (v for graph in simulation.program.graphs() for v in graph.initializers.values()):
         if value.name not in simulation.placement.sites and value.const_value is not None:
             rows.append(_constant_row(value, value.const_value, simulation))

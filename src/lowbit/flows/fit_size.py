@@ -67,7 +67,7 @@ class Priced:
         lowest, highest = float(torch.round(fed.min() / step)) - 1, float(torch.round(fed.max() / step)) + 1
         if feedback:
 
-            def nearest(column: Tensor, _: int) -> Tensor:
+            def nearest(column: Tensor, _: Tensor) -> Tensor:
                 return torch.round(column / step).clamp(lowest, highest) * step
 
             rows = by_group(self.value, len(feedback), self.axis).flatten(2)

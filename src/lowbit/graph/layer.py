@@ -7,7 +7,7 @@ is one. A new linear operator is one row of LAYERS.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -29,7 +29,6 @@ class Kind:
     bias         input that may hold the bias; None: only an Add behind the operator can
     transposed   attribute that swaps the two axes
     channels     axis of the channels in what a linear operator reads and makes
-    stored       whether the operator only looks its weight up and multiplies nothing
     """
 
     weights: tuple[int, ...]
@@ -39,7 +38,6 @@ class Kind:
     bias: int | None = None
     transposed: str = ""
     channels: int = 1
-    stored: bool = False
 
 
 LAYERS: Mapping[str, Kind] = MappingProxyType(
@@ -48,26 +46,31 @@ LAYERS: Mapping[str, Kind] = MappingProxyType(
         "ConvTranspose": Kind((1,), 1, 0, "scattered", bias=2),
         "Gemm": Kind((1,), 1, 0, "channels", bias=2, transposed="transB"),
         "MatMul": Kind((1,), -1, -2, "channels", channels=-1),
-        "Gather": Kind((0,), 0, 1, stored=True),
+        "Gather": Kind((0,), 0, 1),
         "LSTM": Kind((1, 2), 1, 2),
         "GRU": Kind((1, 2), 1, 2),
         "RNN": Kind((1, 2), 1, 2),
     }
 )
+MULTIPLYING = LAYERS.keys() - {"Gather"}  # it only looks its weight up
+OVER_POSITIONS = {op for op, kind in LAYERS.items() if kind.reads in ("windows", "scattered")}  # channels on axis 1
 
 
 @dataclass(frozen=True)
 class Layer:
     """A node and one constant weight that it reads.
 
-    index  input of the node that holds the weight
-    kind   the operator's row in LAYERS
-    add    of a MatMul: the Add of a constant bias behind it, if there is one
+    index                     input of the node that holds the weight
+    kind                      the operator's row in LAYERS
+    output_axis, summed_axis  of this weight, counted from the front
+    add                       of a MatMul: the Add of a constant bias behind it, if there is one
     """
 
     node: ir.Node
     index: int
     kind: Kind
+    output_axis: int
+    summed_axis: int
     add: ir.Node | None = None
 
     @property
@@ -82,19 +85,6 @@ class Layer:
         array = constant(self.value)
         assert array is not None
         return array
-
-    @property
-    def output_axis(self) -> int:
-        """Of the weight, counted from the front."""
-        return self._axis(self.kind.output_axis, self.kind.summed_axis)
-
-    @property
-    def summed_axis(self) -> int:
-        """Of the weight, counted from the front."""
-        return self._axis(self.kind.summed_axis, self.kind.output_axis)
-
-    def _axis(self, axis: int, swapped: int) -> int:
-        return (swapped if number(self.node, self.kind.transposed) else axis) % self.weight.ndim
 
     # ---- of a linear layer ---------------------------------------------------------------------------------------
 
@@ -220,7 +210,8 @@ def layers_of(node: ir.Node) -> Iterator[Layer]:
     for index in () if kind is None else kind.weights:
         array = float_constant(node.inputs[index]) if index < len(node.inputs) else None
         if kind is not None and array is not None and array.ndim:
-            yield Layer(node, index, kind)
+            axes = kind.output_axis % array.ndim, kind.summed_axis % array.ndim
+            yield Layer(node, index, kind, *(axes[::-1] if number(node, kind.transposed) else axes))
 
 
 def linear_layer(node: ir.Node | None) -> Layer | None:
@@ -231,7 +222,7 @@ def linear_layer(node: ir.Node | None) -> Layer | None:
     if constant(node.inputs[0]) is not None or number(node, "transA") or layer.beta == 0:
         return None
     if layer.kind.bias is None:
-        return Layer(node, layer.index, layer.kind, _bias_add(layer)) if layer.weight.ndim == 2 else None
+        return replace(layer, add=_bias_add(layer)) if layer.weight.ndim == 2 else None
     bias = constant(layer.bias_value)
     if layer.bias_value is not None and (bias is None or not _is_vector(bias, 1, layer.outputs)):
         return None

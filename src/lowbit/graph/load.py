@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 from lowbit.errors import InputError, LowbitError, ModelError
 from lowbit.graph.check import check_model, check_wiring
 from lowbit.graph.fold import fold_constants, infer_shapes, name_uniquely, quiet
-from lowbit.graph.layer import LAYERS
+from lowbit.graph.layer import MULTIPLYING
 from lowbit.graph.opset import TARGET_OPSET, raise_opset
 from lowbit.graph.to_float32 import to_float32
 
@@ -33,7 +33,6 @@ _NO_ONNX = {
     **dict.fromkeys((".pb", ".tflite"), "a TensorFlow model; convert it with tf2onnx"),
     ".safetensors": "weights without a network; give the module that they are loaded into",
 }
-_MULTIPLYING = {name for name, kind in LAYERS.items() if not kind.stored} | {"BatchNormalization"}
 
 
 def read_file(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> ir.Model:
@@ -169,7 +168,7 @@ def _refuse_nonfinite(program: ir.Model, source: str) -> None:
                 continue
             nan = int(np.isnan(array).sum())
             infinite = int(np.isinf(array).sum())
-            is_weight = any(use.node.op_type in _MULTIPLYING for use in value.uses())
+            is_weight = any(use.node.op_type in {*MULTIPLYING, "BatchNormalization"} for use in value.uses())
             if nan or (infinite and is_weight):
                 raise InputError(
                     f"{source}: '{name}' holds {nan} NaN and {infinite} infinite of its {array.size} values; "

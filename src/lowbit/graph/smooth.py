@@ -27,33 +27,30 @@ def smooth(program: ir.Model, maxima: Mapping[str, np.ndarray], strength: float 
     strength   α of eq. 4: s = max|X|^α / max|W|^(1-α)
     """
     done: list[str] = []
-    kept: list[str] = []
-    for value, layers, maker, reason in list(_found(program)):
+    for value, layers, maker in list(_found(program)):
         seen = maxima.get(str(value.name))
-        if maker is None:
-            kept.append(f"'{value.name}' kept: {reason}")
-        elif seen is not None and seen.shape == (layers[0].inputs,):
+        if seen is not None and seen.shape == (layers[0].inputs,):
             scale = balance(seen, np.concatenate([layer.by_input() for layer in layers], axis=1), strength)
             _divide(maker, scale)
             for layer in layers:
                 layer.scale_inputs(scale)
             done.append(f"'{value.name}' smoothed into {', '.join(repr(layer.node.name) for layer in layers)}")
-    return Changed(tuple(done), tuple(kept))
+    return Changed(tuple(done))
 
 
 def smoothable(program: ir.Model) -> dict[str, int]:
     """The activations that `smooth` wants the maxima of → axis of their channels."""
-    return {str(value.name): -1 for value, _, maker, _ in _found(program) if maker is not None}
+    return {str(value.name): -1 for value, _, _ in _found(program)}
 
 
-def _found(program: ir.Model) -> Iterator[tuple[ir.Value, list[Layer], ir.Node | Layer | None, str]]:
-    """(activation, MatMuls and Gemms that read it, what makes it and can divide it or None, why none)."""
+def _found(program: ir.Model) -> Iterator[tuple[ir.Value, list[Layer], ir.Node | Layer]]:
+    """(activation, MatMuls and Gemms that alone read it, what makes it and can divide it by channel)."""
     for value in [value for node in program.graph for value in node.outputs]:
         layers = [layer for layer in map(linear_layer, value.consumers()) if layer is not None and _reads(layer, value)]
-        if layers:
-            everyone = len(value.uses()) == len(layers) and not value.is_graph_output()
-            maker = _maker(value, layers[0].inputs) if everyone else None
-            yield value, layers, maker, "nothing before it scales by channel" if everyone else "it has other readers"
+        if layers and len(value.uses()) == len(layers) and not value.is_graph_output():
+            maker = _maker(value, layers[0].inputs)
+            if maker is not None:
+                yield value, layers, maker
 
 
 def _reads(layer: Layer, value: ir.Value) -> bool:

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.fold import infer_shapes
+from lowbit.graph.layer import MULTIPLYING
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "Attention"})
+LINEAR = MULTIPLYING | {"Einsum", "Attention"}
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 _LARGEST = float(np.finfo(np.float32).max)
 

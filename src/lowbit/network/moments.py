@@ -62,7 +62,8 @@ def multiplied(node: fx.Node, x: Tensor, every: int = 1) -> Tensor:
     view, shape = _positions(node, x)
     # Indexed before it is reshaped: a convolution's windows as a matrix take kernel times the memory of x.
     rows = view[::every] if len(shape) == 1 else view[torch.unravel_index(torch.arange(0, prod(shape), every), shape)]
-    return rows.reshape(len(rows), node.meta["layer"].groups, -1).swapaxes(0, 1)
+    layer: Layer = node.meta["layer"]
+    return rows.reshape(len(rows), layer.groups, _inputs(layer)).swapaxes(0, 1)
 
 
 def _positions(node: fx.Node, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:

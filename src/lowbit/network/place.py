@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from lowbit.graph.layer import layer_names, layers_of
+from lowbit.graph.layer import OVER_POSITIONS, layer_names, layers_of
 from lowbit.graph.weights import float_constant
 from lowbit.network import why_float
 from lowbit.network.idle_rules import idle_rules
@@ -164,7 +164,7 @@ class _Placer:
             owner = value.producer() if maker is not None else next(iter(value.uses())).node
         assert owner is not None
         spec = next(s for node in self._nodes_that_ask(value) if (s := self.specs[node.name][1]).format)
-        if spec.format is not None and any(u.node.op_type in ("Conv", "ConvTranspose") for u in value.uses()):
+        if spec.format is not None and any(u.node.op_type in OVER_POSITIONS for u in value.uses()):
             spec = replace(spec, format=spec.format.along(1))  # blocks along what is summed over: the channels
         return Site(str(value.name), "activation", spec, str(owner.name), self._root(str(value.name)), readers)
 

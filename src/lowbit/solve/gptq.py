@@ -51,27 +51,26 @@ def gptq(weight: Tensor, spec: TensorSpec, moments: Moments | None = None) -> Qu
     numbers = torch.arange(math.prod(start.tiles)).reshape(start.tiles)
     own_tile = in_rows(expand_tiles(numbers, tuple(shape), start.tile))  # (groups, outputs, inputs)
 
-    def rounded(column: Tensor, tile_of: Tensor) -> Tensor:
-        values = None if table is None else table[tile_of]
-        codes = encode_rows(column.float().reshape(-1, 1), scale[tile_of], zero[tile_of], grid, table=values)
-        return decode_rows(codes, scale[tile_of], zero[tile_of], grid, values).reshape(-1).double()
+    def rounded(column: Tensor, inputs: Tensor) -> Tensor:
+        tile_of = own_tile.gather(2, inputs.reshape(-1, 1, 1).expand(-1, column.shape[1], 1)).flatten()
+        chosen, values = (scale[tile_of], zero[tile_of], grid), None if table is None else table[tile_of]
+        codes = encode_rows(column.float().reshape(-1, 1), *chosen, table=values)
+        return decode_rows(codes, *chosen, values).reshape(column.shape).double()
 
-    parts = []
-    for group, (rows, tiles) in enumerate(zip(in_rows(weight.detach()), own_tile, strict=True)):
-        feedback = Feedback.of(moments.quantized[group], moments.cross[group], moments.rows)
-        parts.append(feed_back(rows, feedback, lambda column, i, tiles=tiles: rounded(column, tiles[:, i])))  # type: ignore[misc]
-    fed = of_groups(torch.stack(parts).float(), tuple(shape), axis)
+    feedback = Feedback.of(moments.quantized, moments.cross, moments.rows)
+    parts = feed_back(in_rows(weight.detach()), feedback, rounded)
+    fed = of_groups(parts.float(), tuple(shape), axis)
     codes = encode_rows(tiles_to_rows(fed.contiguous(), start.tile), scale, zero, grid, table=table)
     return replace(start, codes=from_rows(codes, tuple(shape), start.tile))
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """How the error of one input's weights is handed on to the inputs after it.
+    """How the error of one input's weights is handed on to the inputs after it, in each group; axes before are groups.
 
-    order   (inputs,) the turn in which inputs are rounded
-    factor  (inputs, inputs) float64, upper: U with UᵀU = H⁻¹, H the damped second moments in that order
-    moved   (inputs, inputs) float64: weights times this give the exact outputs from the quantized inputs, by least
+    order   (…, inputs) the turn in which inputs are rounded
+    factor  (…, inputs, inputs) float64, upper: U with UᵀU = H⁻¹, H the damped second moments in that order
+    moved   (…, inputs, inputs) float64: weights times this give the exact outputs from the quantized inputs, by least
             squares
     gain    squared error of the outputs that is left, relative to rounding without feedback, where rounding errors are
             alike for all inputs; at most 1, and 1 where inputs are independent
@@ -86,40 +85,41 @@ class Feedback:
     def of(moments: Tensor, cross: Tensor | None = None, rows: float = math.inf, damping: float = DAMPING) -> Feedback:
         """From sums over samples of what the weights are multiplied with, in any unit.
 
-        moments  (inputs, inputs) Σ x̃ x̃ᵀ
-        cross    (inputs, inputs) Σ x x̃ᵀ with the inputs x of the exact network; None: they are the same
+        moments  (…, inputs, inputs) Σ x̃ x̃ᵀ
+        cross    (…, inputs, inputs) Σ x x̃ᵀ with the inputs x of the exact network; None: they are the same
         rows     how many x there were: few do not tell how all of the weights should move
         """
-        power = moments.diagonal().double().mean().clamp_min(1e-30)
-        one = torch.eye(len(moments), dtype=torch.float64)
-        damping += SCARCITY * len(one) / rows
+        inputs = moments.shape[-1]
+        power = moments.double().diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)[..., None, None]
+        one = torch.eye(inputs, dtype=torch.float64).expand(moments.shape)
+        damping += SCARCITY * inputs / rows
         damped = moments.double() / power + damping * one
         moved = one
         if cross is not None:
             best = torch.linalg.solve(damped, cross.double() / power + damping * one, left=False)
-            moved = one + (best - one) / (1 + len(one) / rows)
-        order = torch.argsort(damped.diagonal(), descending=True, stable=True)
-        lower = torch.linalg.cholesky(damped[order][:, order])
+            moved = one + (best - one) / (1 + inputs / rows)
+        order = torch.argsort(damped.diagonal(dim1=-2, dim2=-1), dim=-1, descending=True, stable=True)
+        turned = damped.gather(-1, order[..., None, :].expand_as(one)).gather(-2, order[..., None].expand_as(one))
+        lower = torch.linalg.cholesky(turned)
         factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-        return Feedback(order, factor, moved, float(factor.diagonal().pow(-2).mean()) / (1 + damping))
+        return Feedback(order, factor, moved, float(factor.diagonal(dim1=-2, dim2=-1).pow(-2).mean()) / (1 + damping))
 
 
-def feed_back(rows: Tensor, feedback: Feedback, rounded: Callable[[Tensor, int], Tensor]) -> Tensor:
+def feed_back(rows: Tensor, feedback: Feedback, rounded: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Weights that, rounded, change the outputs least.
 
-    rows     (outputs, inputs) float
-    rounded  (outputs,) weights of one input, and which input → the numbers that they are rounded to
-    return   (outputs, inputs) float64: each weight with the errors that it makes up for; still to be rounded
+    rows     (…, outputs, inputs) float
+    rounded  (…, outputs) weights of one input of each group, and (…) which input → what they are rounded to
+    return   (…, outputs, inputs) float64: each weight with the errors that it makes up for; still to be rounded
     """
-    left = (rows.detach().double() @ feedback.moved)[:, feedback.order]
-    factor, inputs = feedback.factor, feedback.order.tolist()
-    for start in range(0, left.shape[1], PART):
-        end = min(start + PART, left.shape[1])
-        errors = torch.empty(len(left), end - start, dtype=torch.float64)
+    order, factor = feedback.order[..., None, :].expand(rows.shape), feedback.factor
+    left = (rows.detach().double() @ feedback.moved).gather(-1, order)
+    for start in range(0, left.shape[-1], PART):
+        end = min(start + PART, left.shape[-1])
+        errors = torch.empty_like(left[..., start:end])
         for i in range(start, end):
-            errors[:, i - start] = (left[:, i] - rounded(left[:, i], inputs[i])) / factor[i, i]
-            left[:, i + 1 : end] -= errors[:, i - start, None] * factor[i, i + 1 : end]
-        left[:, end:] -= errors @ factor[start:end, end:]
-    fed = torch.empty_like(left)
-    fed[:, feedback.order] = left
-    return fed
+            error = (left[..., i] - rounded(left[..., i], feedback.order[..., i])) / factor[..., i, i, None]
+            left[..., i + 1 : end] -= error[..., None] * factor[..., i, None, i + 1 : end]
+            errors[..., i - start] = error
+        left[..., end:] -= errors @ factor[..., start:end, end:]
+    return torch.empty_like(left).scatter_(-1, order, left)
