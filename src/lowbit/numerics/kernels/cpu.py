@@ -43,16 +43,17 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid | Fitted, tabl
 
 
 def fake_quantize(rows: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    if not isinstance(grid, Int | Float):
-        rounded = decode(encode(rows, scale, zero, grid, nearest, None), scale, zero, grid, None)
-        return torch.where(rows.isnan(), rows, rounded)
-    out = fresh(rows.shape)
     x, s, z = _arrays(rows, scale, zero)
     if isinstance(grid, Int):
+        out = fresh(rows.shape)
         loops.round_int(x, s, z, *_ends(grid), out.numpy())
-    else:
+    elif isinstance(grid, Float) and not z.any():
+        out = fresh(rows.shape)
         round_float = loops.round_float if _fits_float32(grid) else loops.round_wide_float
-        round_float(x, s, z, *_constants(grid), out.numpy())
+        round_float(x, s, *_constants(grid), out.numpy())
+    else:
+        rounded = decode(encode(rows, scale, zero, grid, nearest, None), scale, zero, grid, None)
+        out = torch.where(rows.isnan(), rows, rounded)
     return out
 
 

@@ -134,7 +134,8 @@ def _float_loops(real: Any, whole: Any, fraction_bits: int, bias: int) -> tuple[
     """Rounding to small floats, in float32, or in float64 for grids whose smallest step is no normal float32.
 
     encode(rows, scale, zero, mantissa, smallest, greatest, middle, out)  positions in the table of a `Float` grid
-    round(rows, scale, zero, mantissa, smallest, greatest, out)           the value, scaled back; NaN stays NaN
+    round(rows, scale, mantissa, smallest, greatest, out)  the value, scaled back; NaN stays NaN. Without a zero: adding
+                                                           it takes 0.05 ns of 0.56 in float64
     mantissa  bits; smallest: exponent of the smallest normal number; greatest: largest value; middle: position of 0
     """
     shift, top = whole(fraction_bits), whole(2 * bias)
@@ -155,19 +156,19 @@ def _float_loops(real: Any, whole: Any, fraction_bits: int, bias: int) -> tuple[
                 to[i] = middle + (code if y >= 0 else -code)
 
     @kernel
-    def round_(rows: Any, scale: Any, zero: Any, mantissa: Any, smallest: Any, greatest: Any, out: Any) -> None:
+    def round_(rows: Any, scale: Any, mantissa: Any, smallest: Any, greatest: Any, out: Any) -> None:
         m, lowest, limit = whole(mantissa), whole(smallest + bias), real(greatest)
         for block in range(rows.shape[0]):
-            line, to, s, z = rows[block], out[block], _of(scale, block), _of(zero, block)
+            line, to, s = rows[block], out[block], _of(scale, block)
             d = _divisor(s)
             for i in range(line.shape[0]):
-                y = line[i] / d + z
+                y = line[i] / d
                 size = min(real(abs(y)), limit)
                 exponent = max(whole(real(size).view(whole) >> shift), lowest)
                 step = whole(whole(exponent - m) << shift).view(real)
                 inverse = whole(whole(top - exponent + m) << shift).view(real)
-                value = np.float32(np.rint(size * inverse) * step)
-                to[i] = ((value if y >= 0 else -value) - z) * s if y == y else y
+                value = np.float32(np.rint(size * inverse) * step) * s
+                to[i] = (value if y >= 0 else -value) if y == y else y
 
     return encode, round_
 
