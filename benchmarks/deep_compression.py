@@ -228,7 +228,7 @@ def rows(name: str, case: Case, folder: Path, only: str | None) -> Iterator[dict
                 pack(small, path)
         report = inspect(path)
         error = 100 * float((classes(lb.load(path), images) != wanted).mean())
-        weights = [t for t in report.tensors if t.name.endswith("_codes")]
+        weights = [t for t in report.tensors if t.type in ("uint4", "uint8")]
         zeros = sum(t.sparsity * t.elements for t in weights) / max(1, sum(t.elements for t in weights))
         yield {
             "network": name, "compression": label, "bytes": report.size, "ratio": parameters / report.size,

@@ -19,17 +19,17 @@ from lowbit.deploy.proof import verify
 from lowbit.engines.compile import ENGINES
 from lowbit.errors import MismatchError
 from lowbit.network.calibrate import observe, solve_weights
-from lowbit.network.fakequant import Simulation
+from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.repair.ranges import choose_ranges
 
 IMAGENET = "scale=255 mean=.485,.456,.406 std=.229,.224,.225 layout=NCHW"
 
 
-def simulated(model: lb.Model, batches: list[dict[str, np.ndarray]], target: str = "onnxruntime") -> Simulation:
+def simulated(model: lb.Model, batches: list[dict[str, np.ndarray]], target: str = "onnxruntime") -> Network:
     """The network with codes and ranges, and nothing else done to it."""
     recipe = lb.Recipe(lb.RECIPES["int8"](target).rules, (), target)
-    simulation = Simulation(model.program, place(model.program, recipe))
+    simulation = Network(model.program, place(model.program, recipe))
     observe(simulation, batches)
     solve_weights(simulation)
     choose_ranges(simulation, batches)

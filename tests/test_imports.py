@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network": {"numerics", "ranges", "graph", "engines", "targets", "recipe", "solve"},
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
     "repair": {"numerics", "ranges", "graph", "engines", "targets", "recipe", "network"},
-    "train": {"storage", "network"},
+    "train": {"storage"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
         *("numerics", "ranges", "graph", "storage", "engines", "model", "data", "targets", "recipe", "solve"),

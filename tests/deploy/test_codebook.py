@@ -1,14 +1,13 @@
 """Shared weights as codes and tables: onnxruntime computes what was meant."""
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 import lowbit as lb
-from lowbit.deploy.codebook import fewer_mantissa_bits, write_codebook
+from lowbit.deploy.write import ExpandedTensor, write
 from lowbit.engines.compile import ENGINES
-from lowbit.errors import UnsupportedError
+from lowbit.numerics import Format, KMeans, QuantTensor
 
 
 def program(weight: np.ndarray) -> ir.Model:
@@ -23,36 +22,34 @@ def program(weight: np.ndarray) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
+def shared(codes: np.ndarray, tables: np.ndarray, bits: int) -> QuantTensor:
+    return QuantTensor(codes, Format(KMeans(bits)), (len(codes) // len(tables), codes.shape[1]), None, table=tables)
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize(("count", "groups"), [(2, 1), (16, 1), (17, 1), (256, 1), (16, 4), (100, 8)])
-def test_engines_expand_codes_and_tables(engine: str, count: int, groups: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "bits", "groups"), [(2, 1, 1), (11, 4, 1), (17, 5, 1), (256, 8, 1), (16, 4, 4), (100, 7, 8)]
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_engines_expand_codes_and_tables(engine: str, count: int, bits: int, groups: int, whole: bool) -> None:
     rng = np.random.default_rng(count)
     codes = rng.integers(0, count, (32, 24)).astype(np.uint8)
     tables = rng.normal(size=(groups, count)).astype(np.float32)
     dense = tables[np.arange(32)[:, None] // (32 // groups), codes]
-    written = program(dense)
-    stored = write_codebook(written, "w", codes, tables)
-    assert stored == (32 * 24 // 2 if count <= 16 else 32 * 24, 4 * count * groups)
+    written = write(program(dense), [ExpandedTensor("w", shared(codes, tables, bits))], whole_codes=whole)
+    held = [v.const_value for n, v in written.graph.initializers.items() if n.startswith("w_codes")]
+    bits_stored = (4 if count <= 16 else 8) if whole else bits  # one code an element is what an entropy coder wants
+    assert sum(tensor.nbytes for tensor in held) == 32 * 24 * bits_stored // 8
+    assert len(held) == 1 or not whole
     x = rng.normal(size=(5, 32)).astype(np.float32)
     assert np.allclose(ENGINES[engine].compile(written)({"x": x})["y"], x @ dense, atol=1e-4)
 
 
-def test_a_codebook_of_more_than_256_values_is_refused() -> None:
-    weight = np.zeros((32, 24), np.float32)
-    with pytest.raises(UnsupportedError, match="'w' cannot be written as codes: 300 values"):
-        write_codebook(program(weight), "w", weight.astype(np.uint8), np.zeros((1, 300), np.float32))
-
-
-def test_seven_mantissa_bits_are_bfloat16() -> None:
-    numbers = np.random.default_rng(0).normal(0, 3, 10_000).astype(np.float32)
-    numbers = np.concatenate([numbers, np.float32([0, -0.0, 1, 1.00390625, 1.01171875, 1e-30, -3e38])])
-    assert np.array_equal(fewer_mantissa_bits(numbers, 7), numbers.astype(ml_dtypes.bfloat16).astype(np.float32))
-    assert np.array_equal(fewer_mantissa_bits(numbers, 23), numbers)
-
-
 def test_a_compressed_file_loads_with_its_weights_folded() -> None:
     codes = np.random.default_rng(0).integers(0, 8, (32, 24)).astype(np.uint8)
-    written = program(np.zeros((32, 24), np.float32))
-    write_codebook(written, "w", codes, np.arange(8, dtype=np.float32).reshape(1, 8))
+    tables = np.arange(8, dtype=np.float32).reshape(1, 8)
+    before = program(np.zeros((32, 24), np.float32))
+    written = write(before, [ExpandedTensor("w", shared(codes, tables, 3))])
     x = np.ones((1, 32), np.float32)
     assert np.allclose(lb.load(written).run({"x": x})["y"], codes.sum(axis=0))
+    assert list(before.graph.initializers) == ["w"]  # what is read is left alone

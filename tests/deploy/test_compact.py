@@ -12,7 +12,7 @@ from lowbit.deploy.export import export
 from lowbit.deploy.write import IntegerTensor, write
 from lowbit.engines.compile import ENGINES, serialize
 from lowbit.network.calibrate import observe, solve_weights
-from lowbit.network.fakequant import Simulation
+from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.repair.ranges import choose_ranges
 
@@ -22,7 +22,7 @@ IMAGENET = "scale=255 mean=.485,.456,.406 std=.229,.224,.225 layout=NCHW"
 def written() -> tuple[ir.Model, ir.Model]:
     """The toy as the writer leaves it, and the program that it was written from."""
     model, batches = convolutions(), [{"x": images(32)}]
-    simulation = Simulation(model.program, place(model.program, lb.Recipe(lb.RECIPES["int8"]().rules)))
+    simulation = Network(model.program, place(model.program, lb.Recipe(lb.RECIPES["int8"]().rules)))
     observe(simulation, batches)
     solve_weights(simulation)
     choose_ranges(simulation, batches)

@@ -13,7 +13,7 @@ from lowbit.deploy.export import export
 from lowbit.engines.compile import ENGINES, serialize
 from lowbit.errors import UnsupportedError
 from lowbit.metadata import from_text
-from lowbit.network.fakequant import FakeQuant
+from lowbit.network.quantizers import FakeQuant
 from lowbit.recipe import FLOAT, PREPARE, Recipe, Rule, TensorSpec
 
 

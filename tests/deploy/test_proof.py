@@ -14,7 +14,7 @@ from lowbit.engines import cpu
 from lowbit.engines.compile import Batch
 from lowbit.errors import MismatchError
 from lowbit.network.calibrate import observe, solve_weights
-from lowbit.network.fakequant import Simulation
+from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.repair.ranges import choose_ranges
 from lowbit.report.ledger import Ledger
@@ -26,10 +26,10 @@ X = RNG.normal(size=(32, 4, 8, 8)).astype(np.float32)
 
 def tampered(
     model: lb.Model, x: np.ndarray, recipe: str, **constants: np.ndarray
-) -> tuple[Simulation, ir.Model, list[Batch]]:
+) -> tuple[Network, ir.Model, list[Batch]]:
     """A simulation, and its file in which these initialisers hold something else."""
     batches = [{"x": x}]
-    simulation = Simulation(model.program, place(model.program, lb.RECIPES[recipe]()))
+    simulation = Network(model.program, place(model.program, lb.RECIPES[recipe]()))
     observe(simulation, batches)
     solve_weights(simulation)
     choose_ranges(simulation, batches)

@@ -1,6 +1,5 @@
 """Compression from a trained network to a file that reopens, small enough to run in seconds."""
 
-import json
 import os
 import signal
 import subprocess
@@ -17,11 +16,13 @@ from torch import nn
 import lowbit as lb
 from lowbit.errors import DataError, InputError, UnsupportedError
 from lowbit.flows.compress import Compression, compress, compressible
+from lowbit.metadata import from_text
 from lowbit.model import Model
-from lowbit.network.build import build
-from lowbit.network.compressed import CompressedNetwork
+from lowbit.network.network import Network
+from lowbit.network.sites import Placement, Site
+from lowbit.recipe import TensorSpec
+from lowbit.solve.kmeans import kmeans
 from lowbit.solve.prune import Pruning
-from lowbit.solve.share import share
 from lowbit.storage.container import pack
 from lowbit.storage.inspect import inspect
 from lowbit.train.loop import Checkpoints
@@ -66,6 +67,14 @@ def accuracy(model: Model) -> float:
     return float((outputs.argmax(axis=1) == test["labels"]).mean())
 
 
+def codes_of(model: Model) -> list[ir.Value]:
+    """The initialisers that hold codes."""
+    kinds = (ir.DataType.UINT4, ir.DataType.UINT8)
+    return [
+        v for v in model.program.graph.initializers.values() if v.const_value.dtype in kinds and v.const_value.size > 1
+    ]
+
+
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "distilled"])
 def test_a_compressed_file_reopens_small_and_nearly_as_good(trained: Model, labels: bool, tmp_path: Path) -> None:
     trained.save(tmp_path / "float.onnx")
@@ -76,11 +85,11 @@ def test_a_compressed_file_reopens_small_and_nearly_as_good(trained: Model, labe
     assert size < (tmp_path / "float.onnx").stat().st_size / 12
     again = lb.load(tmp_path / "net.lowbit")
     assert accuracy(again) > accuracy(trained) - 0.03  # measured 0.985 and 0.99
-    row = next(t for t in inspect(tmp_path / "net.lowbit").tensors if t.elements == 512 * 32 and "codes" in t.name)
+    row = next(t for t in inspect(tmp_path / "net.lowbit").tensors if t.elements == 512 * 32)
     assert row.sparsity > 0.85
     assert row.type == "uint4"
-    ledger = json.loads(again.metadata["lowbit.ledger"])
-    assert {r["format"] for r in ledger if r["role"] == "weight"} <= {"codebook:3", "codebook:4"}
+    ledger = from_text(again.metadata["lowbit.ledger"])
+    assert {r["format"] for r in ledger if r["role"] == "weight"} == {"codebook4:linear"}
 
 
 def test_without_training_it_is_prune_and_share_alone(trained: Model) -> None:
@@ -117,7 +126,7 @@ def test_a_file_is_as_small_as_the_ratio_says_and_no_smaller(ratio: float, tmp_p
     floats = 4 * sum(v.const_value.size for v in model.program.graph.initializers.values())
     size = pack(small, tmp_path / "net.lowbit")
     assert 0.99 * floats / ratio < size <= floats / ratio
-    ledger = json.loads(small.metadata["lowbit.ledger"])
+    ledger = from_text(small.metadata["lowbit.ledger"])
     assert {row["solver"] for row in ledger if row["role"] == "weight"} == {"gptq"}
     again = lb.load(tmp_path / "net.lowbit")
     x = {model.inputs[0].name: data(200, seed=5)["x"]}
@@ -130,9 +139,10 @@ def test_a_ratio_prunes_too_where_it_is_asked_to(trained: Model, tmp_path: Path)
     chosen = Compression(ratio=12, prune=Pruning(0.5, pattern="2:4"), prune_epochs=2, settle_epochs=1, share_epochs=1)
     small = compress(trained, named(trained, data(600)), chosen)
     assert accuracy(small) > accuracy(trained) - 0.03
-    codes = next(v.const_value.numpy() for n, v in small.program.graph.initializers.items() if n.endswith("_codes"))
+    (codes,) = [v.const_value.numpy().astype(int) for v in codes_of(small)]
+    zero = np.bincount(codes.reshape(-1)).argmax()
     rows = codes if codes.shape[1] == 512 else codes.T
-    assert (np.count_nonzero(rows.reshape(-1, 4), axis=1) <= 2).all()
+    assert (np.count_nonzero(rows.reshape(-1, 4) != zero, axis=1) <= 2).all()
 
 
 def test_a_ratio_that_cannot_be_reached_is_an_error(trained: Model) -> None:
@@ -179,7 +189,7 @@ def test_sentences_of_several_lengths_and_weights_outside_products_are_compresse
     model = lb.load(net, example, dynamic_shapes=({0: torch.export.Dim("batch"), 1: length},))
     sentences = [rng.integers(0, 200, (4, n)) for n in (5, 9, 12)]
     small = compress(model, sentences, ratio=6)
-    assert sum(name.endswith("_codes") for name in small.program.graph.initializers) >= 4
+    assert len(codes_of(small)) >= 4
     x = {model.inputs[0].name: sentences[1]}
     (exact,), (rough,) = model.run(x).values(), small.run(x).values()
     assert 10 * np.log10(np.square(exact).sum() / np.square(exact - rough).sum()) > 20
@@ -193,25 +203,30 @@ def test_a_network_without_large_weights_has_nothing_to_fit() -> None:
 
 def test_several_tables_deploy(trained: Model) -> None:
     small = compress(trained, named(trained, data(64)), prune=0, codebook=3, tables=8, prune_epochs=0, share_epochs=0)
-    assert any(node.op_type == "Add" and "add" in node.name for node in small.program.graph)
+    assert (8 * 8,) in {tuple(v.const_value.shape) for v in small.program.graph.initializers.values()}  # 8 tables of 8
     assert accuracy(small) > accuracy(trained) - 0.02  # that the file computes what was meant, compress itself verifies
 
 
 def test_the_gradient_of_a_shared_value_is_the_sum_over_its_weights(trained: Model) -> None:
-    network = CompressedNetwork(build(trained.program).eval())
-    key = max(network.parameters, key=lambda key: network.parameters[key].numel())
-    weight = network.parameters[key]
-    shared = share(weight, weight.abs() > weight.abs().median(), 3)
-    network.share(key, shared)
-    table = network.parameters[key].requires_grad_(True)
-    dense = shared.dense().requires_grad_(True)
+    (name,) = compressible(trained.program)
+    spec = TensorSpec("codebook3:linear", solve="kmeans")
+    network = Network(trained.program, Placement({name: Site(name, "weight", spec, "layer", name)}, {}))
+    weight, ((_, quantizer),) = network.parameter(name), network.constants().values()
+    quantizer.mask = weight.abs() > weight.abs().median()
+    shared = kmeans(weight, spec.format, quantizer.mask)
     x = torch.from_numpy(data(16)["x"])
-    loss = next(iter(network(x).values())).square().sum()
-    (by_table,) = torch.autograd.grad(loss, [table])
-    plain = dict(network.weights()) | {key: dense}
-    (by_weight,) = torch.autograd.grad(next(iter(network(x, weights=plain).values())).square().sum(), [dense])
-    for code in range(table.shape[1]):
-        wanted = float(by_weight[shared.codes == code].double().sum()) if code else 0.0  # zero stays zero
+
+    def gradient(of: torch.Tensor) -> torch.Tensor:
+        with network.mode("quantize"):
+            loss = next(iter(network.module(x).values())).square().sum()
+        return torch.autograd.grad(loss, [of])[0]
+
+    quantizer.store(shared, "codes")  # codes that train pass the gradient on to the weight
+    by_weight = gradient(weight)
+    quantizer.store(shared, "values")
+    by_table = gradient(quantizer.table)
+    for code, value in enumerate(shared.table[0]):
+        wanted = float(by_weight[shared.codes == code].double().sum()) if value else 0.0  # zero stays zero
         assert float(by_table[0, code]) == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
@@ -303,7 +318,7 @@ def test_a_torch_module_is_taken_as_it_is() -> None:
     batches = [(samples["x"][i : i + 50], samples["labels"][i : i + 50]) for i in range(0, 200, 50)]
     small = compress(net, batches, prune=0.5, prune_epochs=0.5, share_epochs=0.5)
     assert accuracy(small) > 0.1
-    assert any(name.endswith("_codes") for name in small.program.graph.initializers)
+    assert codes_of(small)
 
 
 def test_a_bare_state_dict_is_compressed_without_a_network(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from toy_networks import convolutions, images
 
 from lowbit.network.build import build
 from lowbit.network.calibrate import both_runs, observe, solve_weights
-from lowbit.network.fakequant import Simulation
 from lowbit.network.in_step import Run, in_step
+from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.recipe import RECIPES
 from lowbit.repair.ranges import choose_ranges
@@ -35,7 +35,7 @@ def test_a_value_that_is_replaced_is_what_the_nodes_behind_read():
 
 def test_the_exact_run_passes_all_quantizers():
     model, batches = convolutions(), [{"x": images(4)}]
-    simulation = Simulation(model.program, place(model.program, RECIPES["int8"]()))
+    simulation = Network(model.program, place(model.program, RECIPES["int8"]()))
     observe(simulation, batches)
     solve_weights(simulation)
     choose_ranges(simulation, batches)

@@ -1,14 +1,22 @@
 """Second moments of what weights are multiplied with: rows times weights give the layer's output back."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lowbit as lb
-from lowbit.graph.layer import by_group, of_groups
+from lowbit.graph.layer import by_group, layers_of, of_groups
 from lowbit.network.build import build
+from lowbit.network.calibrate import both_runs
 from lowbit.network.footprint import footprint
-from lowbit.network.moments import moments_in_turn, multiplied
+from lowbit.network.moments import moments_in_step, multiplied
+from lowbit.network.network import Network
+from lowbit.network.sites import Placement, Site
+from lowbit.numerics import Format, Int, quantize
+from lowbit.recipe import TensorSpec
+from lowbit.solve import Moments
 
 LAYERS = {
     "a convolution": (nn.Conv2d(4, 6, 3), (4, 9, 8)),
@@ -22,19 +30,38 @@ LAYERS = {
 }
 
 
-def one_layer(name: str) -> tuple[torch.fx.GraphModule, torch.fx.Node, str, Tensor]:
+def network_of(module: nn.Module, x: Tensor) -> Network:
+    """A network with a quantizer on every weight, which holds nothing yet."""
+    program = lb.load(module.eval(), x).program
+    layers = [layer for node in program.graph for layer in layers_of(node)]
+    sites = {
+        str(v.name): Site(str(v.name), "weight", TensorSpec("int8"), "", str(v.name))
+        for v in (la.value for la in layers)
+    }
+    return Network(program, Placement(sites, {}))
+
+
+def seen(network: Network, *parts: Tensor) -> Iterator[tuple[str, Moments]]:
+    """(weight, moments) in turn, from batches of the one input."""
+    name = str(network.program.graph.inputs[0].name)
+    with network.mode("quantize"):
+        runs = both_runs(network, [{name: part.numpy()} for part in parts])
+        yield from moments_in_step(*runs, network.constants())
+
+
+def one_layer(name: str) -> tuple[Network, torch.fx.Node, Tensor]:
     torch.manual_seed(0)
     layer, shape = LAYERS[name]
     x = torch.randn(3, *shape)
-    module = build(lb.load(layer.eval(), x).program).eval()
-    node = next(n for n in module.graph.nodes if n.meta.get("op") in ("Conv", "MatMul", "Gemm"))
-    return module, node, str(node.args[1].target), x
+    network = network_of(layer, x)
+    node = next(n for n in network.module.graph.nodes if n.meta.get("op") in ("Conv", "MatMul", "Gemm"))
+    return network, node, x
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_rows_times_weights_are_the_layers_output(name: str) -> None:
-    module, node, key, x = one_layer(name)
-    weight = module.get_parameter(key).detach()
+    network, node, x = one_layer(name)
+    weight = network.parameter(node.meta["layer"].value.name).detach()
     parts, axis = multiplied(node, x), node.meta["layer"].output_axis
     grouped = by_group(weight, len(parts), axis)
     ours = torch.cat([p @ r.T for p, r in zip(parts, grouped.flatten(2), strict=True)], dim=1)
@@ -50,10 +77,9 @@ def test_rows_times_weights_are_the_layers_output(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["groups", "a product over tokens"])
 def test_moments_add_up_over_batches(name: str) -> None:
-    module, node, key, x = one_layer(name)
-    parameters = dict(module.named_parameters())
-    ((_, whole),) = moments_in_turn(module, parameters, parameters, [key], [(x,)])
-    ((_, parts),) = moments_in_turn(module, parameters, parameters, [key], [(x[:1],), (x[1:],)])
+    network, node, x = one_layer(name)
+    ((_, whole),) = seen(network, x)
+    ((_, parts),) = seen(network, x[:1], x[1:])
     torch.testing.assert_close(whole.quantized, parts.quantized, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(whole.quantized, whole.cross)
     for group, rows in enumerate(multiplied(node, x)):
@@ -64,13 +90,12 @@ def test_a_weight_that_is_changed_in_its_turn_changes_what_the_next_sees() -> No
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)).eval()
     x = torch.randn(20, 4)
-    module = build(lb.load(net, x).program).eval()
-    exact = {key: p.detach() for key, p in module.named_parameters()}
-    quantized, seen = dict(exact), {}
-    for key, moments in moments_in_turn(module, exact, quantized, list(exact), [(x[:8],), (x[8:],)]):
-        seen[key] = moments
-        quantized[key] = torch.round(exact[key])
-    first, second = seen.values()
+    network, found = network_of(net, x), []
+    for name, moments in seen(network, x[:8], x[8:]):
+        found.append(moments)
+        _, quantizer = network.constants()[name]
+        quantizer.store(quantize(network.parameter(name).detach(), Format(Int(8)), (-127.0, 127.0)))  # step 1
+    first, second = found
     assert torch.equal(first.quantized, first.cross)
     before = net[0].weight.detach()
     a, b = (x @ before.T).relu(), (x @ torch.round(before).T).relu()
@@ -88,16 +113,12 @@ def test_weights_that_are_not_multiplied_once_are_left_out() -> None:
             return self.table(ids) @ self.shared @ self.shared
 
     ids = torch.arange(3).reshape(1, 3)
-    module = build(lb.load(Twice().eval(), ids).program)
-    parameters = dict(module.named_parameters())
-    assert list(moments_in_turn(module, parameters, parameters, parameters, [(ids,)])) == []
+    assert list(seen(network_of(Twice(), ids), ids)) == []
 
 
 @pytest.mark.parametrize("x", [torch.zeros(0, 4), torch.full((3, 4), -torch.inf)])
 def test_weights_that_meet_nothing_or_infinities_are_left_out(x: Tensor) -> None:
-    module = build(lb.load(nn.Linear(4, 3).eval(), torch.ones(2, 4)).program).eval()
-    parameters = dict(module.named_parameters())
-    assert list(moments_in_turn(module, parameters, parameters, parameters, [(x,)])) == []
+    assert list(seen(network_of(nn.Linear(4, 3), torch.ones(2, 4)), x)) == []
 
 
 def test_a_footprint_counts_activations_and_not_parameters() -> None:

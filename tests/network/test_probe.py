@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from lowbit.network.fakequant import FakeQuant
+from lowbit.network.quantizers import FakeQuant
 from lowbit.numerics import parse_format
 from lowbit.ranges import MinMax
 from lowbit.recipe import TensorSpec

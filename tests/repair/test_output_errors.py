@@ -7,7 +7,7 @@ from toy_networks import convolutions, images, network
 
 from lowbit.model import Model
 from lowbit.network.calibrate import forward, observe, solve_weights
-from lowbit.network.fakequant import Simulation
+from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.numerics import INT8, UINT8, channel
 from lowbit.ranges import MinMax
@@ -18,8 +18,8 @@ from lowbit.repair.ranges import choose_ranges, output_errors, quantizer_costs
 MINMAX = Recipe((Rule("*", TensorSpec(INT8.with_block(channel(0)), MinMax()), TensorSpec(UINT8, MinMax())),))
 
 
-def calibrated(model: Model, batches: list) -> Simulation:
-    simulation = Simulation(model.program, place(model.program, MINMAX))
+def calibrated(model: Model, batches: list) -> Network:
+    simulation = Network(model.program, place(model.program, MINMAX))
     observe(simulation, batches)
     solve_weights(simulation)
     choose_ranges(simulation, batches)
@@ -31,12 +31,12 @@ def in_batches(x: np.ndarray) -> list[dict[str, np.ndarray]]:
     return [{"x": x[i : i + 8]} for i in range(0, len(x), 8)]
 
 
-def prices(simulation: Simulation, batches: list) -> dict[str, float]:
+def prices(simulation: Network, batches: list) -> dict[str, float]:
     """What each quantizer adds, a batch; 64 batches: √(2/64) = 18 % of spread for weights."""
     return {n: c / len(batches) for n, c in quantizer_costs(simulation, batches).items()}
 
 
-def switched_on(simulation: Simulation, names: list[str], batches: list) -> dict[str, float]:
+def switched_on(simulation: Network, names: list[str], batches: list) -> dict[str, float]:
     """Squared error of the outputs, relative to their power, with one quantizer at work at a time."""
     exact = float_outputs(simulation, batches)
     found = {}

@@ -36,15 +36,22 @@ _STORED = {  # codes that ONNX has an integer type for
     (16, False): ir.DataType.UINT16,
 }
 
-Pool = dict[tuple[str, tuple[int, ...], bytes], ir.Value]
+
+@dataclass
+class Pool:
+    """What the tensors of one program have in common.
+
+    whole_codes  codes of a table take 4, 8 or 16 bits each, one after the other, as an entropy coder wants them
+    constants    tables, shifts and shapes that the program has already
+    """
+
+    whole_codes: bool = False
+    constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = field(default_factory=dict)
 
 
 def expand(stored: QuantTensor, name: str, output: str, pool: Pool | None = None) -> "Expansion":
-    """The initialisers and nodes that compute a stored tensor; the last node gives the value named `output`.
-
-    pool   constants that tensors of one program share: tables, shifts, shapes
-    """
-    expansion = Expansion(name, {} if pool is None else pool)
+    """The initialisers and nodes that compute a stored tensor; the last node gives the value named `output`."""
+    expansion = Expansion(name, pool or Pool())
     result = expansion.tensor(stored, "")
     result.name = output
     result.shape, result.type = ir.Shape(stored.shape), ir.TensorType(ir.DataType.FLOAT)
@@ -141,7 +148,8 @@ class Expansion:
                 return self.integers(codes, grid, f"{part}_codes", ir.DataType.FLOAT)
             held = chosen(self.integers(codes, grid, f"{part}_codes", kernel_type(grid)))
             return self.node("Cast", held, to=ir.DataType.FLOAT)
-        index = self._unpack(codes.astype(np.int32), grid.bits, f"{part}_codes")
+        bits = min(b for b in (4, 8, 16) if b >= grid.bits) if self.pool.whole_codes else grid.bits
+        index = self._unpack(codes.astype(np.int32), bits, f"{part}_codes")
         if chosen is not None:
             small = self.node("Cast", index, to=kernel_type(Int(grid.bits, signed=False)))
             index = self.node("Cast", chosen(small), to=ir.DataType.INT32)
@@ -250,11 +258,12 @@ class Expansion:
         """A constant that may stand in the program already."""
         held = np.asarray(array)
         key = (dtype.name, held.shape, held.tobytes())
-        if key not in self.pool:
+        known = self.pool.constants
+        if key not in known:
             value = self.constant("", held, dtype)
-            value.name = f"lowbit~{len(self.pool)}"
-            self.pool[key] = value
-        return self.pool[key]
+            value.name = f"lowbit~{len(known)}"
+            known[key] = value
+        return known[key]
 
     def node(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         name = f"{self.name}~{len(self.nodes)}"

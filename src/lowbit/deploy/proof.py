@@ -23,8 +23,9 @@ from lowbit.engines.read_back import FLOAT, ReadBack
 from lowbit.errors import MismatchError
 from lowbit.graph.layer import layers_of
 from lowbit.network.calibrate import Batch, forward, tensors
-from lowbit.network.fakequant import FakeQuant, Simulation
 from lowbit.network.in_step import Run, in_step
+from lowbit.network.network import Network
+from lowbit.network.quantizers import FakeQuant
 from lowbit.numerics import Int
 
 OUTPUT_NOISE = 1e-4  # of an output's power, given equal integers before it: 40 dB
@@ -48,7 +49,7 @@ class Parity:
     worst: tuple[str, int]
 
 
-def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], engine: str = "onnxruntime") -> Parity:
+def verify(simulation: Network, program: ir.Model, batches: Iterable[Batch], engine: str = "onnxruntime") -> Parity:
     """Run the written program and hold every quantized value against the simulation; MismatchError beyond one step.
 
     One step is allowed because engines requantize with a fixed-point multiplier or in float32 in another order of sums;
@@ -76,7 +77,7 @@ def verify(simulation: Simulation, program: ir.Model, batches: Iterable[Batch], 
     return Parity(len(values), steps.codes or compared, steps.off / max(1, steps.codes), steps.worst)
 
 
-def check_arithmetic(simulation: Simulation, rows: Iterable[Mapping[str, Any]], runs: ReadBack) -> None:
+def check_arithmetic(simulation: Network, rows: Iterable[Mapping[str, Any]], runs: ReadBack) -> None:
     """MismatchError where a layer runs in integers that the ledger calls float, or the other way round.
 
     rows   the ledger; those of weights say in which arithmetic their layers compute
@@ -103,7 +104,7 @@ def check_arithmetic(simulation: Simulation, rows: Iterable[Mapping[str, Any]], 
 
 
 def _compare_output(
-    simulation: Simulation, name: str, own: np.ndarray[Any, Any], deployed: np.ndarray[Any, Any], engine: str
+    simulation: Network, name: str, own: np.ndarray[Any, Any], deployed: np.ndarray[Any, Any], engine: str
 ) -> None:
     """What is computed in float agrees too; behind integers a top-k may still pick another of two equals.
 
@@ -128,7 +129,7 @@ def _compare_output(
 
 
 def _reject_nan(
-    simulation: Simulation, batch: Batch, name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str
+    simulation: Network, batch: Batch, name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str
 ) -> None:
     """MismatchError for a NaN in an output, unless the float network gives one too."""
     where = np.isnan(deployed)
@@ -150,7 +151,7 @@ def _differences(own: np.ndarray[Any, Any], deployed: np.ndarray[Any, Any]) -> n
     return apart
 
 
-def _has_codes(simulation: Simulation, value: str) -> bool:
+def _has_codes(simulation: Network, value: str) -> bool:
     """Whether the file computes this activation's codes; a kernel of blocks keeps them to itself."""
     quantizer = simulation.quantizers[value]
     site = simulation.placement.sites[value]
@@ -180,7 +181,7 @@ class _Steps:
 
 
 def _outputs_behind(
-    simulation: Simulation, batch: Batch, deployed: Mapping[str, np.ndarray[Any, Any]], steps: _Steps
+    simulation: Network, batch: Batch, deployed: Mapping[str, np.ndarray[Any, Any]], steps: _Steps
 ) -> dict[str, Tensor]:
     """The simulation's outputs, each quantized value replaced by the engine's after the two were compared."""
     run = Run(simulation.module, tensors(simulation, batch))

@@ -6,7 +6,7 @@ weight `w` the initialisers `w_codes`, `w_scale`, `w_zero`; `compact` shortens t
 the operators: ONNX, QuantizeLinear-21 and DequantizeLinear-21.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,13 +86,24 @@ class ExpandedTensor:
     readers: frozenset[tuple[str, int]] | None = None
 
 
-def write(program: ir.Model, tensors: Iterable[IntegerTensor | ExpandedTensor]) -> ir.Model:
-    """A copy of the program in which these values are stored in few bits, and integers are passed on."""
+def write(
+    program: ir.Model,
+    tensors: Iterable[IntegerTensor | ExpandedTensor],
+    floats: Mapping[str, np.ndarray] | None = None,
+    whole_codes: bool = False,
+) -> ir.Model:
+    """A copy of the program in which these values are stored in few bits, and integers are passed on.
+
+    floats        initialisers that stay float, and what they hold from now on
+    whole_codes   the codes of a table take 4, 8 or 16 bits each; else as many as their format says
+    """
     program = program.clone()
+    for name, array in (floats or {}).items():
+        program.graph.initializers[name].const_value = ir.tensor(array, name=name)
     values = {v.name: v for v in program.graph.inputs}
     values |= {str(name): v for name, v in program.graph.initializers.items()}
     values |= {v.name: v for node in program.graph for v in node.outputs}
-    pool: Pool = {}
+    pool = Pool(whole_codes)
     for tensor in tensors:
         value = values[tensor.value]
         if isinstance(tensor, ExpandedTensor):

@@ -6,7 +6,7 @@ rises by a cubic (Zhu and Gupta 2017), and the float network teaches where label
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,28 +15,31 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
 
 import lowbit
 from lowbit.data import Data
 from lowbit.data.samples import Batching
-from lowbit.deploy.codebook import fewer_mantissa_bits, write_codebook
-from lowbit.errors import InputError, MismatchError, UnsupportedError
-from lowbit.flows.compress_run import Run
+from lowbit.deploy.compact import compact
+from lowbit.deploy.export import export, ledger
+from lowbit.deploy.proof import verify
+from lowbit.errors import InputError, UnsupportedError
+from lowbit.flows.compress_run import Augment, Run
 from lowbit.flows.compression import Compression, Layer, Progress
-from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
+from lowbit.flows.fit_size import BATCH, MOST_SAMPLES
 from lowbit.flows.given import model_and_data, refuse_quantized
 from lowbit.graph import PASSES
 from lowbit.graph.layer import layers_of
-from lowbit.graph.notes import drop_notes
+from lowbit.metadata import to_text
 from lowbit.model import Model
-from lowbit.network.build import build
-from lowbit.network.compressed import CompressedNetwork
-from lowbit.solve.share import Shared, share
+from lowbit.network.calibrate import Batch
+from lowbit.network.network import Network
+from lowbit.network.sites import Placement, Site
+from lowbit.numerics.mantissa import fewer_mantissa_bits
+from lowbit.solve.kmeans import codebook_format, kmeans
 from lowbit.storage.container import pack
 from lowbit.train.loop import Samples
 
-__all__ = ["Compression", "Layer", "Progress", "compress", "compress_tensors", "compressible", "write"]
+__all__ = ["Compression", "Layer", "Progress", "compress", "compress_tensors", "compressible"]
 
 SMALLEST = 256
 """Weights of fewer elements stay as they are: nodes and tables would cost more than they save."""
@@ -50,7 +53,7 @@ def compress(
     *,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    augment: Augment | None = None,
     **changes: Any,
 ) -> Model:
     """A model whose weights are codes into small tables, most of them zero; `pack` makes it one small file.
@@ -70,87 +73,91 @@ def compress(
     prepared = model.copy()
     for name in PREPARE:
         PASSES[name](prepared.program)
-    weights = compressible(prepared.program)
-    measure = partial(_packed_bytes, prepared, chosen)
-    told = progress or (lambda *_: None)
-    if chosen.ratio and not chosen.trains and not chosen.pruning.sparsity:
-        network, keys, example = _fit(prepared, weights, given, chosen.ratio, measure, told)
-        return _written(prepared, network, chosen, keys, example)
-    _check_axes(model)
-    samples = Samples.of(given.batches(max(chosen.batch, 64)))
-    run = Run(prepared, weights, samples, chosen, checkpoint, told, augment, measure)
-    found = _written(prepared, run.train(), chosen, run.keys, samples.take(torch.arange(min(16, len(samples)))).inputs)
+    axes = compressible(prepared.program)
+    network = Network(prepared.program, _placement(prepared.program, axes, chosen))
+    samples, batches = _samples(model, given, chosen)
+    measure = partial(_packed_bytes, network, model.source, chosen)
+    run = Run(network, axes, batches, samples, chosen, measure, progress or (lambda *_: None), checkpoint, augment)
+    run.to_end()
+    small = _written(network, model.source, chosen)
+    verify(network, small.program, batches[:2])
     run.checkpoints.remove()
-    return found
+    return small
 
 
-def _fit(
-    prepared: Model,
-    weights: Mapping[str, int],
-    data: Data,
-    ratio: float,
-    measure: Callable[[Mapping[str, Shared]], int],
-    progress: Progress,
-) -> tuple[CompressedNetwork, Mapping[str, str], tuple[Tensor, ...]]:
-    """The network at a ratio, without training; the keys of its parameters; a batch to try it on."""
-    batches = [
-        tuple(torch.tensor(array) for array in inputs.values()) for inputs, _ in data.take(MOST_SAMPLES).batches(BATCH)
-    ]
-    module = build(prepared.program).eval()
-    keys: Mapping[str, str] = module.meta["keys"]
-    network = CompressedNetwork(module)
-    axes = {keys[name]: axis for name, axis in weights.items() if name in keys}
-    if not axes:
+def _samples(model: Model, data: Data, settings: Compression) -> tuple[Samples | None, list[Batch]]:
+    """What is trained on, if anything is; and batches that sensitivities and moments are measured on."""
+    if settings.trains:
+        _check_axes(model)
+        samples = Samples.of(data.batches(max(settings.batch, 64)))
+        names = [port.name for port in model.inputs]
+        parts = samples.parts(BATCH, MOST_SAMPLES)
+        return samples, [{n: x.numpy() for n, x in zip(names, part, strict=True)} for part in parts]
+    return None, [inputs for inputs, _ in data.take(MOST_SAMPLES).batches(BATCH)]
+
+
+def _placement(program: ir.Model, weights: Mapping[str, int], settings: Compression) -> Placement:
+    """A site on every weight. UnsupportedError where there is none, InputError for a layer that is none of them."""
+    if not weights:
         raise UnsupportedError(
-            f"'{prepared.source}' has no weight of {SMALLEST} elements or more in a layer that can be compressed. "
+            f"'{program.graph.name}' has no weight of {SMALLEST} elements or more in a layer that can be compressed. "
             "`lowbit pack` codes the file as it is."
         )
-    for key, fitted in fit_size(network, axes, batches, ratio, measure, progress).items():
-        network.share(key, fitted.shared)
-    return network, keys, batches[0]
+    if unknown := [layer.name for layer in settings.layers if layer.name not in weights]:
+        raise InputError(f"'{unknown[0]}' is not a weight that can be compressed; these are: {', '.join(weights)}.")
+    sites = {}
+    for name in weights:
+        value = program.graph.initializers[name]
+        assert value.const_value is not None
+        spec = settings.spec(name, tuple(value.const_value.shape.numpy()))
+        sites[name] = Site(name, "weight", spec, str(next(iter(value.uses())).node.name), name)
+    return Placement(sites, {})
 
 
-def _written(
-    prepared: Model,
-    network: CompressedNetwork,
-    settings: Compression,
-    keys: Mapping[str, str],
-    example: tuple[Tensor, ...],
-) -> Model:
-    """The deployed model; MismatchError if it computes anything else than the network."""
-    model = Model(write(prepared.program, network, settings, keys), prepared.source)
-    names = [port.name for port in prepared.inputs]
-    outputs = model.run({name: x.numpy() for name, x in zip(names, example, strict=True)})
-    with torch.no_grad():
-        expected = network(*example)
-    for name, array in outputs.items():
-        wanted = expected[name].numpy()
-        scale = float(np.abs(wanted).max()) or 1.0
-        error = float(np.abs(np.asarray(array, np.float64) - wanted).max())
-        if not error <= 1e-3 * scale:
-            raise MismatchError(f"output '{name}' of the written program differs by {error:.3g} of {scale:.3g}.")
-    return model
+def _written(network: Network, source: str, settings: Compression) -> Model:
+    """The program of what the network holds, after it has rounded the mantissas of what it stores in float."""
+    _shorten_mantissas(network, settings.mantissa_bits)
+    program = compact(export(network, whole_codes=True), network.program)
+    default = asdict(Compression())
+    asked = {name: value for name, value in asdict(settings).items() if value != default[name]}
+    program.metadata_props["lowbit.version"] = lowbit.__version__
+    program.metadata_props["lowbit.recipe"] = json.dumps({"compress": asked})
+    program.metadata_props["lowbit.ledger"] = to_text(ledger(network))
+    return Model(program, source)
+
+
+def _packed_bytes(network: Network, source: str, settings: Compression) -> int:
+    """Bytes of the file that the network would make as it is now."""
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        return pack(_written(network, source, settings), Path(folder) / "0.lowbit")
+
+
+@torch.no_grad()
+def _shorten_mantissas(network: Network, bits: int) -> None:
+    """Round float parameters and tables; pruned weights that stay float keep their mantissas."""
+    constants = network.constants()
+    for name in network.module.meta["keys"]:
+        if name not in constants:
+            parameter = network.parameter(name)
+            if parameter.dtype == torch.float32 and parameter.requires_grad:
+                parameter.copy_(fewer_mantissa_bits(parameter, bits))
+    for _, quantizer in constants.values():
+        stored = quantizer.stored
+        if stored is not None and stored.table is not None:
+            # An error of half a bit of mantissa stays under 1/32 of the distance between equally spaced values.
+            needed = min(23, max(bits, stored.table.shape[1].bit_length() + 2))
+            table = fewer_mantissa_bits(torch.as_tensor(stored.table), needed)
+            quantizer.store(replace(stored, table=table))
 
 
 def compressible(program: ir.Model) -> dict[str, int]:
     """Initialisers that are weights of some layer and large enough → the axis of their output channels."""
     found: dict[str, int] = {}
-    for weight in (weight for node in program.graph for weight in layers_of(node)):
-        value = weight.value
-        if not value.is_graph_output() and weight.weight.dtype == np.float32 and weight.weight.size >= SMALLEST:
-            found[str(value.name)] = weight.output_axis
+    for layer in (layer for node in program.graph for layer in layers_of(node)):
+        value = layer.value
+        if not value.is_graph_output() and layer.weight.dtype == np.float32 and layer.weight.size >= SMALLEST:
+            found[str(value.name)] = layer.output_axis
     return found
-
-
-def _packed_bytes(prepared: Model, settings: Compression, shared: Mapping[str, Shared]) -> int:
-    """Bytes of the file that these codes and values would make, with all other parameters as they were."""
-    module = build(prepared.program).eval()
-    network = CompressedNetwork(module)
-    for key, found in shared.items():
-        network.share(key, found)
-    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-        program = write(prepared.program, network, settings, module.meta["keys"])
-        return pack(Model(program, prepared.source), Path(folder) / "0.lowbit")
 
 
 def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = None, **changes: Any) -> dict[str, Any]:
@@ -175,8 +182,8 @@ def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = 
     for name, weight in weights.items():
         mask = masks.get(name)
         if chosen.bits:
-            shared = share(weight, mask, chosen.bits, start=chosen.start, rate=chosen.rate)
-            weight = shared.dense()
+            kind = codebook_format(chosen.bits, chosen.start, 1, tuple(weight.shape))
+            weight = torch.as_tensor(kmeans(weight, kind, mask, chosen.rate).dequantize())
         elif mask is not None:
             weight = weight * mask
         original = tensors[name]
@@ -194,60 +201,3 @@ def _check_axes(model: Model) -> None:
                 f"input '{name}' has {where}; compress trains networks whose inputs all have them along axis 0. "
                 "`lb.compress_tensors` prunes and shares the weights without training."
             )
-
-
-def write(program: ir.Model, network: CompressedNetwork, settings: Compression, keys: Mapping[str, str]) -> ir.Model:
-    """The program with shared weights as codes and tables, pruned ones as zeros, biases of fewer mantissa bits."""
-    program = program.clone()
-    rows = []
-    for name, key in keys.items():
-        value = program.graph.initializers.get(name)
-        if value is None or key not in network.parameters or value.const_value is None:
-            continue
-        before = value.const_value
-        layer = next((str(use.node.name) for use in value.uses()), "")
-        row: dict[str, Any] = {"tensor": name, "layer": layer, "status": "quantized", "reason": ""}
-        if key in network.shared:
-            shared = network.shared[key]
-            tables = _tables(network, key).numpy()
-            # An error of half a bit of mantissa stays under 1/32 of the distance between equally spaced values.
-            tables = fewer_mantissa_bits(tables, min(23, max(settings.mantissa_bits, tables.shape[1].bit_length() + 2)))
-            network.parameters[key].copy_(torch.from_numpy(tables))
-            codes, table = write_codebook(program, name, shared.codes.numpy(), tables)
-            bits = max(1, (shared.tables.shape[1] - 1).bit_length())
-            row |= {"role": "weight", "format": f"codebook:{bits}", "bits": 8 * codes / before.size}
-            row |= {
-                "bytes": codes + table,
-                "solver": "gptq" if settings.ratio else "kmeans",
-                "sparsity": _zeros(shared.codes) if shared.zero else 0.0,
-            }
-        else:
-            array = network.parameters[key].detach()
-            kept = array * network.masks[key] if key in network.masks else torch.from_numpy(
-                fewer_mantissa_bits(array.numpy(), settings.mantissa_bits)
-            )  # fmt: skip
-            network.parameters[key].copy_(kept)
-            value.const_value = ir.tensor(kept.numpy().copy(), name=name)
-            row |= {"role": "weight" if key in network.masks else "bias", "format": "float32", "bits": 32}
-            row |= {"bytes": before.nbytes, "sparsity": _zeros(kept), "status": "float", "reason": "not shared"}
-        rows.append(row)
-    drop_notes(program)
-    for value in program.graph.initializers.values():
-        value.shape, value.type = None, None  # said by the tensor itself
-    program.metadata_props["lowbit.version"] = lowbit.__version__
-    default = asdict(Compression())
-    asked = {name: value for name, value in asdict(settings).items() if value != default[name]}
-    program.metadata_props["lowbit.recipe"] = json.dumps({"compress": asked})
-    program.metadata_props["lowbit.ledger"] = json.dumps(rows)
-    return program
-
-
-def _tables(network: CompressedNetwork, key: str) -> Tensor:
-    tables = network.parameters[key].detach().clone()
-    if network.shared[key].zero:
-        tables[:, 0] = 0
-    return tables
-
-
-def _zeros(codes: Tensor) -> float:
-    return round(float((codes == 0).float().mean()), 4)

@@ -1,7 +1,7 @@
-"""One training run of a network that is being compressed: its phases, its state, and how it resumes."""
+"""One run of Deep Compression on a network: its phases, its state, and how it resumes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,193 +9,211 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit.errors import InputError
 from lowbit.flows.compression import Compression, Progress
-from lowbit.flows.fit_size import BATCH, MOST_SAMPLES, fit_size
-from lowbit.model import Model
+from lowbit.flows.fit_size import fit_size
 from lowbit.network.build import build
-from lowbit.network.compressed import CompressedNetwork
+from lowbit.network.calibrate import Batch
+from lowbit.network.network import Network
+from lowbit.network.stored import WeightQuant
+from lowbit.numerics import QuantTensor, parse_format, spell_format
 from lowbit.repair.sensitivity import squared_gradients
+from lowbit.solve.kmeans import as_codebook, kmeans, refit
 from lowbit.solve.prune import cubic_sparsity
-from lowbit.solve.share import Shared, refit, share
 from lowbit.train.distill import Task
 from lowbit.train.loop import Adam, Checkpoints, Samples, order
 
-RATES = {"prune": 1.0, "settle": 0.5, "share": 0.25}
-"""Phases in order, and their learning rates relative to the first."""
+PHASES = {"prune": 1.0, "settle": 0.5, "share": 0.25}
+"""In order: masks change; codes change; the values that codes mean change. Learning rates relative to the first."""
 REFIT_STEPS = 32
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Run:
-    """A network on its way from float to codes; `train` takes it there."""
+    """A network on its way from float to codes; `to_end` takes it there.
+
+    axes      of the outputs, for every weight that is compressed
+    batches   inputs that sensitivities and moments are measured on
+    samples   to train on; None where nothing is trained
+    measure   bytes of the packed file of what the network holds
+    """
 
     def __init__(
         self,
-        prepared: Model,
-        weights: Mapping[str, int],
-        samples: Samples,
+        network: Network,
+        axes: Mapping[str, int],
+        batches: Sequence[Batch],
+        samples: Samples | None,
         settings: Compression,
-        checkpoint: str | Path | None,
+        measure: Callable[[], int],
         progress: Progress,
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None,
-        measure: Callable[[Mapping[str, Shared]], int],
+        checkpoint: str | Path | None = None,
+        augment: Augment | None = None,
     ) -> None:
-        """measure  bytes of the packed file with these codes and values in it"""
-        module = build(prepared.program).eval()
-        self.keys: dict[str, str] = module.meta["keys"]
-        self.axes = {self.keys[name]: axis for name, axis in weights.items() if name in self.keys}
-        self.network = CompressedNetwork(module)
-        self.samples, self.settings, self.progress, self.augment = samples, settings, progress, augment
-        self.layers = {self.keys[layer.name]: layer for layer in settings.layers if layer.name in self.keys}
-        if unknown := [layer.name for layer in settings.layers if self.keys.get(layer.name) not in self.axes]:
-            raise InputError(f"'{unknown[0]}' is not a weight that can be compressed; these are: {', '.join(weights)}.")
+        self.network, self.axes, self.batches, self.settings = network, axes, batches, settings
+        self.measure, self.progress = measure, progress
+        self.weights: dict[str, WeightQuant] = {name: q for name, (_, q) in network.constants().items()}
+        self.layers = {layer.name: layer for layer in settings.layers}
         self.prunes = settings.pruning.sparsity > 0 or any(layer.sparsity for layer in settings.layers)
-        self.sensitivity = (
-            squared_gradients(
-                self.network, self.network.parameters, list(self.axes), samples.parts(BATCH, MOST_SAMPLES)
-            )
-            if self.prunes and settings.pruning.scope == "sensitivity"
-            else {}
-        )
-        self.task = Task.of(self.network, samples, settings.distill, settings.temperature)
-        per_epoch = max(1, len(samples) // settings.batch)
+        by_sensitivity = self.prunes and settings.pruning.scope == "sensitivity"
+        self.sensitivity = squared_gradients(network, self.weights, batches) if by_sensitivity else {}
+        self.training = None if samples is None else Training(network, samples, settings, augment)
         happens = {"prune": self.prunes, "settle": settings.shares, "share": settings.shares}
         self.steps = {
-            phase: math.ceil(epochs * per_epoch) if happens[phase] else 0 for phase, epochs in settings.epochs.items()
+            phase: math.ceil(epochs * self.training.steps_an_epoch) if self.training and happens[phase] else 0
+            for phase, epochs in settings.epochs.items()
         }
         identity = {
             "settings": asdict(settings),
-            "source": {key: float(p.double().abs().sum()) for key, p in self.network.parameters.items()},
-            "samples": [len(samples), *(float(x[0].double().sum()) for x in samples.inputs)],
+            "source": {key: float(p.detach().double().abs().sum()) for key, p in network.module.named_parameters()},
+            "samples": [] if samples is None else [len(samples), *(float(x[0].double().sum()) for x in samples.inputs)],
         }
-        self.measure = measure
         self.checkpoints = Checkpoints(None if checkpoint is None else Path(checkpoint), identity)
 
-    def train(self) -> CompressedNetwork:
+    def to_end(self) -> None:
         """All phases; what a checkpoint holds is not done again."""
-        phase, step, adam = self._resume()
-        if phase == "prune":
-            self._phase("prune", step, adam or Adam.of(self.network.parameters))
-            self._start_sharing()
-            phase, step, adam = "settle", 0, None
-        if phase == "settle":
-            self._phase("settle", step, adam or Adam.of(self.network.parameters))
-            for key in list(self.network.settling):
-                self.network.share(key, self.network.snap(key))
-            phase, step, adam = "share", 0, None
-        self._phase("share", step, adam or Adam.of(self.network.parameters))
-        return self.network
+        reached, step, optimizer = self._resume()
+        begin = {"prune": lambda: None, "settle": self._choose_codes, "share": self._keep_codes}
+        phases = list(PHASES)
+        for phase in phases[phases.index(reached) :]:
+            if step == 0:
+                begin[phase]()
+            self._phase(phase, step, optimizer)
+            step, optimizer = 0, None
+        for name, weight in self.weights.items():
+            if weight.stored is not None:
+                weight.store(weight.current(self.network.parameter(name)))
 
-    def _phase(self, phase: str, start: int, adam: Adam) -> None:
+    def _phase(self, phase: str, start: int, optimizer: Adam | None) -> None:
         total = self.steps[phase]
-        rate = self.settings.rate_of_learning * RATES[phase]
-        per_epoch = max(1, len(self.samples) // self.settings.batch)
-        rows = order(len(self.samples), start // per_epoch, self._seed(phase))
-        for step in range(start, total):
-            epoch, place = divmod(step, per_epoch)
-            if place == 0:
-                rows = order(len(self.samples), epoch, self._seed(phase))
-            if phase == "prune":
-                self._update_masks(step, total)
-            elif phase == "settle" and step % REFIT_STEPS == 0 and not self.settings.ratio:
-                self._refit()
-            part = self.samples.take(rows[place * self.settings.batch : (place + 1) * self.settings.batch])
-            if self.augment is not None:
-                generator = torch.Generator().manual_seed(self._seed(phase) * 7919 + step)
-                part = replace(part, inputs=tuple(self.augment(x, generator) for x in part.inputs))
-            chosen = rows[place * self.settings.batch : (place + 1) * self.settings.batch]
-            self._step(part, None if self.augment else chosen, adam, rate * _cosine(step, total), step + 1)
-            self.progress(phase, step + 1, total)
-            self.checkpoints.save(lambda done=step + 1: self._state(phase, done, adam))  # type: ignore[misc]
-        if phase == "prune":
+        if self.training is not None and start < total:
+            optimizer = optimizer or Adam.of(self.network.module)
+            seed = 3 * self.settings.seed + list(PHASES).index(phase)
+            rate = self.settings.rate_of_learning * PHASES[phase]
+            for step in range(start, total):
+                if phase == "prune":
+                    self._update_masks(step, total)
+                elif phase == "settle" and step % REFIT_STEPS == 0 and not self.settings.ratio:
+                    self._refit()
+                self.training.step(step, optimizer, rate * _cosine(step, total), seed)
+                self.progress(phase, step + 1, total)
+                self.checkpoints.save(lambda done=step + 1: self._state(phase, done, optimizer))  # type: ignore[misc]
+        if phase == "prune" and self.prunes:
             self._update_masks(total, total)
-
-    def _seed(self, phase: str) -> int:
-        return self.settings.seed * 3 + list(RATES).index(phase)
-
-    def _step(self, part: Samples, rows: Tensor | None, adam: Adam, rate: float, number: int) -> None:
-        parameters = self.network.parameters
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        loss = self.task.loss(self.network(*part.inputs), part, rows)
-        keys = list(parameters)
-        gradients = torch.autograd.grad(loss, [parameters[key] for key in keys], allow_unused=True)
-        for parameter in parameters.values():
-            parameter.requires_grad_(False)
-        with torch.no_grad():
-            found = {key: gradient for key, gradient in zip(keys, gradients, strict=True) if gradient is not None}
-            adam.step(parameters, found, rate, number)
+            with torch.no_grad():
+                for name, weight in self.weights.items():
+                    self.network.parameter(name).mul_(1 if weight.mask is None else weight.mask)
 
     def _update_masks(self, step: int, total: int) -> None:
         """Sparsity rises over the first half of the phase; masks may change until four fifths, then they stay."""
         pruning = self.settings.pruning
-        every = max(16, total // 200)
-        settled = int(0.8 * total)
-        if not self.prunes or (step % every and step != total) or (step > settled and self.network.masks):
+        every, last = max(16, total // 200), int(0.8 * total)
+        known = any(weight.mask is not None for weight in self.weights.values())
+        if not self.prunes or (step % every and step != total) or (step > last and known):
             return
         reached = 1.0 if step == total else cubic_sparsity(step, max(1, total // 2), 1.0)
-        dense = {key: self.network.parameters[key].movedim(axis, 0) for key, axis in self.axes.items()}
-        alone = {key: dense.pop(key) for key in self.layers}
+        dense = {name: self.network.parameter(name).detach().movedim(axis, 0) for name, axis in self.axes.items()}
+        alone = {name: dense.pop(name) for name in self.layers}
         masks = pruning.masks(dense, pruning.sparsity * reached, self.sensitivity) if dense and pruning.sparsity else {}
-        for key, weight in alone.items():
-            masks |= replace(pruning, scope="layer").masks({key: weight}, self.layers[key].sparsity * reached)
-        for key, mask in masks.items():
-            self.network.masks[key] = mask.movedim(0, self.axes[key]).contiguous()
+        for name, weight in alone.items():
+            masks |= replace(pruning, scope="layer").masks({name: weight}, self.layers[name].sparsity * reached)
+        for name, mask in masks.items():
+            self.weights[name].mask = mask.movedim(0, self.axes[name]).contiguous()
+
+    def _choose_codes(self) -> None:
+        """Codes for every weight: multiples of a step where the size is given, else k-means."""
+        settings = self.settings
+        trains: Any = "codes" if self.steps["settle"] else None
+        if settings.ratio:
+            fed = fit_size(self.network, self.batches, settings.ratio, self.measure, self.progress)
+            for name, weight in fed.items():
+                stored = self.weights[name].stored
+                assert stored is not None
+                self.weights[name].store(stored, trains)
+                if trains:
+                    with torch.no_grad():
+                        self.network.parameter(name).copy_(weight)
+            return
+        for name, quantizer in self.weights.items():
+            if quantizer.spec.format is not None:
+                weight = self.network.parameter(name)
+                quantizer.store(kmeans(weight, quantizer.format, quantizer.mask, settings.rate), trains)
 
     def _refit(self) -> None:
         """Shared values move to the means of the weights that round to them."""
-        for key in self.network.settling:
-            self.network.settling[key] = refit(self.network.parameters[key], self.network.snap(key))
+        for name, quantizer in self.weights.items():
+            if quantizer.stored is not None:
+                weight = self.network.parameter(name).detach()
+                quantizer.store(refit(quantizer.current(weight), weight), quantizer.trains)
 
-    def _start_sharing(self) -> None:
-        """Shared values for every weight: multiples of a step where the size is given, else found by k-means."""
-        if self.settings.ratio:
-            batches = self.samples.parts(BATCH, MOST_SAMPLES)
-            fitted = fit_size(self.network, self.axes, batches, self.settings.ratio, self.measure, self.progress)
-            for key, found in fitted.items():
-                self.network.settling[key], self.network.parameters[key] = found.shared, found.weight
-            return
-        for key in self.axes:
-            bits = self.layers[key].codebook if key in self.layers else self.settings.bits
-            if not bits:
-                continue
-            weight, mask = self.network.parameters[key], self.network.masks.get(key)
-            tables = self.settings.tables if len(weight) % self.settings.tables == 0 else 1
-            settings = self.settings
-            shared = share(weight, mask, bits, groups=tables, start=settings.start, rate=settings.rate)
-            self.network.settling[key] = shared
+    def _keep_codes(self) -> None:
+        """From now on codes stay, and the values that they mean train."""
+        for name, quantizer in self.weights.items():
+            if quantizer.stored is not None:
+                stored = quantizer.current(self.network.parameter(name))
+                if self.steps["share"]:
+                    quantizer.store(as_codebook(stored), "values")
+                else:
+                    quantizer.store(stored)
 
-    def _state(self, phase: str, step: int, adam: Adam) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        network = self.network
-        groups = {
-            "parameter": network.parameters,
-            "mask": network.masks,
-            "codes": {key: shared.codes for key, shared in network.shared.items()},
-            "settling": {key: shared.tables for key, shared in network.settling.items()},
-            "first": adam.first,
-            "second": adam.second,
-        }
-        tensors = {f"{group}/{key}": tensor for group, items in groups.items() for key, tensor in items.items()}
-        zeros = {key: shared.zero for key, shared in (network.settling | network.shared).items()}
-        return tensors, {"phase": phase, "step": step, "sizes": adam.sizes, "zeros": zeros}
+    def _state(self, phase: str, step: int, optimizer: Adam) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"parameter/{key}": p.detach() for key, p in self.network.module.named_parameters()}
+        formats = {}
+        for name, quantizer in self.weights.items():
+            stored = quantizer.stored
+            held = {"mask": quantizer.mask}
+            if stored is not None:
+                formats[name] = [spell_format(stored.format), quantizer.trains]
+                held |= {part: getattr(stored, part) for part in ("codes", "scale", "zero", "table")}
+            tensors |= {f"{part}/{name}": tensor for part, tensor in held.items() if tensor is not None}
+        moments, sizes = optimizer.state()
+        return tensors | moments, {"phase": phase, "step": step, "formats": formats, "sizes": sizes}
 
     def _resume(self) -> tuple[str, int, Adam | None]:
         found = self.checkpoints.load()
         if found is None:
             return "prune", 0, None
         tensors, notes = found
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            group, key = name.split("/", 1)
-            groups.setdefault(group, {})[key] = tensor
-        for key, codes in groups.get("codes", {}).items():
-            self.network.share(key, Shared(codes, groups["parameter"][key], notes["zeros"][key]))
-        self.network.parameters.update(groups["parameter"])
-        self.network.masks = groups.get("mask", {})
-        for key, tables in groups.get("settling", {}).items():
-            codes = torch.zeros(groups["parameter"][key].shape, dtype=torch.uint8)
-            self.network.settling[key] = Shared(codes, tables, notes["zeros"][key])
-        return notes["phase"], notes["step"], Adam(notes["sizes"], groups["first"], groups["second"])
+        for name, quantizer in self.weights.items():
+            quantizer.mask = tensors.get(f"mask/{name}")
+            if name in notes["formats"]:
+                words, trains = notes["formats"][name]
+                kind, codes = parse_format(words), tensors[f"codes/{name}"]
+                assert kind.block is not None
+                parts = (tensors.get(f"{part}/{name}") for part in ("scale", "zero", "table"))
+                quantizer.store(QuantTensor(codes, kind, kind.block.tile(tuple(codes.shape)), *parts), trains)
+        with torch.no_grad():
+            for key, parameter in self.network.module.named_parameters():
+                parameter.copy_(tensors[f"parameter/{key}"])
+        return notes["phase"], notes["step"], Adam.resumed(self.network.module, notes["sizes"], tensors)
+
+
+class Training:
+    """Steps of training: which samples, which loss.
+
+    samples   all of them, in memory
+    augment   (inputs, generator) → inputs, for each batch; None: as they are
+    """
+
+    def __init__(self, network: Network, samples: Samples, settings: Compression, augment: Augment | None) -> None:
+        self.network, self.samples, self.settings, self.augment = network, samples, settings, augment
+        self.task = Task.of(build(network.program).eval(), samples, settings.distill, settings.temperature)
+        self.steps_an_epoch = max(1, len(samples) // settings.batch)
+        self.epoch: tuple[int, int] | None = None
+        self.rows = torch.empty(0)
+
+    def step(self, step: int, optimizer: Adam, rate: float, seed: int) -> None:
+        """One step; everything about it follows from its number and the seed."""
+        epoch, place = divmod(step, self.steps_an_epoch)
+        if self.epoch != (seed, epoch):
+            self.epoch, self.rows = (seed, epoch), order(len(self.samples), epoch, seed)
+        rows = self.rows[place * self.settings.batch : (place + 1) * self.settings.batch]
+        part = self.samples.take(rows)
+        if self.augment is not None:
+            generator = torch.Generator().manual_seed(seed * 7919 + step)
+            part = replace(part, inputs=tuple(self.augment(x, generator) for x in part.inputs))
+        with self.network.mode("quantize"):
+            loss = self.task.loss(self.network.module(*part.inputs), part, None if self.augment else rows)
+        optimizer.step(loss, rate)
 
 
 def _cosine(step: int, total: int) -> float:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lowbit.errors import InputError
+from lowbit.recipe import FLOAT, TensorSpec
+from lowbit.solve.kmeans import codebook_format
 from lowbit.solve.prune import Pruning
 
 Progress = Callable[[str, int, int], None]
@@ -106,6 +108,16 @@ class Compression:
     def rate_of_learning(self) -> float:
         """The learning rate, with the default filled in."""
         return (0.002 if self.ratio else 0.02) if self.learning_rate is None else self.learning_rate
+
+    def spec(self, name: str, shape: tuple[int, ...]) -> TensorSpec:
+        """What a weight is stored in; None where it stays float."""
+        if self.ratio:
+            return TensorSpec("uint8", solve="gptq")
+        bits = next((layer.codebook for layer in self.layers if layer.name == name), self.bits)
+        if not bits:
+            return FLOAT
+        tables = self.tables if shape[0] % self.tables == 0 else 1
+        return TensorSpec(codebook_format(bits, self.start, tables, shape), solve="kmeans")
 
     @property
     def shares(self) -> bool:

@@ -1,200 +1,242 @@
-"""Shared values as fine as a size allows: one step for each weight, from one price of a bit.
+"""Codes as fine as a size allows: one step for each weight, from one Lagrange multiplier for all.
 
 An entropy-coded weight that is rounded to multiples of a step s costs log2(1/s) bits and a constant, whatever its
-distribution, and adds s²/12 to the squared error of each weight. So at the least error for a size s² times what one
-weight's error does to the outputs is alike in all layers: s = √(price / sensitivity). Uniform steps and an entropy
-coder stay within 0.25 bit of any quantizer (Gish and Pierce 1968), where k-means minimises error for the number of
-values, not for the bits that they cost.
+distribution, and adds s²/12 to the squared error of each weight. At the least error for a size, one more bit saves the
+same error in every layer: the Lagrange multiplier λ. So s = √(λ / sensitivity). Uniform steps and an entropy coder
+stay within 0.25 bit of any quantizer (Gish and Pierce 1968); k-means minimises error for the number of values, not for
+the bits that they cost.
 
-What a weight's error does to the outputs is its gradient, squared (as in Choi et al. 2017, arXiv 1612.01543); feedback
-(`solve.gptq`) takes away a share of it that differs from layer to layer, and steps follow.
+The sensitivity of a weight is its squared gradient (as in Choi et al. 2017, arXiv 1612.01543), times the share of its
+error that feedback (`solve.gptq`) leaves.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import TooSmallError
 from lowbit.flows.compression import Progress
-from lowbit.graph.layer import by_group, of_groups
-from lowbit.network.compressed import CompressedNetwork
+from lowbit.network.calibrate import Batch, both_runs, tensors
 from lowbit.network.footprint import footprint
-from lowbit.network.moments import Inputs, moments_in_turn
+from lowbit.network.moments import moments_in_step
+from lowbit.network.network import Network
+from lowbit.numerics import QuantTensor
+from lowbit.numerics.formats import UINT4, UINT8
 from lowbit.repair.sensitivity import squared_gradients
-from lowbit.solve.gptq import Feedback, feed_back
-from lowbit.solve.share import Shared
+from lowbit.solve import Moments
+from lowbit.solve.gptq import Feedback, make_up
 
 BATCH = 8
 MOST_SAMPLES = 1024
 MEMORY = 1 << 30  # bytes that all samples are at the widest place of the network, twice: exact and quantized
-MULTIPLES = 252  # of a step, from least to greatest: feedback adds one on each side, a mask one, and a byte holds 256
+MULTIPLES = 252  # of a step, from least to greatest: feedback adds one on each side, and a byte holds 256
 NEAR = 0.005  # how far below the wanted size the bytes may be
 TRIES = 12
 
 
 @dataclass(frozen=True)
-class Priced:
+class Weight:
     """One weight tensor and what rounding it costs.
 
     value        as it is now, pruned weights zero
     mask         False where pruned, or None
-    axis         of its outputs
     sensitivity  squared error of the outputs for each unit of squared step
     """
 
     value: Tensor
     mask: Tensor | None
-    axis: int
     sensitivity: float
 
     @property
-    def steps(self) -> tuple[float, float]:
-        """The finest, of which a byte can count the multiples, and the coarsest, at which all weights round to 0."""
-        widest, largest = float(self.value.max() - self.value.min()), float(self.value.abs().max())
-        return max(widest / MULTIPLES, largest / 2**16, 1e-30), max(4 * largest, 1e-30)
+    def finest(self) -> float:
+        """The step of which a byte can count the multiples."""
+        widest = float(self.value.max().clamp(min=0) - self.value.min().clamp(max=0))
+        return max(widest / MULTIPLES, 1e-30)
 
-    def step(self, price: float) -> float:
-        """What this weight pays for a bit less."""
-        finest, coarsest = self.steps
-        return min(max(math.sqrt(price / self.sensitivity), finest), coarsest)
+    @property
+    def coarsest(self) -> float:
+        """The step at which all weights round to 0."""
+        return max(4 * float(self.value.abs().max()), 1e-30)
 
-    def fitted(self, step: float, feedback: Sequence[Feedback] = ()) -> "Fitted":
-        """Multiples of the step; with feedback, each weight makes up for errors before it. Pruned weights stay zero."""
-        fed = self.value.double()
-        lowest, highest = float(torch.round(fed.min() / step)) - 1, float(torch.round(fed.max() / step)) + 1
-        if feedback:
-
-            def nearest(column: Tensor, _: Tensor) -> Tensor:
-                return torch.round(column / step).clamp(lowest, highest) * step
-
-            rows = by_group(self.value, len(feedback), self.axis).flatten(2)
-            parts = [feed_back(r, f, nearest) for r, f in zip(rows, feedback, strict=True)]
-            fed = of_groups(torch.stack(parts), self.value.shape, self.axis).clamp(lowest * step, highest * step)
-        multiples = torch.round(fed / step)
-        first = int(multiples.min())
-        table = (torch.arange(first, int(multiples.max()) + 1) * step).float()
-        codes = (multiples - first).to(torch.uint8)
-        if self.mask is None:
-            return Fitted(fed.float(), Shared(codes, table.reshape(1, -1), False))
-        table = torch.cat([torch.zeros(1), table])
-        return Fitted(fed.float(), Shared((codes + 1) * self.mask, table.reshape(1, -1), True))
+    def rounded(self, multiplier: float, moments: Moments | None = None) -> "Rounded":
+        """At the step of a Lagrange multiplier; with moments, each weight makes up for the errors before it."""
+        step = min(max(math.sqrt(multiplier / self.sensitivity), self.finest), self.coarsest)
+        start = multiples(self.value, step)
+        if moments is None:
+            return Rounded(start, self.value)
+        weight = make_up(self.value, start, moments)
+        weight = weight if self.mask is None else weight * self.mask
+        return Rounded(start.encode(weight), weight)
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A weight with the errors that it makes up for, and the codes and values that it rounds to."""
+class Rounded:
+    """A weight as multiples of a step.
 
+    stored   codes, step and zero
+    weight   before it was rounded, with the errors that it makes up for
+    """
+
+    stored: QuantTensor
     weight: Tensor
-    shared: Shared
+
+
+def multiples(weight: Tensor, step: float) -> QuantTensor:
+    """The nearest multiples of a step, as bytes; there is room for one multiple more on each side."""
+    zero, one = 1 - round(min(0.0, float(weight.min())) / step), (1,) * weight.dim()
+    scales, zeros = torch.full(one, step), torch.full(one, zero, dtype=torch.uint8)
+    return QuantTensor(weight.to(torch.uint8), UINT8, tuple(weight.shape), scales, zeros).encode(weight)
+
+
+def in_few_bits(stored: QuantTensor) -> QuantTensor:
+    """The same multiples in codes of 4 bits, where they fit."""
+    codes, zero = (torch.as_tensor(x) for x in (stored.codes, stored.zero))
+    least = torch.minimum(codes.min(), zero.min())
+    if int(torch.maximum(codes.max(), zero.max()) - least) >= 16:
+        return stored
+    return replace(stored, codes=codes - least, zero=zero - least, format=UINT4)
 
 
 def fit_size(
-    network: CompressedNetwork,
-    axes: Mapping[str, int],
-    batches: Inputs,
+    network: Network,
+    batches: Sequence[Batch],
     ratio: float,
-    measure: Callable[[Mapping[str, Shared]], int],
+    measure: Callable[[], int],
     progress: Progress,
-) -> dict[str, Fitted]:
-    """Key of each weight → its codes and values, for a file `ratio` times smaller than the parameters, or NEAR more.
+) -> dict[str, Tensor]:
+    """Store codes for a file `ratio` times smaller than the parameters, or NEAR more.
 
-    axes     of the outputs, for every weight that gets codes
-    batches  inputs of the network, BATCH samples or fewer each; as many are used as fit into MEMORY
-    measure  bytes of the packed file with these codes and values in it
+    batches  BATCH samples or fewer each; as many are used as fit into MEMORY
+    measure  bytes of the packed file of what the network holds
+    return   each weight before it was rounded, with the errors that it makes up for
     TooSmallError where no try was that small.
     """
-    size_bytes = 4 * sum(parameter.numel() for parameter in network.parameters.values()) / ratio
-    with torch.no_grad():
-        values = network.weights()
-    alive = footprint(network.module, batches[0]).alive * sum(x.nbytes for x in batches[0])
+    wanted = 4 * sum(parameter.numel() for parameter in network.module.parameters()) / ratio
+    inputs = tensors(network, batches[0])
+    alive = footprint(network.module, inputs).alive * sum(x.nbytes for x in inputs)
     batches = batches[: max(1, int(MEMORY // alive))]
-    weights = _prepare(network, axes, values, batches)
-    count = sum(weight.value.numel() for weight in weights.values())
-    price = _first_price(weights, 8 * size_bytes / count)
-    finest = min(weight.sensitivity * weight.steps[0] ** 2 for weight in weights.values())
-    found = Search(size_bytes, count, finest, measure)
-    found.run(price, lambda price: {key: weight.fitted(weight.step(price)) for key, weight in weights.items()})
+    weights = _weights(network, batches)
+    search = Search(network, weights, wanted, measure)
+    search.run(search.first(8 * wanted), search.nearest)
     # Feedback changes the size by a percent or two, and takes a pass over the samples.
-    fed = Search(size_bytes, count, finest, measure, lambda: progress("fit", len(fed.tried), TRIES))
-    fed.run(found.price, lambda price: _fit(network, weights, values, price, batches))
+    fed = Search(network, weights, wanted, measure, lambda tries: progress("fit", tries, TRIES))
+    fed.run(search.multiplier, lambda multiplier: fed.with_feedback(multiplier, batches))
     progress("fit", TRIES, TRIES)
-    return fed.best
+    fed.store(fed.best)
+    return {name: rounded.weight for name, rounded in fed.best.items()}
+
+
+def _weights(network: Network, batches: Sequence[Batch]) -> dict[str, Weight]:
+    """Every weight with its sensitivity."""
+    weights = {name: quantizer for name, (_, quantizer) in network.constants().items()}
+    gains = dict.fromkeys(weights, 1.0)
+    for name, moments in moments_in_step(*both_runs(network, batches[:64]), weights):
+        gains[name] = Feedback.of(moments.quantized, rows=moments.rows).gain
+    squared = squared_gradients(network, weights, batches)
+    # Where no gradient came through, a weight counts as much as the most sensitive.
+    highest = max((g for g in squared.values() if g > 0), default=1.0)
+    return {
+        name: Weight(network.parameter(name).detach(), quantizer.mask, gains[name] * (squared[name] or highest))
+        for name, quantizer in weights.items()
+    }
 
 
 @dataclass
 class Search:
-    """The price at which a file comes out as large as wanted.
+    """The Lagrange multiplier at which a file comes out as large as wanted.
 
-    size_bytes   wanted
-    count        weights
-    finest       price below which no step is finer, as no weight has more than MULTIPLES values
-    measure      bytes of the file with these codes and values
-    tried        (log2 of the price, bytes) so far
-    best         what came nearest from below
+    wanted       bytes
+    measure      bytes of the packed file of what the network holds
+    told         called with the number of tries so far
+    tried        (log2 of the multiplier, bytes) so far
+    best         what came nearest from below, at `multiplier`
     """
 
-    size_bytes: float
-    count: int
-    finest: float
-    measure: Callable[[Mapping[str, Shared]], int]
-    told: Callable[[], None] = lambda: None  # after each try
+    network: Network
+    weights: Mapping[str, Weight]
+    wanted: float
+    measure: Callable[[], int]
+    told: Callable[[int], None] = lambda tries: None
     tried: list[tuple[float, int]] = field(default_factory=list)
-    best: dict[str, Fitted] = field(default_factory=dict)
-    price: float = 0.0
+    best: dict[str, Rounded] = field(default_factory=dict)
+    multiplier: float = 0.0
 
-    def run(self, price: float, fit: Callable[[float], dict[str, Fitted]]) -> None:
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return sum(weight.value.numel() for weight in self.weights.values())
+
+    def run(self, multiplier: float, fit: Callable[[float], dict[str, Rounded]]) -> None:
         """TooSmallError where no try is small enough."""
+        # Below it no step is finer, as no weight has more than MULTIPLES values.
+        finest = min(weight.sensitivity * weight.finest**2 for weight in self.weights.values())
         for _ in range(TRIES):
-            found = fit(price)
-            size = self.measure({key: fitted.shared for key, fitted in found.items()})
-            if size <= self.size_bytes and size >= max((s for _, s in self.tried if s <= self.size_bytes), default=0):
-                self.best, self.price = found, price
-            self.tried.append((math.log2(price), size))
-            self.told()
-            if size <= self.size_bytes and (size >= (1 - NEAR) * self.size_bytes or price <= 1.001 * self.finest):
+            found = fit(multiplier)
+            self.store(found)
+            size = self.measure()
+            if size <= self.wanted and size >= max((s for _, s in self.tried if s <= self.wanted), default=0):
+                self.best, self.multiplier = found, multiplier
+            self.tried.append((math.log2(multiplier), size))
+            self.told(len(self.tried))
+            if size <= self.wanted and (size >= (1 - NEAR) * self.wanted or multiplier <= 1.001 * finest):
                 break
-            price = max(self.finest, 2 ** _next(self.tried, (1 - NEAR / 2) * self.size_bytes, self.count))
+            multiplier = max(finest, 2 ** self._next((1 - NEAR / 2) * self.wanted))
         if not self.best:
             raise TooSmallError(
-                f"the file cannot be made as small as {self.size_bytes:,.0f} bytes; the smallest that was found takes "
+                f"the file cannot be made as small as {self.wanted:,.0f} bytes; the smallest that was found takes "
                 f"{min(size for _, size in self.tried):,}. Ask for a lower ratio."
             )
 
+    def store(self, found: Mapping[str, Rounded]) -> None:
+        """Let the network hold these codes."""
+        for name, (_, quantizer) in self.network.constants().items():
+            if name in found:
+                quantizer.store(in_few_bits(found[name].stored))
 
-def _fit(
-    network: CompressedNetwork,
-    weights: Mapping[str, Priced],
-    values: Mapping[str, Tensor],
-    price: float,
-    batches: Inputs,
-) -> dict[str, Fitted]:
-    """Every weight at the step of this price, one layer after the other, each knowing what those before left it."""
-    found = {key: weight.fitted(weight.step(price)) for key, weight in weights.items()}
-    quantized = dict(values) | {key: fitted.shared.dense() for key, fitted in found.items()}
-    for key, moments in moments_in_turn(network.module, values, quantized, weights, batches):
-        feedback = [Feedback.of(r, c, moments.rows) for r, c in zip(moments.quantized, moments.cross, strict=True)]
-        found[key] = weights[key].fitted(weights[key].step(price), feedback)
-        quantized[key] = found[key].shared.dense()
-    return found
+    def nearest(self, multiplier: float) -> dict[str, Rounded]:
+        """Every weight rounded to nearest."""
+        return {name: weight.rounded(multiplier) for name, weight in self.weights.items()}
 
+    def with_feedback(self, multiplier: float, batches: Sequence[Batch]) -> dict[str, Rounded]:
+        """Every weight with feedback, layer after layer: each makes up for what those before it left."""
+        found = self.nearest(multiplier)
+        self.store(found)
+        with self.network.mode("quantize"):
+            for name, moments in moments_in_step(*both_runs(self.network, batches), self.weights):
+                found[name] = self.weights[name].rounded(multiplier, moments)
+                self.store({name: found[name]})
+        return found
 
-def _next(tried: list[tuple[float, int]], aim: float, count: int) -> float:
-    """log2 of the price to try next: by the secant through what was tried closest below and above, or by theory.
+    def first(self, bits: float) -> float:
+        """The multiplier at which weights rounded to nearest cost so many bits by their entropy, by bisection."""
+        steps = [
+            (weight.sensitivity, step) for weight in self.weights.values() for step in (weight.finest, weight.coarsest)
+        ]
+        multipliers = [sensitivity * step**2 for sensitivity, step in steps]
+        low, high = math.log2(min(multipliers)), math.log2(max(multipliers))
+        for _ in range(30):
+            middle = (low + high) / 2
+            costs = sum(entropy_bits(torch.as_tensor(r.stored.codes)) for r in self.nearest(2**middle).values())
+            low, high = (middle, high) if costs > bits else (low, middle)
+        return float(2**high)
 
-    Doubling the price takes half a bit from each weight, less where most are zero already.
-    """
-    larger = max(((price, size) for price, size in tried if size > aim), default=None)
-    smaller = min(((price, size) for price, size in tried if size <= aim), default=None)
-    if larger and smaller and larger[0] < smaller[0]:
-        part = (larger[1] - aim) / (larger[1] - smaller[1])
-        return larger[0] + min(0.9, max(0.1, part)) * (smaller[0] - larger[0])
-    price, size = tried[-1]
-    least = 0.25 if len(tried) < 3 else 2.0
-    ahead = 16 * (size - aim) / count
-    return price + (max(ahead, least) if size > aim else min(ahead, -least))
+    def _next(self, aim: float) -> float:
+        """log2 of the multiplier to try next: by the secant through the closest tries below and above, or by theory.
+
+        Doubling the multiplier takes half a bit from each weight, less where most are zero already.
+        """
+        larger = max(((log, size) for log, size in self.tried if size > aim), default=None)
+        smaller = min(((log, size) for log, size in self.tried if size <= aim), default=None)
+        if larger and smaller and larger[0] < smaller[0]:
+            part = (larger[1] - aim) / (larger[1] - smaller[1])
+            return larger[0] + min(0.9, max(0.1, part)) * (smaller[0] - larger[0])
+        log, size = self.tried[-1]
+        least = 0.25 if len(self.tried) < 3 else 2.0
+        ahead = 16 * (size - aim) / self.count
+        return log + (max(ahead, least) if size > aim else min(ahead, -least))
 
 
 def entropy_bits(codes: Tensor) -> float:
@@ -202,35 +244,3 @@ def entropy_bits(codes: Tensor) -> float:
     counts = torch.bincount((codes - codes.min()).long().reshape(-1)).double()
     counts = counts[counts > 0]
     return float(-(counts * (counts / codes.numel()).log2()).sum())
-
-
-def _first_price(weights: Mapping[str, Priced], budget: float) -> float:
-    """The price at which weights rounded to nearest cost the budget of bits a weight, by bisection."""
-    count = sum(weight.value.numel() for weight in weights.values())
-    prices = [w.sensitivity * step**2 for w in weights.values() for step in w.steps]
-    low, high = math.log2(min(prices)), math.log2(max(prices))
-    for _ in range(30):
-        middle = (low + high) / 2
-        bits = sum(entropy_bits(torch.round(w.value / w.step(2**middle))) for w in weights.values()) / count
-        low, high = (middle, high) if bits > budget else (low, middle)
-    return float(2**high)
-
-
-def _prepare(
-    network: CompressedNetwork,
-    axes: Mapping[str, int],
-    values: Mapping[str, Tensor],
-    batches: Inputs,
-) -> dict[str, Priced]:
-    """Every weight with its sensitivity: its squared gradient, times what feedback leaves of its error."""
-    gains = dict.fromkeys(axes, 1.0)
-    for key, moments in moments_in_turn(network.module, values, values, axes, batches[:64]):
-        feedback = [Feedback.of(moment, rows=moments.rows) for moment in moments.quantized]
-        gains[key] = sum(f.gain for f in feedback) / len(feedback)
-    squared = squared_gradients(network, values, list(axes), batches)
-    # Where no gradient came through, a weight counts as much as the most sensitive.
-    highest = max((g for g in squared.values() if g > 0), default=1.0)
-    return {
-        key: Priced(values[key], network.masks.get(key), axis, gains[key] * (squared[key] or highest))
-        for key, axis in axes.items()
-    }

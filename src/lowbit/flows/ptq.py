@@ -22,8 +22,8 @@ from lowbit.graph import PASSES
 from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.network.calibrate import Batch, observe, solve_weights, tensors
-from lowbit.network.fakequant import Simulation
 from lowbit.network.footprint import footprint
+from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
@@ -106,7 +106,7 @@ def simulation(
     *,
     target: str | None = None,
     memory: int = MEMORY,
-) -> Simulation:
+) -> Network:
     """The quantized network as a torch module, also in formats that no engine computes; arguments as in `quantize`.
 
     `with simulation.mode("quantize"): simulation.module(x)` gives {output: tensor}.
@@ -126,7 +126,7 @@ class _Calibrated:
     """A simulation with every scale and code chosen, and what exporting it needs to tell."""
 
     recipe: Recipe
-    simulation: Simulation
+    simulation: Network
     notes: list[str]
     proof: list[Batch]
 
@@ -150,7 +150,7 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
             f"no tensor of '{model.source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it "
             "smaller."
         )
-    simulation = Simulation(prepared.program, placement)
+    simulation = Network(prepared.program, placement)
     one = next(first(data, kept.judging, 1))
     size = footprint(simulation.module, tensors(simulation, one.inputs))
     in_batches = partial(batches, data, footprint=size, most_bytes=memory // 2)
@@ -164,7 +164,7 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
     together = min(fitted, room(size, one, memory // 4))  # each twice: exact and rounded
     by_layer = list(in_batches(first(data, kept.fitting, together)))
 
-    def settle(simulation: Simulation) -> tuple[list[str], float]:
+    def settle(simulation: Network) -> tuple[list[str], float]:
         new = [q for q in simulation.activations().values() if not (q.dynamic or q.statistics.count)]
         if new:  # values that get a quantizer because a layer beside them lost its own
             observe(simulation, in_batches(chain(kept.judging, kept.fitting)), new)
@@ -190,7 +190,7 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
     return _Calibrated(chosen, simulation, notes, proof)
 
 
-def _warn_of_constant_inputs(simulation: Simulation) -> None:
+def _warn_of_constant_inputs(simulation: Network) -> None:
     """Calibration data of one value only is a slip more often than it is meant."""
     for port in simulation.program.graph.inputs:
         quantizer = simulation.activations().get(str(port.name))

@@ -9,26 +9,28 @@ from torch import Tensor
 
 from lowbit.engines.compile import Batch as Batch
 from lowbit.errors import DataError
-from lowbit.network.fakequant import FakeQuant, Simulation
 from lowbit.network.in_step import Run
 from lowbit.network.moments import moments_in_step
+from lowbit.network.network import Network
+from lowbit.network.quantizers import FakeQuant
+from lowbit.network.stored import WeightQuant
 from lowbit.recipe import TensorSpec
 from lowbit.solve import NEED_MOMENTS, SOLVERS
 
 
-def tensors(simulation: Simulation, batch: Batch) -> list[Tensor]:
+def tensors(simulation: Network, batch: Batch) -> list[Tensor]:
     """What the simulated network is called with."""
     return [torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in simulation.program.graph.inputs]
 
 
-def forward(simulation: Simulation, batch: Batch) -> dict[str, Tensor]:
+def forward(simulation: Network, batch: Batch) -> dict[str, Tensor]:
     """Outputs of the simulated network for one batch."""
     with torch.no_grad():
         outputs: dict[str, Tensor] = simulation.module(*tensors(simulation, batch))
     return outputs
 
 
-def observe(simulation: Simulation, batches: Iterable[Batch], chosen: "Sequence[FakeQuant] | None" = None) -> int:
+def observe(simulation: Network, batches: Iterable[Batch], chosen: "Sequence[FakeQuant] | None" = None) -> int:
     """Fold every activation of every batch into its quantizer's statistics; the number of batches seen.
 
     chosen   the quantizers that look; None: those of all activations
@@ -43,29 +45,28 @@ def observe(simulation: Simulation, batches: Iterable[Batch], chosen: "Sequence[
     return seen
 
 
-def both_runs(simulation: Simulation, batches: Iterable[Batch]) -> tuple[list[Run], list[Run]]:
+def both_runs(simulation: Network, batches: Iterable[Batch]) -> tuple[list[Run], list[Run]]:
     """These batches on their way through the network, as if it had no quantizers and with them; see `in_step`."""
     given = [tensors(simulation, batch) for batch in batches]
     exact, quantized = ([Run(simulation.module, x, exact=exact) for x in given] for exact in (True, False))
     return exact, quantized
 
 
-def solve_weights(simulation: Simulation, batches: Sequence[Batch] = ()) -> None:
+def solve_weights(simulation: Network, batches: Sequence[Batch] = ()) -> None:
     """Find the codes of every weight; the quantized network then holds their values.
 
     batches   what solvers that need moments are fitted to; without any, and for weights without moments, these round to
               nearest. `spec.solve` of a weight's quantizer says what it really got
     """
-    keys = simulation.module.meta["keys"]
-    waiting: dict[str, tuple[str, FakeQuant, TensorSpec]] = {}
+    waiting: dict[str, tuple[WeightQuant, TensorSpec]] = {}
     for name, (site, quantizer) in simulation.constants().items():
         weight, solve = simulation.parameter(name), site.spec.solve
         quantizer.store(SOLVERS[solve](weight, site.spec, None))
         if solve in NEED_MOMENTS:
             quantizer.spec = replace(site.spec, solve="nearest")
-            waiting[keys[name]] = name, quantizer, site.spec
+            waiting[name] = quantizer, site.spec
     if waiting and batches:
         with simulation.mode("quantize"):
-            for key, moments in moments_in_step(*both_runs(simulation, batches), waiting):
-                name, quantizer, quantizer.spec = waiting[key]
+            for name, moments in moments_in_step(*both_runs(simulation, batches), waiting):
+                quantizer, quantizer.spec = waiting[name]
                 quantizer.store(SOLVERS[quantizer.spec.solve](simulation.parameter(name), quantizer.spec, moments))

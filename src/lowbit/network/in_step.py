@@ -4,39 +4,22 @@ Whoever walks sees each node before it is computed, can compute it at once, look
 nobody will read any more are freed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-NONE: Mapping[str, Tensor] = MappingProxyType({})
-
 
 class Run(fx.Interpreter):
     """One batch on its way through a module; `env` holds the values of the nodes so far.
 
-    parameters  key → tensor that is computed with in place of the module's own; may be replaced on the way
-    exact       values pass by their quantizers unchanged
-    keys        initialiser → its key
+    exact   values pass by their quantizers unchanged
     """
 
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        batch: Sequence[Tensor],
-        parameters: Mapping[str, Tensor] = NONE,
-        *,
-        exact: bool = False,
-    ) -> None:
+    def __init__(self, module: fx.GraphModule, batch: Sequence[Tensor], *, exact: bool = False) -> None:
         super().__init__(module)
-        self.args_iter = iter(batch)
-        self.parameters, self.exact = parameters, exact
-        self.keys: Mapping[str, str] = module.meta["keys"]
-
-    def fetch_attr(self, target: str) -> Any:
-        return self.parameters[target] if target in self.parameters else super().fetch_attr(target)
+        self.args_iter, self.exact = iter(batch), exact
 
     def run_node(self, n: fx.Node) -> Any:
         source = n.args[0] if self.exact and "quantized_value" in n.meta else None

@@ -1,6 +1,6 @@
 """What each weight is multiplied with, as second moments: exactly, and as it comes out of layers quantized before."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -14,45 +14,32 @@ from lowbit.solve.moments import Moments
 
 LARGEST = 8192  # inputs of a layer whose moments are kept: 8192² float64 numbers are 512 MiB
 ROWS_AN_INPUT = 128  # positions summed for each input, about: neighbours are correlated, so a subsample will do
-Inputs = Sequence[tuple[Tensor, ...]]
-
-
-def moments_in_turn(
-    module: fx.GraphModule,
-    exact: Mapping[str, Tensor],
-    quantized: Mapping[str, Tensor],
-    keys: Iterable[str],
-    batches: Inputs,
-) -> Iterator[tuple[str, Moments]]:
-    """`moments_in_step` of one module with two sets of parameters, key → tensor in place of its own."""
-    runs = [[Run(module, batch, parameters) for batch in batches] for parameters in (exact, quantized)]
-    return moments_in_step(runs[0], runs[1], keys)
 
 
 def moments_in_step(
-    exact: Sequence[Run], quantized: Sequence[Run], keys: Iterable[str]
+    exact: Sequence[Run], quantized: Sequence[Run], names: Iterable[str]
 ) -> Iterator[tuple[str, Moments]]:
-    """(key, moments) for the weights of these keys, in the order of the network.
+    """(name, moments) for the weights of these names, in the order of the network.
 
-    exact, quantized   the same batches; the weight that a quantized run holds for the key, or its quantizer's codes,
-                       may be replaced before the next is asked for
+    exact, quantized   the same batches; the weight, or the codes in its quantizer, may be replaced before the next is
+                       asked for
 
     Left out are weights of operators that do not sum channels or windows, of more than LARGEST inputs, those that
     several nodes read, and those that are multiplied with nothing or with what is not finite.
     """
-    wanted = set(keys)
+    wanted = set(names)
     for node in in_step(*exact, *quantized):
         layer: Layer | None = node.meta.get("layer")
         if layer is None or len(layer.value.uses()) > 1 or layer.kind.reads == "scattered" or _inputs(layer) > LARGEST:
             continue
-        key, data, weight = exact[0].keys[str(layer.value.name)], node.args[0], node.args[layer.index]
+        name, data, weight = str(layer.value.name), node.args[0], node.args[layer.index]
         assert isinstance(data, fx.Node)
         assert isinstance(weight, fx.Node)
-        if key not in wanted:
+        if name not in wanted:
             continue
         found = _moments(node, [(a.env[data], b.env[data]) for a, b in zip(exact, quantized, strict=True)])
         if found.rows and bool(found.quantized.isfinite().all() and found.cross.isfinite().all()):
-            yield key, found
+            yield name, found
             for run in quantized:
                 run.renew(weight)
 

@@ -50,8 +50,9 @@ class KMeans:
         if self.start not in STARTS:
             raise InputError(f"{self!r}: start must be one of {', '.join(STARTS)}.")
 
-    def fit(self, points: SortedPoints) -> Doubles:
-        codes = 1 << self.bits
+    def fit(self, points: SortedPoints, values: int | None = None) -> Doubles:
+        """values   how many: 2**bits, or fewer"""
+        codes = values or 1 << self.bits
         share = (np.arange(codes) + 0.5) / codes
         lo, hi = points.extremes
         match self.start:

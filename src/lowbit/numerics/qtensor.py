@@ -1,13 +1,13 @@
 """QuantTensor: a tensor stored as codes, scales, zeros and tables. Plain data, no tensor subclass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.numerics.encode import decode, decode_rows
+from lowbit.numerics.encode import decode, decode_rows, encode_rows
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import Float, Int, grid_table
 from lowbit.numerics.rows import from_rows, tile_counts, tiles_to_rows
@@ -22,7 +22,8 @@ class QuantTensor:
     codes.shape == the original shape; an `Int` grid's codes are its integers, any other's are positions in its table
     tile is the length on each axis of what shares one scale; the last tile of an axis may be shorter
     scale, zero: one number per tile, of shape ceil(shape / tile); scale may itself be a QuantTensor; None: none
-    table: values fitted to the data, (n_tiles, n_codes), one sorted row per tile; None: the grid's own
+    table: values fitted to the data, (n_tiles, n_codes), one sorted row per tile; None: the grid's own. It may have
+    fewer than the 2**bits values that codes can tell apart, and 0 among them, which is then exact
     original ≈ (decode(codes) - decode(zero)) * scale, each tile with its own scale, zero and table
     codes, scale, zero and table are numpy arrays or torch tensors, as the original was
     """
@@ -54,13 +55,19 @@ class QuantTensor:
 
     def dequantize(self) -> Array:
         """The numbers that are stored, in the dtype and kind of the original."""
-        codes = tiles_to_rows(as_torch(self.codes), self.tile)
-        table = None if self.table is None else as_torch(self.table)
-        one = torch.ones(1, 1, device=codes.device)
-        scale = one if self.scale is None else self._scale().reshape(-1, 1)
-        zero = one * 0 if self.zero is None else self._zero().reshape(-1, 1)
-        rows = decode_rows(codes, scale, zero, self.format.grid, table)
+        rows = decode_rows(tiles_to_rows(as_torch(self.codes), self.tile), **self._by_row())
         return like(from_rows(rows, self.shape, self.tile), self.dtype)
+
+    def encode(self, x: Tensor) -> "QuantTensor":
+        """Other numbers of this shape, each at its nearest code; scales, zeros and tables stay."""
+        codes = encode_rows(tiles_to_rows(x.detach().to(torch.float32), self.tile), **self._by_row())
+        return replace(self, codes=from_rows(codes, self.shape, self.tile))
+
+    def table_positions(self) -> Tensor:
+        """(n_tiles, n) where in the flattened tables the value of each code is, tile after tile."""
+        assert self.table is not None
+        rows = tiles_to_rows(as_torch(self.codes), self.tile).long()
+        return rows + torch.arange(len(rows)).reshape(-1, 1) * self.table.shape[1]
 
     def to_bits(self) -> Array:
         """The codes as the bit patterns of their standard: uint8, or uint16 for more than 8 bits.
@@ -84,6 +91,16 @@ class QuantTensor:
         for dim in self.shape:
             count *= dim
         return self.format.bits_per_element(self.shape) * count
+
+    def _by_row(self) -> dict[str, Any]:
+        """What `encode_rows` and `decode_rows` want to know of the tiles."""
+        one = torch.ones(1, 1, device=as_torch(self.codes).device)
+        return {
+            "scale": one if self.scale is None else self._scale().reshape(-1, 1),
+            "zero": one * 0 if self.zero is None else self._zero().reshape(-1, 1),
+            "grid": self.format.grid,
+            "table": None if self.table is None else as_torch(self.table),
+        }
 
     def _scale(self) -> Tensor:
         if isinstance(self.scale, QuantTensor):

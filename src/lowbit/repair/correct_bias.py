@@ -14,13 +14,13 @@ from torch import Tensor, fx
 from lowbit.graph.layer import Layer
 from lowbit.graph.weights import constant
 from lowbit.network.calibrate import Batch, both_runs
-from lowbit.network.fakequant import Simulation
 from lowbit.network.in_step import in_step
+from lowbit.network.network import Network
 
 MEDIAN_POSITIONS = 4096  # positions of a layer that its median is taken over
 
 
-def correct_bias(simulation: Simulation, batches: Sequence[Batch]) -> list[str]:
+def correct_bias(simulation: Network, batches: Sequence[Batch]) -> list[str]:
     """Shift every bias by the error of its layer's output per channel, in place. What was done, in words.
 
     batches   some dozen samples; all of them go through a layer before any goes on
@@ -35,7 +35,6 @@ def correct_bias(simulation: Simulation, batches: Sequence[Batch]) -> list[str]:
             shift = _shift([(a.compute(node), b.compute(node)) for a, b in zip(exact, quantized, strict=True)], axis)
             bias = simulation.parameter(name)
             bias.add_(shift.reshape(bias.shape))
-            simulation.edited.add(name)
             for run in quantized:
                 run.env[node] = (run.env[node].movedim(axis, -1) + shift).movedim(-1, axis)
     return [f"corrected the biases of {len(layers)} layers"] if layers else []

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from lowbit.network.calibrate import Batch, forward
-from lowbit.network.fakequant import Simulation
+from lowbit.network.network import Network
 
 Outputs = list[dict[str, Tensor]]
 
 
-def float_outputs(simulation: Simulation, batches: Sequence[Batch]) -> Outputs:
+def float_outputs(simulation: Network, batches: Sequence[Batch]) -> Outputs:
     """What the network computes in float with the parameters that it has now; steps that edit them come later."""
     with simulation.mode("off"):
         return [forward(simulation, batch) for batch in batches]
 
 
-def output_error(simulation: Simulation, batches: Sequence[Batch], exact: Outputs) -> float:
+def output_error(simulation: Network, batches: Sequence[Batch], exact: Outputs) -> float:
     """Squared error of the quantized outputs relative to the power of the exact ones, averaged over the outputs.
 
     Where the exact output is infinite there is nothing to compare; where only the quantized one is, its power is lost.
@@ -36,16 +36,15 @@ def output_error(simulation: Simulation, batches: Sequence[Batch], exact: Output
 
 
 def keep_if_better(
-    simulation: Simulation, step: Callable[[], list[str]], batches: Sequence[Batch], exact: Outputs
+    simulation: Network, step: Callable[[], list[str]], batches: Sequence[Batch], exact: Outputs
 ) -> tuple[list[str], float]:
     """Run a step that edits vectors, of any rank; undo it unless the error on these batches fell.
 
-    step     edits parameters in place, adds their names to `simulation.edited`, and says what it did
+    step     edits parameters in place, and says what it did
     return   what was done, in words; the error that the outputs now have
     """
     vectors = {name: p for name, p in simulation.module.named_parameters() if p.numel() == max(p.shape, default=1)}
     saved = {name: p.detach().clone() for name, p in vectors.items()}
-    edited = set(simulation.edited)
     before = output_error(simulation, batches, exact)
     done = step()
     after = output_error(simulation, batches, exact)
@@ -54,6 +53,5 @@ def keep_if_better(
     with torch.no_grad():
         for name, value in saved.items():
             vectors[name].copy_(value)
-    simulation.edited = edited
     said = f"undone: {'; '.join(done)}; squared error of the outputs {before:.3g} → {after:.3g} of their power"
     return [said], before

@@ -12,8 +12,9 @@ from math import log10
 import onnx_ir as ir
 
 from lowbit.network.calibrate import Batch
-from lowbit.network.fakequant import FakeQuant, Simulation
+from lowbit.network.network import Network
 from lowbit.network.place import place
+from lowbit.network.quantizers import FakeQuant
 from lowbit.network.sites import Placement
 from lowbit.recipe import Recipe
 from lowbit.repair.ranges import quantizer_costs
@@ -24,12 +25,12 @@ ROUNDS = 4
 
 
 def leave_in_float(
-    simulation: Simulation,
+    simulation: Network,
     recipe: Recipe,
     error: float,
-    refit: Callable[[Simulation], tuple[list[str], float]],
+    refit: Callable[[Network], tuple[list[str], float]],
     judging: Sequence[Batch],
-) -> tuple[Simulation, Recipe, list[str]]:
+) -> tuple[Network, Recipe, list[str]]:
     """The simulation as it is, or the best of some with layers in float; its recipe; and what was done, in words.
 
     error   squared error of the outputs, relative to their power
@@ -64,7 +65,7 @@ def _literal(name: str) -> str:
     return "".join(f"[{c}]" if c in "[*?" else c for c in name)
 
 
-def _costliest(simulation: Simulation, batches: Sequence[Batch], error: float, target: Target) -> list[str]:
+def _costliest(simulation: Network, batches: Sequence[Batch], error: float, target: Target) -> list[str]:
     """The layers around the quantizers that together cost all but half of what is tolerated."""
     costs = quantizer_costs(simulation, batches)
     total, left = sum(costs.values()), sum(costs.values())
@@ -94,9 +95,9 @@ def _around(program: ir.Model, placement: Placement, name: str, target: Target) 
     return list(found)
 
 
-def _placed_again(simulation: Simulation, placement: Placement) -> Simulation:
+def _placed_again(simulation: Network, placement: Placement) -> Network:
     """A new simulation under another placement, with what the old one has observed."""
-    renewed = Simulation(simulation.program, placement)
+    renewed = Network(simulation.program, placement)
     for quantizer in renewed.activations().values():
         known = next((q for v in quantizer.values if isinstance(q := simulation.quantizers.get(v), FakeQuant)), None)
         if known is not None:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from lowbit.errors import DataError
 from lowbit.network.calibrate import Batch, tensors
-from lowbit.network.fakequant import FakeQuant, Simulation, as_stored, fake_quantize
+from lowbit.network.network import Network
+from lowbit.network.quantizers import FakeQuant, Quantizer, as_stored, fake_quantize
 from lowbit.numerics import Int, scale_and_zero
 from lowbit.numerics.kernels import kernels
 from lowbit.numerics.noise import SquaredError
@@ -34,7 +35,7 @@ from lowbit.repair.projections import projections
 LARGEST_LOCAL_ERROR = 4.0  # relative to the least among the candidates
 
 
-def choose_ranges(simulation: Simulation, batches: Sequence[Batch]) -> None:
+def choose_ranges(simulation: Network, batches: Sequence[Batch]) -> None:
     """Scale and zero of every activation from what was observed; `Auto` becomes its best candidate.
 
     batches   a few samples, to judge the candidates by
@@ -84,7 +85,7 @@ def _bounds(quantizer: FakeQuant, range: Range, name: str) -> Bounds:
         raise DataError(f"'{name}': {error}") from None
 
 
-def quantizer_costs(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, float]:
+def quantizer_costs(simulation: Network, batches: Sequence[Batch]) -> dict[str, float]:
     """Squared error that each quantizer alone adds to the outputs as it is set now: activations by group, weights."""
     quantizers = simulation.activations() | {name: q for name, (_, q) in simulation.constants().items()}
     errors = output_errors(simulation, dict.fromkeys(quantizers, ()), batches)
@@ -92,7 +93,7 @@ def quantizer_costs(simulation: Simulation, batches: Sequence[Batch]) -> dict[st
 
 
 def output_errors(
-    simulation: Simulation,
+    simulation: Network,
     tried: Mapping[str, Sequence[ScaleAndZero]],
     batches: Sequence[Batch],
     loss: str = "squares",
@@ -107,7 +108,7 @@ def output_errors(
     """
     generator = torch.Generator().manual_seed(0)
     constants = simulation.constants()
-    quantizers = {name: q for name in tried if isinstance(q := simulation.quantizers[name], FakeQuant)}
+    quantizers = {name: q for name in tried if isinstance(q := simulation.quantizers[name], Quantizer)}
     total: dict[str, Tensor | None] = dict.fromkeys(tried)
     moved = _moved(simulation)
 
@@ -133,7 +134,7 @@ def output_errors(
 
 
 def _squared_projections(
-    quantizer: FakeQuant, x: Tensor, gradient: Tensor, tried: Sequence[ScaleAndZero], samples: int
+    quantizer: Quantizer, x: Tensor, gradient: Tensor, tried: Sequence[ScaleAndZero], samples: int
 ) -> Tensor:
     """Σ over samples of (vᵀ J δ)² for each candidate's δ; tried: none is as the quantizer is set now."""
     kind, grid = quantizer.format, quantizer.format.grid
@@ -149,7 +150,7 @@ def _squared_projections(
         return torch.stack([dot.double().square().sum() for dot in dots])
 
 
-def _moved(simulation: Simulation) -> dict[nn.Module, list[bool]]:
+def _moved(simulation: Network) -> dict[nn.Module, list[bool]]:
     """For each call of a quantizer: whether its input was only moved since the same one rounded it (MaxPool, Concat).
 
     Rounding it again changes nothing, so such a call adds no error of its own.

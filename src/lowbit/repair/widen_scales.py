@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import torch
 
-from lowbit.network.fakequant import FakeBias, Simulation
+from lowbit.network.network import Network
+from lowbit.network.stored import FakeBias
 from lowbit.numerics import Int, QuantTensor, quantize
 from lowbit.numerics.rows import expand_tiles
 
 LARGEST_BIAS = 2.0**30  # steps: half of int32, the other half is for the sum that it is added to
 
 
-def widen_scales_for_biases(simulation: Simulation) -> list[str]:
+def widen_scales_for_biases(simulation: Network) -> list[str]:
     """Raise each weight scale S_w until |bias| ≤ 2^30 steps of S_x · S_w. What was done, in words."""
     done = []
     for name, site in simulation.placement.sites.items():

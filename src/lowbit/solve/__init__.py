@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowbit.numerics import QuantTensor
 from lowbit.solve.gptq import gptq
+from lowbit.solve.kmeans import codebook
 from lowbit.solve.moments import Moments
 from lowbit.solve.nearest import nearest
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # recipes check the names of solvers
 
 Solver = Callable[[Tensor, "TensorSpec", "Moments | None"], QuantTensor]
 
-SOLVERS: Mapping[str, Solver] = MappingProxyType({"nearest": nearest, "gptq": gptq})
+SOLVERS: Mapping[str, Solver] = MappingProxyType({"nearest": nearest, "gptq": gptq, "kmeans": codebook})
 NEED_MOMENTS = frozenset({"gptq"})  # without moments they round to nearest
 
 __all__ = ["NEED_MOMENTS", "SOLVERS", "Moments", "Solver", "gptq", "nearest"]

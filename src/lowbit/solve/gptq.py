@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lowbit.graph.layer import by_group, of_groups
-from lowbit.numerics import QuantTensor, from_rows
+from lowbit.numerics import QuantTensor
 from lowbit.numerics.encode import decode_rows, encode_rows
 from lowbit.numerics.qtensor import as_torch
-from lowbit.numerics.rows import expand_tiles, tiles_to_rows
+from lowbit.numerics.rows import expand_tiles
 from lowbit.solve.moments import Moments
 from lowbit.solve.nearest import nearest
 
@@ -39,8 +39,11 @@ def gptq(weight: Tensor, spec: TensorSpec, moments: Moments | None = None) -> Qu
     Without moments the codes are the nearest.
     """
     start = nearest(weight, spec)
-    if moments is None:
-        return start
+    return start if moments is None else start.encode(make_up(weight, start, moments))
+
+
+def make_up(weight: Tensor, start: QuantTensor, moments: Moments) -> Tensor:
+    """The weight with the errors that it makes up for, when it is rounded under the scales and tables of `start`."""
     groups, shape, axis = len(moments.quantized), weight.shape, moments.output_axis
     scale, zero = (as_torch(t).reshape(-1, 1) for t in (start.scale_values(), start.zero_values()))
     table, grid = None if start.table is None else as_torch(start.table), start.format.grid
@@ -58,10 +61,8 @@ def gptq(weight: Tensor, spec: TensorSpec, moments: Moments | None = None) -> Qu
         return decode_rows(codes, *chosen, values).reshape(column.shape).double()
 
     feedback = Feedback.of(moments.quantized, moments.cross, moments.rows)
-    parts = feed_back(in_rows(weight.detach()), feedback, rounded)
-    fed = of_groups(parts.float(), tuple(shape), axis)
-    codes = encode_rows(tiles_to_rows(fed.contiguous(), start.tile), scale, zero, grid, table=table)
-    return replace(start, codes=from_rows(codes, tuple(shape), start.tile))
+    fed: Tensor = of_groups(feed_back(in_rows(weight.detach()), feedback, rounded).float(), tuple(shape), axis)
+    return fed.contiguous()
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Training: loops that resume bit for bit, distillation. Above network."""
+"""Training: loops that resume bit for bit, distillation. It knows torch modules, no network of ours."""

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lowbit.errors import DataError
-from lowbit.network.compressed import CompressedNetwork
 from lowbit.train.loop import Samples
 
 PASS_SAMPLES = 256
@@ -23,15 +22,14 @@ PASS_SAMPLES = 256
 class Task:
     """A loss for outputs.
 
-    teacher      the float network's parameters
+    teacher      the float network; forward gives {output: tensor}
     answers      output → (samples, …) the teacher's answers to all samples, None where samples are augmented
     scores       the output that holds class scores (…, classes); "" if there is none
     probability  scores are probabilities, not logits
     distill      share of agreement with the teacher; the rest is for the labels
     """
 
-    network: CompressedNetwork
-    teacher: Mapping[str, Tensor]
+    teacher: nn.Module
     answers: Mapping[str, Tensor]
     scores: str
     probability: bool
@@ -39,14 +37,12 @@ class Task:
     temperature: float
 
     @staticmethod
-    def of(network: CompressedNetwork, samples: Samples, distill: float, temperature: float) -> "Task":
-        """Ask the network, as it is now, for its answers: it is the teacher."""
-        teacher = {key: p.detach().clone() for key, p in network.parameters.items()}
+    def of(teacher: nn.Module, samples: Samples, distill: float, temperature: float) -> "Task":
+        """Ask the teacher for its answers to all samples."""
         parts: dict[str, list[Tensor]] = {}
         with torch.no_grad():
-            for start in range(0, len(samples), PASS_SAMPLES):
-                rows = torch.arange(start, min(start + PASS_SAMPLES, len(samples)))
-                for name, output in network(*samples.take(rows).inputs, weights=teacher).items():
+            for inputs in samples.parts(PASS_SAMPLES, len(samples)):
+                for name, output in teacher(*inputs).items():
                     parts.setdefault(name, []).append(output)
         answers = {name: torch.cat(outputs) for name, outputs in parts.items() if outputs[0].is_floating_point()}
         scores = next((name for name, a in answers.items() if a.dim() == 2 and a.shape[1] > 1), "")
@@ -54,7 +50,7 @@ class Task:
             scores = _output_of(samples.labels, answers)
         probability = bool(scores) and _are_probabilities(answers[scores])
         share = distill if samples.labels is not None else 1.0
-        return Task(network, teacher, answers, scores, probability, share, temperature)
+        return Task(teacher, answers, scores, probability, share, temperature)
 
     def loss(self, outputs: Mapping[str, Tensor], part: Samples, rows: Tensor | None) -> Tensor:
         """Mean loss of a batch; `rows` are its samples' places among all, None where they were augmented."""
@@ -62,7 +58,7 @@ class Task:
             wanted = {name: answer[rows] for name, answer in self.answers.items()}
         else:
             with torch.no_grad():
-                wanted = self.network(*part.inputs, weights=self.teacher)
+                wanted = self.teacher(*part.inputs)
         total = torch.zeros(())
         if self.distill < 1 and part.labels is not None:
             shares = self._log_shares(outputs[self.scores]).flatten(0, -2)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowbit.errors import DataError, InputError
 from lowbit.storage.atomic import replacing
@@ -58,33 +58,53 @@ class Samples:
         return Samples(tuple(x[rows] for x in self.inputs), None if self.labels is None else self.labels[rows])
 
 
-@dataclass
 class Adam:
-    """Adam with a step size for each tensor, relative to its root mean square when training began.
+    """torch's Adam with a step size for each tensor, relative to its root mean square when training began.
 
-    Source: Kingma and Ba 2015. A relative step suits tables, weights and biases of any scale with one number.
+    A relative step suits tables, weights and biases of any scale with one number. Source: Kingma and Ba 2015.
     """
 
-    sizes: dict[str, float]
-    first: dict[str, Tensor] = field(default_factory=dict)
-    second: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(self, parameters: Mapping[str, nn.Parameter], sizes: Mapping[str, float]) -> None:
+        groups = [{"params": [p], "key": key, "size": sizes[key]} for key, p in parameters.items()]
+        self.groups = torch.optim.Adam(groups, lr=0.0, eps=1e-12)
 
     @staticmethod
-    def of(parameters: Mapping[str, Tensor]) -> "Adam":
+    def of(module: nn.Module) -> "Adam":
         """Fresh moments; a tensor of zeros steps as if its root mean square were 1e-3."""
-        sizes = {key: max(1e-3, float(p.double().square().mean().sqrt())) for key, p in parameters.items()}
-        zeros = {key: torch.zeros_like(p) for key, p in parameters.items()}
-        return Adam(sizes, zeros, {key: z.clone() for key, z in zeros.items()})
+        chosen = _trainable(module)
+        sizes = {key: max(1e-3, float(p.detach().double().square().mean().sqrt())) for key, p in chosen.items()}
+        return Adam(chosen, sizes)
 
-    def step(self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rate: float, number: int) -> None:
-        """Move the parameters in place; `number` counts from 1."""
-        for key, gradient in gradients.items():
-            first, second = self.first[key], self.second[key]
-            first.lerp_(gradient, 0.1)
-            second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-            size = rate * self.sizes[key] / (1 - 0.9**number)
-            root = second.sqrt().div_((1 - 0.999**number) ** 0.5).add_(1e-12)
-            parameters[key].addcdiv_(first, root, value=-size)
+    def step(self, loss: Tensor, rate: float) -> None:
+        """Move all parameters that the loss depends on."""
+        parameters = [group["params"][0] for group in self.groups.param_groups]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for group, parameter, gradient in zip(self.groups.param_groups, parameters, gradients, strict=True):
+            group["lr"], parameter.grad = rate * group["size"], gradient
+        self.groups.step()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Moments and step counts by name, and the size of each tensor: what `resumed` wants."""
+        tensors = {
+            f"{part}/{group['key']}": tensor
+            for group in self.groups.param_groups
+            for part, tensor in self.groups.state[group["params"][0]].items()
+        }
+        return tensors, {group["key"]: group["size"] for group in self.groups.param_groups}
+
+    @staticmethod
+    def resumed(module: nn.Module, sizes: Mapping[str, float], tensors: Mapping[str, Tensor]) -> "Adam":
+        """As it was when `state` gave these."""
+        adam = Adam(_trainable(module), sizes)
+        for group in adam.groups.param_groups:
+            found = {part: tensors.get(f"{part}/{group['key']}") for part in ("step", "exp_avg", "exp_avg_sq")}
+            if found["step"] is not None:
+                adam.groups.state[group["params"][0]] = found
+        return adam
+
+
+def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {key: p for key, p in module.named_parameters() if p.requires_grad}
 
 
 def order(count: int, epoch: int, seed: int) -> Tensor:

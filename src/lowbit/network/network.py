@@ -1,0 +1,124 @@
+"""The network: a program as a torch module with a quantizer on each edge that a placement names.
+
+One `FakeQuant` serves all sites that share a scale. All else stays an ordinary module: it runs, trains and moves
+between devices.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+from torch import Tensor, fx
+
+from lowbit.network.build import build
+from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
+from lowbit.network.sites import Placement, Site
+from lowbit.network.stored import FakeBias, WeightQuant
+
+
+class Network:
+    """A program as an fx module with its quantizers in place.
+
+    module       the network; forward takes the graph's inputs and gives {output: tensor}
+    quantizers   value name → FakeQuant (one object for all values of a group), WeightQuant or FakeBias
+    """
+
+    def __init__(self, program: ir.Model, placement: Placement) -> None:
+        self.program, self.placement = program, placement
+        self.module: fx.GraphModule = build(program).eval()
+        self.quantizers: dict[str, FakeQuant | WeightQuant | FakeBias] = {}
+        self.nodes: dict[str, fx.Node] = {}  # value name → the fx node of its quantized value
+        by_value = {str(n.meta["value"]): n for n in self.module.graph.nodes if "value" in n.meta}
+        groups = placement.groups()
+        for site in placement.sites.values():
+            self._insert(site, by_value[site.value], groups)
+        self.module.graph.lint()
+        self.module.recompile()
+
+    def _insert(self, site: Site, source: fx.Node, groups: dict[str, list[Site]]) -> None:
+        quantizer = self._quantizer(site, groups)
+        name = f"quantize_{len(self.quantizers)}"
+        first = self.quantizers.get(site.group) if site.role == "activation" else None
+        if first is None:
+            self.module.add_submodule(name, quantizer)
+        else:
+            name = next(n for n, m in self.module.named_modules() if m is first)
+        self.quantizers[site.value] = quantizer
+        self.quantizers.setdefault(site.group, quantizer)
+        readers = [
+            user
+            for user in list(source.users)
+            if site.readers is None or user.meta.get("node") in {n for n, _ in site.readers}
+        ]
+        after = _after(source)
+        with self.module.graph.inserting_before(after):
+            node = self.module.graph.call_module(name, (source,))
+        node.meta["quantized_value"] = site.value
+        for user in readers:
+            user.replace_input_with(source, node)
+        self.nodes[site.value] = node
+
+    def _quantizer(self, site: Site, groups: dict[str, list[Site]]) -> FakeQuant | WeightQuant | FakeBias:
+        if site.role == "bias":
+            assert site.product is not None
+            activation, weight = (self.quantizers[v] for v in site.product)
+            assert isinstance(activation, FakeQuant)
+            assert isinstance(weight, WeightQuant)
+            return FakeBias(activation, weight)
+        if site.role == "activation":
+            if site.group in self.quantizers:
+                return self.quantizers[site.group]
+            return FakeQuant(site.spec, tuple(s.value for s in groups[site.group]))
+        return WeightQuant(site.spec)
+
+    def activations(self) -> dict[str, FakeQuant]:
+        """Group → its quantizer."""
+        return {
+            site.group: q
+            for site in self.placement.sites.values()
+            if site.role == "activation" and isinstance(q := self.quantizers[site.group], FakeQuant)
+        }
+
+    def constants(self) -> dict[str, tuple[Site, WeightQuant]]:
+        """Weights and constant operands: value name → its site and quantizer."""
+        return {
+            name: (site, q)
+            for name, site in self.placement.sites.items()
+            if isinstance(q := self.quantizers[name], WeightQuant)
+        }
+
+    def is_stored(self, value: str) -> bool:
+        """Whether an initialiser becomes codes in the file."""
+        quantizer = self.quantizers.get(value)
+        return isinstance(quantizer, FakeBias) or (isinstance(quantizer, WeightQuant) and quantizer.stored is not None)
+
+    def parameter(self, value: str) -> Tensor:
+        """The tensor of an initialiser."""
+        key = self.module.meta["keys"][value]
+        owner, _, name = key.rpartition(".")
+        found = getattr(self.module.get_submodule(owner), name)
+        assert isinstance(found, Tensor)
+        return found
+
+    @contextmanager
+    def mode(self, mode: Mode, chosen: "Iterable[Quantizer] | None" = None) -> Iterator[None]:
+        """These quantizers in this mode, all others off; by default all, and to observe those of activations."""
+        modules = [m for m in self.module.modules() if isinstance(m, Quantizer | FakeBias)]
+        before = [m.mode for m in modules]
+        some = self.activations().values() if mode == "observe" and chosen is None else chosen
+        active = {id(m) for m in (modules if some is None else some)}
+        for m in modules:
+            m.mode = mode if id(m) in active else "off"
+        try:
+            yield
+        finally:
+            for m, old in zip(modules, before, strict=True):
+                m.mode = old
+
+
+def _after(source: fx.Node) -> fx.Node:
+    """The node before which something that reads `source` may be put: behind the placeholders and parameters."""
+    node = source.next
+    while node.op in ("placeholder", "get_attr"):
+        node = node.next
+    return node
