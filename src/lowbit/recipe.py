@@ -21,8 +21,7 @@ from lowbit.solve import NEED_MOMENTS, SOLVERS
 from lowbit.targets import find_target
 
 _MSE = MSE()
-IMPROVE = ("smooth", "correct_bias", "leave_in_float")  # passes of `int8` that look at the calibration data
-LOOKING = ("equalize_channels", *IMPROVE)  # all that do
+IMPROVE = ("smooth", "correct_bias", "leave_in_float")  # passes that look at the calibration data
 
 
 @dataclass(frozen=True, init=False)
@@ -107,7 +106,7 @@ class Rule:
 class Recipe:
     """Rules, the passes that run before them, and the target they are for. All names exist: InputError otherwise.
 
-    passes   names in lowbit.graph.PASSES, in order, and in LOOKING, which also look at the calibration data
+    passes   names in lowbit.graph.PASSES, in order, and in IMPROVE, which also look at the calibration data
     """
 
     rules: tuple[Rule, ...]
@@ -122,7 +121,7 @@ class Recipe:
             if not isinstance(values, (tuple, list)) or not all(isinstance(value, kind) for value in values):
                 raise InputError(f"a recipe's {name} are a tuple of {what}, not {values!r}.")
             object.__setattr__(self, name, tuple(values))
-        known = (*PASSES, *LOOKING)
+        known = (*PASSES, *IMPROVE)
         if unknown := [name for name in self.passes if name not in known]:
             raise InputError(f"pass '{unknown[0]}' does not exist. Passes are: {', '.join(known)}.")
         find_target(self.target)
@@ -163,7 +162,7 @@ class Recipe:
                 return f"the recipe quantizes activations (rule '{rule.layers}'), whose ranges are measured on data"
             if rule.weights is not None and rule.weights.format is not None and rule.weights.solve in NEED_MOMENTS:
                 return f"the solver '{rule.weights.solve}' (rule '{rule.layers}') fits weights to calibration data"
-        looking = [name for name in self.passes if name in LOOKING]
+        looking = [name for name in self.passes if name in IMPROVE]
         return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
 
     def to_toml(self) -> str:

@@ -10,9 +10,9 @@ from toy_networks import convolutions, images, network, sqnr_db
 import lowbit as lb
 from lowbit.model import Model
 from lowbit.network.calibrate import forward
-from lowbit.repair.channels import scale_channels
 from lowbit.repair.correct_bias import correct_bias
 from lowbit.repair.improve import float_outputs, keep_if_better, output_error
+from lowbit.repair.smooth import smooth_activations
 from lowbit.repair.widen_scales import LARGEST_BIAS, widen_scales_for_biases
 
 
@@ -127,7 +127,7 @@ def test_smoothing_moves_an_outlier_channel_and_changes_no_output():
     )
     x = rng.normal(size=(64, 16)).astype(np.float32)
     exact = model.run({"x": x})["y"]
-    assert scale_channels(model.program, "smooth", in_batches(x)) == ["'n' smoothed into 'matmul_1'"]
+    assert smooth_activations(model.program, in_batches(x)) == ["'n' smoothed into 'matmul_1'"]
     model.changed()
     assert np.allclose(model.run({"x": x})["y"], exact, rtol=1e-4, atol=1e-3)
     reader = next(node for node in model.program.graph if node.op_type == "MatMul")
@@ -138,8 +138,8 @@ def test_smoothing_moves_an_outlier_channel_and_changes_no_output():
 
 
 def test_a_network_where_nothing_can_be_smoothed_is_not_run(monkeypatch):
-    monkeypatch.setattr("lowbit.repair.channels.ENGINES", {})
-    assert scale_channels(convolutions().program, "smooth", [{"x": images(4)}]) == []
+    monkeypatch.setattr("lowbit.repair.smooth.ENGINES", {})
+    assert smooth_activations(convolutions().program, [{"x": images(4)}]) == []
 
 
 def test_few_samples_are_shared_out_and_one_sample_is_said_to_judge_itself():

@@ -28,11 +28,11 @@ from lowbit.network.place import place
 from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
 from lowbit.recipe import IMPROVE, Recipe, find_recipe
-from lowbit.repair.channels import BY_CHANNEL, scale_channels
 from lowbit.repair.correct_bias import correct_bias
 from lowbit.repair.improve import float_outputs, keep_if_better, output_error
 from lowbit.repair.leave_in_float import leave_in_float
 from lowbit.repair.ranges import choose_ranges
+from lowbit.repair.smooth import smooth_activations
 from lowbit.repair.widen_scales import widen_scales_for_biases
 from lowbit.targets import find_target
 
@@ -139,8 +139,8 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
     kept = keep(data, stream, memory // 4)
 
     notes = [line for name in chosen.passes if name in PASSES for line in PASSES[name](prepared.program)]
-    for name in (name for name in chosen.passes if name in BY_CHANNEL):
-        notes += scale_channels(prepared.program, name, (samples.inputs for samples in kept.fitting))
+    if "smooth" in chosen.passes:
+        notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
     placement = place(prepared.program, chosen)
     for told in placement.idle_rules:
         warnings.warn(told, stacklevel=3)

@@ -1,7 +1,7 @@
 """The ONNX program: reading it, and passes that rewrite it, ONNX → ONNX, one a file.
 
-PASSES holds those that need nothing but the program; each is `program → Changed`, in place. smooth and
-equalize_channels also take what was observed on data.
+PASSES holds those that need nothing but the program; each is `program → Changed`, in place. `smooth` also takes what
+was observed on data.
 """
 
 from collections.abc import Callable

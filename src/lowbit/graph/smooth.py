@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.equalize import balance
+from lowbit.graph.equalize import bounded_step
 from lowbit.graph.layer import Layer, linear_before, linear_layer
 from lowbit.graph.weights import constant, set_constant
 
@@ -38,9 +38,25 @@ def smooth(program: ir.Model, maxima: Mapping[str, np.ndarray], strength: float 
     return Changed(tuple(done))
 
 
-def smoothable(program: ir.Model) -> dict[str, int]:
-    """The activations that `smooth` wants the maxima of → axis of their channels."""
-    return {str(value.name): -1 for value, _, _ in _found(program)}
+def smoothable(program: ir.Model) -> list[str]:
+    """The activations that `smooth` wants the maxima of."""
+    return [str(value.name) for value, _, _ in _found(program)]
+
+
+def balance(maxima: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:
+    """What to divide each channel by, (channels,): x^strength / w^(1-strength), scaled to a geometric mean of one.
+
+    maxima    (channels,) largest absolute activation
+    weights   (channels, n) the weights that read each channel
+    Channels that are always zero, or that nobody reads, keep 1.
+    """
+    x, w = np.abs(np.asarray(maxima, dtype=np.float64)), np.abs(weights).max(1)
+    alive = (x > 0) & (w > 0)
+    scale = np.ones_like(x)
+    scale[alive] = x[alive] ** strength / w[alive] ** (1 - strength)
+    if alive.any():
+        scale[alive] /= np.exp(np.log(scale[alive]).mean())
+    return bounded_step(scale)
 
 
 def _found(program: ir.Model) -> Iterator[tuple[ir.Value, list[Layer], ir.Node | Layer]]:
