@@ -151,8 +151,8 @@ def photos(first: int, count: int) -> Callable[[Model], Any]:
 
 
 # The float LeNets never saw a shifted digit: what they say of one is worth less than its label.
-DIGITS = Compression(batch=128, distill=0.0, prune_epochs=16, settle_epochs=3, share_epochs=1)
-TRAINED = Compression(batch=100, settle_epochs=4, learning_rate=0.002)
+DIGITS = Compression(batch=128, distill=0.0, prune_epochs=16, code_epochs=3, value_epochs=1)
+TRAINED = Compression(batch=100, code_epochs=4, learning_rate=0.002)
 
 CASES = {
     "lenet-300-100": Case(
@@ -163,7 +163,7 @@ CASES = {
     "lenet-5": Case(
         lenet("lenet-5", convolutional, 6), mnist("train"), mnist("test"),
         {"ratio 40": Compression(ratio=40)}
-        | {f"prune {p:.1%}": replace(DIGITS, prune=p, rate=0.02, prune_epochs=6, settle_epochs=2, share_epochs=0.5)
+        | {f"prune {p:.1%}": replace(DIGITS, prune=p, multiplier=0.02, prune_epochs=6, code_epochs=2, value_epochs=0.5)
            for p in (0.967, 0.98)},
         shifted_digits, bar="100x at no more error than float (paper: 39x)",
     ),

@@ -15,7 +15,7 @@ from torch import nn
 
 import lowbit as lb
 from lowbit.errors import DataError, InputError, UnsupportedError
-from lowbit.flows.compress import Compression, compress, compressible
+from lowbit.flows.compress import Compression, Layer, compress, compressible
 from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.network.network import Network
@@ -78,7 +78,7 @@ def codes_of(model: Model) -> list[ir.Value]:
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "distilled"])
 def test_a_compressed_file_reopens_small_and_nearly_as_good(trained: Model, labels: bool, tmp_path: Path) -> None:
     trained.save(tmp_path / "float.onnx")
-    settings = Compression(prune=0.9, codebook=4, prune_epochs=6, share_epochs=2)
+    settings = Compression(prune=0.9, codebook=4, prune_epochs=6, value_epochs=2)
     small = compress(trained, named(trained, data(), labels), settings)
     small.save(tmp_path / "net.onnx")
     size = pack(tmp_path / "net.onnx", tmp_path / "net.lowbit")
@@ -93,7 +93,7 @@ def test_a_compressed_file_reopens_small_and_nearly_as_good(trained: Model, labe
 
 
 def test_without_training_it_is_prune_and_share_alone(trained: Model) -> None:
-    small = compress(trained, named(trained, data(64)), prune=0.0, codebook=8, prune_epochs=0, share_epochs=0)
+    small = compress(trained, named(trained, data(64)), prune=0.0, codebook=8, prune_epochs=0, value_epochs=0)
     assert abs(accuracy(small) - accuracy(trained)) < 0.01
     pruned = compress(trained, named(trained, data(64)), prune=0.5, codebook=0, prune_epochs=0)
     (name,) = [n for n, v in pruned.program.graph.initializers.items() if v.const_value.size == 512 * 32]
@@ -136,7 +136,7 @@ def test_a_file_is_as_small_as_the_ratio_says_and_no_smaller(ratio: float, tmp_p
 
 
 def test_a_ratio_prunes_too_where_it_is_asked_to(trained: Model, tmp_path: Path) -> None:
-    chosen = Compression(ratio=12, prune=Pruning(0.5, pattern="2:4"), prune_epochs=2, settle_epochs=1, share_epochs=1)
+    chosen = Compression(ratio=12, prune=Pruning(0.5, pattern="2:4"), prune_epochs=2, code_epochs=1, value_epochs=1)
     small = compress(trained, named(trained, data(600)), chosen)
     assert accuracy(small) > accuracy(trained) - 0.03
     (codes,) = [v.const_value.numpy().astype(int) for v in codes_of(small)]
@@ -202,7 +202,7 @@ def test_a_network_without_large_weights_has_nothing_to_fit() -> None:
 
 
 def test_several_tables_deploy(trained: Model) -> None:
-    small = compress(trained, named(trained, data(64)), prune=0, codebook=3, tables=8, prune_epochs=0, share_epochs=0)
+    small = compress(trained, named(trained, data(64)), prune=0, codebook=3, tables=8, prune_epochs=0, value_epochs=0)
     assert (8 * 8,) in {tuple(v.const_value.shape) for v in small.program.graph.initializers.values()}  # 8 tables of 8
     assert accuracy(small) > accuracy(trained) - 0.02  # that the file computes what was meant, compress itself verifies
 
@@ -250,7 +250,7 @@ from test_compress import data, named
 from lowbit.flows.compress import compress
 torch.set_num_threads(1)
 model = lb.load("float.onnx")
-small = compress(model, named(model, data(600)), prune=0.9, prune_epochs=6, share_epochs=6, checkpoint="run.state")
+small = compress(model, named(model, data(600)), prune=0.9, prune_epochs=6, value_epochs=6, checkpoint="run.state")
 small.save(sys.argv[1])
 """
 
@@ -305,9 +305,20 @@ def test_settings_that_contradict_are_refused(trained: Model) -> None:
         compress(trained, named(trained, data(64)) | {"labels": np.zeros((64, 2), np.int64)})
 
 
+def test_settings_are_words_of_a_toml_file_and_travel_in_the_model(trained: Model) -> None:
+    chosen = Compression(prune=Pruning(0.5, pattern="2:4"), codebook=3, prune_epochs=0.5, layers=())
+    assert Compression.from_toml(chosen.to_toml()) == chosen
+    layers = (Layer("fc1.weight", 0.9, 2),)
+    assert Compression.from_toml(Compression(layers=layers).to_toml()).layers == layers
+    small = compress(trained, named(trained, data(64)), prune=0.5, prune_epochs=0, code_epochs=0, value_epochs=0)
+    assert Compression.from_toml(small.metadata["lowbit.recipe"]).prune == 0.5
+    with pytest.raises(InputError, match="unexpected keyword argument 'pruning'"):
+        Compression.from_toml("pruning = 0.5", "net.toml")
+
+
 def test_the_program_given_is_left_alone(trained: Model) -> None:
     before = ir.to_proto(trained.program).SerializeToString()
-    compress(trained, named(trained, data(64)), prune_epochs=0.5, share_epochs=0.5)
+    compress(trained, named(trained, data(64)), prune_epochs=0.5, value_epochs=0.5)
     assert ir.to_proto(trained.program).SerializeToString() == before
 
 
@@ -316,7 +327,7 @@ def test_a_torch_module_is_taken_as_it_is() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES)).eval()
     samples = data(200)
     batches = [(samples["x"][i : i + 50], samples["labels"][i : i + 50]) for i in range(0, 200, 50)]
-    small = compress(net, batches, prune=0.5, prune_epochs=0.5, share_epochs=0.5)
+    small = compress(net, batches, prune=0.5, prune_epochs=0.5, value_epochs=0.5)
     assert accuracy(small) > 0.1
     assert codes_of(small)
 
@@ -345,7 +356,7 @@ def test_a_network_with_labels_for_every_step_is_trained_for_them() -> None:
     model = lb.load(net, torch.randn(2, 6, 16))
     x = np.random.default_rng(0).normal(size=(40, 6, 16)).astype(np.float32)
     labels = (x[:, :, 0] > 0).astype(np.int64) + 2 * (x[:, :, 1] > 0)
-    chosen = Compression(prune=0.3, prune_epochs=60, settle_epochs=20, share_epochs=10, batch=10, distill=0.0)
+    chosen = Compression(prune=0.3, prune_epochs=60, code_epochs=20, value_epochs=10, batch=10, distill=0.0)
     small = compress(model, {model.inputs[0].name: x, "labels": labels}, chosen)
     classes = next(iter(small.run({model.inputs[0].name: x}).values())).argmax(axis=-1)
     assert (classes == labels).mean() > 0.9  # an untrained network starts at a quarter

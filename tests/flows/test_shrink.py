@@ -66,7 +66,10 @@ def test_compress_on_the_command_line(
     trained.save(tmp_path / "net.onnx")
     np.savez(tmp_path / "train.npz", **named(trained, data(400)))
     words = ["compress", tmp_path / "net.onnx", "--data", tmp_path / "train.npz", "-o", tmp_path / "net.lowbit"]
-    common = ["--epochs", "1", "--share-epochs", "0.5", "--json"]
+    recipe, wrong = tmp_path / "short.toml", tmp_path / "wrong.toml"
+    recipe.write_text("prune_epochs = 1\nvalue_epochs = 0.5\n")
+    wrong.write_text('prune = {pattern = "zigzag"}')
+    common = ["--recipe", recipe, "--json"]
 
     def run(*more: object) -> int:
         with pytest.raises(SystemExit) as stop:
@@ -77,11 +80,11 @@ def test_compress_on_the_command_line(
     done = json.loads(capsys.readouterr().out)
     assert done["bytes"] == (tmp_path / "net.lowbit").stat().st_size
     assert done["ratio"] > 8
-    assert {path.name for path in tmp_path.iterdir()} == {"net.onnx", "train.npz", "net.lowbit"}
+    assert not list(tmp_path.glob("*.state"))
     assert lb.load(tmp_path / "net.lowbit").metadata["lowbit.version"] == lb.__version__
     assert run("--max-drop", "5") == 0
     assert json.loads(capsys.readouterr().out)["budget"].startswith("reached")
     assert run("-o", tmp_path / "net.onnx") == 1
     assert run("-o", tmp_path / "small.bin") == 1
-    assert run("--pattern", "zigzag") == 1
+    assert run("--recipe", wrong) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 3

@@ -1,6 +1,7 @@
 """`lowbit compress`: a trained network in, one small .lowbit file out."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,16 +35,6 @@ def compress(
             min=0, max=0.999, help="Share of the weights that become zero.", show_default="0.9, or 0 with --ratio"
         ),
     ] = None,
-    pattern: Annotated[
-        str, typer.Option(help="What is pruned together: any, channels, N:M such as 2:4, block:RxC such as block:4x1.")
-    ] = "any",
-    scope: Annotated[
-        str,
-        typer.Option(
-            help="'global' lets layers differ in sparsity, 'sensitivity' by what it does to the outputs, 'layer' gives "
-            "each the same."
-        ),
-    ] = "global",
     codebook: Annotated[
         int | None,
         typer.Option(min=0, max=8, help="Bits of a shared weight; 0: weights are not shared.", show_default="4"),
@@ -56,30 +47,14 @@ def compress(
             "this much worse, in points (percent for top1), on the last fifth of the data.",
         ),
     ] = None,
-    epochs: Annotated[float, typer.Option(min=0, help="Passes over the data while pruning.")] = 8,
-    settle_epochs: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Passes over the data in which weights may still change their value.",
-            show_default="2, or 0 with --ratio",
-        ),
-    ] = None,
-    share_epochs: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Passes over the data that train the shared values.", show_default="3, or 0 with --ratio"
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a training step.")] = 64,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(min=1e-6, help="A step, relative to a tensor's size.", show_default="0.02, or 0.002 with --ratio"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of the samples.")] = 0,
-    checkpoint: Annotated[
+    recipe: Annotated[
         Path | None,
-        typer.Option(help="Where the state is kept; an interrupted run resumes.", show_default="OUTPUT.state"),
+        typer.Option(
+            metavar="FILE.toml",
+            exists=True,
+            dir_okay=False,
+            help="Fields of lowbit.Compression that have no option here: epochs, learning rate, pattern of pruning, …",
+        ),
     ] = None,
     samples: SampleOptions,
     json: JsonOption = False,
@@ -95,9 +70,9 @@ def compress(
     if ratio is not None and max_drop is not None:
         raise InputError("--ratio and --max-drop both decide the size: give one of them.")
     output = output or Path(f"{model.stem}.lowbit")
-    checkpoint = checkpoint or output.with_name(output.name + ".state")
-    check_output(output, [model, data], MODEL_FILES)
-    check_output(checkpoint, [model, data, output])
+    checkpoint = output.with_name(output.name + ".state")
+    check_output(output, [model, data, recipe], MODEL_FILES)
+    check_output(checkpoint, [model, data, output, recipe])
 
     from lowbit.flows.compress import Compression
     from lowbit.flows.compress import compress as compress_model
@@ -108,12 +83,12 @@ def compress(
     start = time.perf_counter()
     network = load(model)
     opened = samples.open(data, network.inputs)
-    by_size = ratio or (4.0 if max_drop is not None else 0.0)  # a budget searches for the ratio
-    settings = Compression(
-        ratio=by_size, prune=Pruning((0.0 if by_size else 0.9) if prune is None else prune, scope, pattern),
-        codebook=codebook, prune_epochs=epochs, settle_epochs=settle_epochs, share_epochs=share_epochs,
-        batch=batch, learning_rate=learning_rate, seed=seed,
-    )  # fmt: skip
+    settings = Compression() if recipe is None else Compression.from_toml(recipe.read_text(), str(recipe))
+    if prune is not None:
+        of = settings.prune
+        settings = replace(settings, prune=replace(of, sparsity=prune) if isinstance(of, Pruning) else prune)
+    settings = settings if ratio is None else replace(settings, ratio=ratio)
+    settings = settings if codebook is None else replace(settings, codebook=codebook)
     verdict: dict[str, object] = {}
     with progress(json, "steps") as bar:
         if max_drop is None:

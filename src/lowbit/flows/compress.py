@@ -4,10 +4,9 @@ Source: Han et al. 2016 (arXiv 1510.00149); pruned weights may come back while t
 rises by a cubic (Zhu and Gupta 2017), and the float network teaches where labels are missing (Hinton et al. 2015).
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,10 +117,8 @@ def _written(network: Network, source: str, settings: Compression) -> Model:
     """The program of what the network holds, after it has rounded the mantissas of what it stores in float."""
     _shorten_mantissas(network, settings.mantissa_bits)
     program = compact(export(network, whole_codes=True), network.program)
-    default = asdict(Compression())
-    asked = {name: value for name, value in asdict(settings).items() if value != default[name]}
     program.metadata_props["lowbit.version"] = lowbit.__version__
-    program.metadata_props["lowbit.recipe"] = json.dumps({"compress": asked})
+    program.metadata_props["lowbit.recipe"] = settings.to_toml()
     program.metadata_props["lowbit.ledger"] = to_text(ledger(network))
     return Model(program, source)
 
@@ -183,7 +180,7 @@ def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = 
         mask = masks.get(name)
         if chosen.bits:
             kind = codebook_format(chosen.bits, chosen.start, 1, tuple(weight.shape))
-            weight = torch.as_tensor(kmeans(weight, kind, mask, chosen.rate).dequantize())
+            weight = torch.as_tensor(kmeans(weight, kind, mask, chosen.multiplier).dequantize())
         elif mask is not None:
             weight = weight * mask
         original = tensors[name]

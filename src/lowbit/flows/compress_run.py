@@ -22,7 +22,7 @@ from lowbit.solve.prune import cubic_sparsity
 from lowbit.train.distill import Task
 from lowbit.train.loop import Adam, Checkpoints, Samples, order
 
-PHASES = {"prune": 1.0, "settle": 0.5, "share": 0.25}
+PHASES = {"prune": 1.0, "codes": 0.5, "values": 0.25}
 """In order: masks change; codes change; the values that codes mean change. Learning rates relative to the first."""
 REFIT_STEPS = 32
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -57,7 +57,7 @@ class Run:
         by_sensitivity = self.prunes and settings.pruning.scope == "sensitivity"
         self.sensitivity = squared_gradients(network, self.weights, batches) if by_sensitivity else {}
         self.training = None if samples is None else Training(network, samples, settings, augment)
-        happens = {"prune": self.prunes, "settle": settings.shares, "share": settings.shares}
+        happens = {"prune": self.prunes, "codes": settings.shares, "values": settings.shares}
         self.steps = {
             phase: math.ceil(epochs * self.training.steps_an_epoch) if self.training and happens[phase] else 0
             for phase, epochs in settings.epochs.items()
@@ -72,7 +72,7 @@ class Run:
     def to_end(self) -> None:
         """All phases; what a checkpoint holds is not done again."""
         reached, step, optimizer = self._resume()
-        begin = {"prune": lambda: None, "settle": self._choose_codes, "share": self._keep_codes}
+        begin = {"prune": lambda: None, "codes": self._choose_codes, "values": self._keep_codes}
         phases = list(PHASES)
         for phase in phases[phases.index(reached) :]:
             if step == 0:
@@ -92,7 +92,7 @@ class Run:
             for step in range(start, total):
                 if phase == "prune":
                     self._update_masks(step, total)
-                elif phase == "settle" and step % REFIT_STEPS == 0 and not self.settings.ratio:
+                elif phase == "codes" and step % REFIT_STEPS == 0 and not self.settings.ratio:
                     self._refit()
                 self.training.step(step, optimizer, rate * _cosine(step, total), seed)
                 self.progress(phase, step + 1, total)
@@ -122,7 +122,7 @@ class Run:
     def _choose_codes(self) -> None:
         """Codes for every weight: multiples of a step where the size is given, else k-means."""
         settings = self.settings
-        trains: Any = "codes" if self.steps["settle"] else None
+        trains: Any = "codes" if self.steps["codes"] else None
         if settings.ratio:
             fed = fit_size(self.network, self.batches, settings.ratio, self.measure, self.progress)
             for name, weight in fed.items():
@@ -136,7 +136,7 @@ class Run:
         for name, quantizer in self.weights.items():
             if quantizer.spec.format is not None:
                 weight = self.network.parameter(name)
-                quantizer.store(kmeans(weight, quantizer.format, quantizer.mask, settings.rate), trains)
+                quantizer.store(kmeans(weight, quantizer.format, quantizer.mask, settings.multiplier), trains)
 
     def _refit(self) -> None:
         """Shared values move to the means of the weights that round to them."""
@@ -150,7 +150,7 @@ class Run:
         for name, quantizer in self.weights.items():
             if quantizer.stored is not None:
                 stored = quantizer.current(self.network.parameter(name))
-                if self.steps["share"]:
+                if self.steps["values"]:
                     quantizer.store(as_codebook(stored), "values")
                 else:
                     quantizer.store(stored)

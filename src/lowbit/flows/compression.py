@@ -1,7 +1,10 @@
 """What compression is asked for: a value that can be compared, printed and pasted back."""
 
+import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+
+import tomli_w
 
 from lowbit.errors import InputError
 from lowbit.recipe import FLOAT, TensorSpec
@@ -25,16 +28,17 @@ class Layer:
 class Compression:
     """What becomes of the weights, and how long is trained for it.
 
-    ratio            float32 bytes of the parameters over bytes of the packed file; shared values are then multiples of
-                     a step for each weight, as fine as that allows (lowbit.flows.fit_size). 0: as `codebook` says
+    ratio            float32 bytes of the parameters over bytes of the packed file: weights are then multiples of a
+                     step, as fine as that allows (lowbit.flows.fit_size). 0: a codebook for each weight
     prune            share of weights that become zero, or a Pruning; 0: none. None: 0.9, or 0 where there is a ratio
-    codebook         bits of a shared weight's code, 1 … 8; 0: weights are pruned but not shared. None: 4
-    tables           tables of shared values for each weight: parts of its first axis that have their own
-    start, rate      of weight sharing, see lowbit.solve.share
-    prune_epochs     while sparsity rises and settles
-    settle_epochs    while weights train on, rounded to shared values, and may still change their codes. None: 2, or 0
-                     where there is a ratio: without training it is near its best, and few samples without labels harm
-    share_epochs     while codes stay and shared values train. None: 3, or 0 where there is a ratio
+    codebook         bits of a code, 1 … 8; 0: weights are pruned but stay float32. None: 4
+    tables           tables of a codebook: parts of the weight's first axis that have their own
+    start            of k-means, see KMeans
+    multiplier       Lagrange multiplier of a bit in k-means, see lowbit.solve.kmeans
+    prune_epochs     while sparsity rises and masks change
+    code_epochs      while weights train on, rounded to the values of their codes, and may still change their codes.
+                     None: 2, or 0 where there is a ratio: it is near its best without, and few samples do harm
+    value_epochs     while codes stay and the values that they mean train. None: 3, or 0 where there is a ratio
     learning_rate    a step, relative to a tensor's root mean square. None: 0.02, or 0.002 where there is a ratio:
                      weights rounded with feedback are already near their best
     distill          share of the loss that is agreement with the float network, where there are labels; without: 1
@@ -47,10 +51,10 @@ class Compression:
     codebook: int | None = None
     tables: int = 1
     start: str = "linear"
-    rate: float = 0.0
+    multiplier: float = 0.0
     prune_epochs: float = 8
-    settle_epochs: float | None = None
-    share_epochs: float | None = None
+    code_epochs: float | None = None
+    value_epochs: float | None = None
     batch: int = 64
     learning_rate: float | None = None
     distill: float = 0.5
@@ -66,11 +70,7 @@ class Compression:
             raise InputError("a ratio decides how many values each weight has: leave out codebook, tables and layers.")
         if self.ratio and not self.ratio > 1:
             raise InputError(f"a ratio is how many times smaller the file should be, above 1; not {self.ratio:g}.")
-        if (
-            min(self.prune_epochs, self.settle_epochs or 0, self.share_epochs or 0) < 0
-            or self.batch < 1
-            or self.rate_of_learning <= 0
-        ):
+        if min(self.epochs.values()) < 0 or self.batch < 1 or self.rate_of_learning <= 0:
             raise InputError(f"{self!r}: epochs are 0 or more, batch and learning rate above 0.")
         if not 0 <= self.distill <= 1 or not 1 <= self.mantissa_bits <= 23:
             raise InputError(f"{self!r}: distill is 0 … 1, mantissa_bits 1 … 23.")
@@ -90,11 +90,11 @@ class Compression:
     @property
     def epochs(self) -> dict[str, float]:
         """Phase → passes over the data, with the defaults filled in; `prune` where anything is pruned."""
-        settle, share = (0, 0) if self.ratio else (2, 3)
+        codes, values = (0, 0) if self.ratio else (2, 3)
         return {
             "prune": self.prune_epochs,
-            "settle": settle if self.settle_epochs is None else self.settle_epochs,
-            "share": share if self.share_epochs is None else self.share_epochs,
+            "codes": codes if self.code_epochs is None else self.code_epochs,
+            "values": values if self.value_epochs is None else self.value_epochs,
         }
 
     @property
@@ -102,7 +102,7 @@ class Compression:
         """Whether any phase passes over the data."""
         epochs = self.epochs
         prunes = self.pruning.sparsity > 0 and epochs["prune"] > 0
-        return prunes or (self.shares and epochs["settle"] + epochs["share"] > 0)
+        return prunes or (self.shares and epochs["codes"] + epochs["values"] > 0)
 
     @property
     def rate_of_learning(self) -> float:
@@ -123,3 +123,20 @@ class Compression:
     def shares(self) -> bool:
         """Whether weights become codes."""
         return bool(self.ratio or self.bits or self.layers)
+
+    def to_toml(self) -> str:
+        """What differs from the defaults."""
+        default, asked = asdict(Compression()), asdict(self)
+        return tomli_w.dumps({name: value for name, value in asked.items() if value != default[name]})
+
+    @staticmethod
+    def from_toml(text: str, source: str = "recipe") -> "Compression":
+        """Read what `to_toml` wrote, or what a person did; InputError says which key is wrong."""
+        try:
+            table = tomllib.loads(text)
+            if isinstance(table.get("prune"), dict):
+                table["prune"] = Pruning(**table["prune"])
+            return Compression(**table | {"layers": tuple(Layer(**row) for row in table.get("layers", ()))})
+        except (tomllib.TOMLDecodeError, TypeError) as error:
+            names = ", ".join(field.name for field in fields(Compression))
+            raise InputError(f"{source} is no recipe of a compression: {error}. Keys are: {names}.") from None

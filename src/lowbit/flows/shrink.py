@@ -70,7 +70,7 @@ def shrink(
     The metric is the share of right classes, or without labels of classes that the float network chooses too, on the
     last fifth of the data, which is not trained on.
     """
-    base = settings or Compression(ratio=SMALLEST_RATIO)
+    base = settings or Compression()
     if base.codebook is not None or base.layers:
         raise InputError("a budget decides how many values each weight has: leave out codebook and layers.")
     model, given = model_and_data(model, data)
