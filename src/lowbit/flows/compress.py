@@ -22,7 +22,7 @@ from lowbit.deploy.compact import compact
 from lowbit.deploy.export import export, ledger
 from lowbit.deploy.proof import verify
 from lowbit.errors import InputError, UnsupportedError
-from lowbit.flows.compress_run import Augment, Run
+from lowbit.flows.compress_run import Augment, Compressor
 from lowbit.flows.compression import Compression, Layer, Progress
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES
 from lowbit.flows.given import model_and_data, refuse_quantized
@@ -76,7 +76,8 @@ def compress(
     network = Network(prepared.program, _placement(prepared.program, axes, chosen))
     samples, batches = _samples(model, given, chosen)
     measure = partial(_packed_bytes, network, model.source, chosen)
-    run = Run(network, axes, batches, samples, chosen, measure, progress or (lambda *_: None), checkpoint, augment)
+    told = progress or (lambda *_: None)
+    run = Compressor(network, axes, batches, samples, chosen, measure, told, checkpoint, augment)
     run.to_end()
     small = _written(network, model.source, chosen)
     verify(network, small.program, batches[:2])

@@ -1,4 +1,4 @@
-"""One run of Deep Compression on a network: its phases, its state, and how it resumes."""
+"""Deep Compression of a network, phase after phase: masks, codes, values; and how a run that was killed resumes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ REFIT_STEPS = 32
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
-class Run:
+class Compressor:
     """A network on its way from float to codes; `to_end` takes it there.
 
     axes      of the outputs, for every weight that is compressed

@@ -1,22 +1,25 @@
 """The smallest file within a budget of accuracy: the ratio is searched, everything else follows from it.
 
-For each ratio all layers share one price of a bit (`fit_size`), which decides how fine the values of each are and how
-many become zero; so one number is searched for, by halving, and each trial is measured on samples kept apart.
+For each ratio all layers share one Lagrange multiplier (`fit_size`), which decides how fine the values of each are and
+how many become zero. So one number is searched for, by bisection; each trial is measured on samples kept apart.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from lowbit.data import Data
 from lowbit.errors import DataError, InputError, TooSmallError
 from lowbit.flows.compress import Compression, Progress, compress
+from lowbit.flows.evaluate import evaluate, predict
 from lowbit.flows.given import model_and_data
 from lowbit.model import Model
 from lowbit.train.loop import Samples
 
+Arrays = dict[str, np.ndarray]
 SMALLEST_RATIO, LARGEST_RATIO = 4.0, 128.0
 TRIALS = 7
 """They find the ratio to 2^(5/2^7): to 3 %."""
@@ -74,36 +77,27 @@ def shrink(
     if base.codebook is not None or base.layers:
         raise InputError("a budget decides how many values each weight has: leave out codebook and layers.")
     model, given = model_and_data(model, data)
-    every = Samples.of(given.batches(256))
-    if len(every) < 20:
-        raise DataError(f"{len(every)} samples are too few to train on some and judge on others; give 20 or more.")
-    rows = torch.arange(len(every))
-    kept = max(10, len(every) // 5)
-    training, judged = every.take(rows[:-kept]), every.take(rows[-kept:])
-    wanted, metric = _answers(model, judged)
-    before = _share_right(model, judged, wanted)
-    low, high = np.log2(SMALLEST_RATIO), np.log2(LARGEST_RATIO)
-    best: tuple[Model, float, bool] | None = None
+    training, judging, metric = _split(model, Samples.of(given.batches(256)))
+    before = evaluate(model, judging, "top1")
     trials: list[Trial] = []
+    best: tuple[Model, float, bool] | None = None
+    low, high = np.log2(SMALLEST_RATIO), np.log2(LARGEST_RATIO)
     for number in range(TRIALS):
         ratio = float(2 ** (low if number == 0 else (low + high) / 2))  # the first: whether there is any
         state = None if checkpoint is None else Path(f"{checkpoint}.{number}")
         told = None if progress is None else _numbered(progress, number)
         try:
-            small = compress(
-                model, _arrays(model, training), replace(base, ratio=ratio), checkpoint=state, progress=told
-            )
+            small = compress(model, training, base, ratio=ratio, checkpoint=state, progress=told)
         except TooSmallError:
             if number == 0:
                 raise
-            trials.append(Trial(ratio, None, False))
-            high = np.log2(ratio)
-            continue
-        after = _share_right(small, judged, wanted)
-        within = 100 * (before - after) <= max_drop + 1e-9
+            after, within = None, False
+        else:
+            after = evaluate(small, judging, "top1")
+            within = 100 * (before - after) <= max_drop + 1e-9
+            if best is None or within:  # ratios within the budget only grow
+                best = small, after, within
         trials.append(Trial(ratio, after, within))
-        if best is None or within:  # ratios within the budget only grow
-            best = small, after, within
         if number == 0 and not within:
             break
         low, high = (np.log2(ratio), high) if within else (low, np.log2(ratio))
@@ -115,32 +109,21 @@ def _numbered(progress: Progress, number: int) -> Progress:
     return lambda phase, done, total: progress(f"trial {number + 1}, {phase}", done, total)
 
 
-def _arrays(model: Model, samples: Samples) -> dict[str, np.ndarray]:
+def _split(model: Model, every: Samples) -> tuple[Arrays, Arrays, str]:
+    """What is trained on, the last fifth to judge on, and what is judged: labels, or the float network's classes."""
+    if len(every) < 20:
+        raise DataError(f"{len(every)} samples are too few to train on some and judge on others; give 20 or more.")
+    rows, kept = torch.arange(len(every)), max(10, len(every) // 5)
+    training, judging = (_arrays(model, every.take(part)) for part in (rows[:-kept], rows[-kept:]))
+    if "labels" in judging:
+        return training, judging, "top1"
+    outputs, _ = predict(model, Data.of(judging, model.inputs))
+    scores = next(iter(outputs.values()))
+    if scores.ndim < 2:
+        raise DataError("a budget of accuracy needs a network whose first output is a row of scores for each sample.")
+    return training, judging | {"labels": scores.argmax(axis=-1)}, "agreement with float"
+
+
+def _arrays(model: Model, samples: Samples) -> Arrays:
     found = {port.name: x.numpy() for port, x in zip(model.inputs, samples.inputs, strict=True)}
     return found if samples.labels is None else found | {"labels": samples.labels.numpy()}
-
-
-def _classes(model: Model, samples: Samples) -> np.ndarray:
-    parts = []
-    for start in range(0, len(samples), 256):
-        part = samples.take(torch.arange(start, min(start + 256, len(samples))))
-        outputs = model.run({port.name: x.numpy() for port, x in zip(model.inputs, part.inputs, strict=True)})
-        scores = next(iter(outputs.values()))
-        if scores.ndim < 2:
-            raise DataError(
-                "a budget of accuracy needs a network whose first output is a row of scores for each sample."
-            )
-        parts.append(scores.reshape(len(scores), -1, scores.shape[-1]).argmax(axis=-1))
-    return np.concatenate(parts)
-
-
-def _answers(model: Model, samples: Samples) -> tuple[np.ndarray, str]:
-    """What is right for each sample, and the name of the metric that counts it."""
-    classes = _classes(model, samples)
-    if samples.labels is not None and samples.labels.dim() == 1 and classes.shape[1] == 1:
-        return samples.labels.numpy().reshape(-1, 1), "top1"
-    return classes, "agreement with float"
-
-
-def _share_right(model: Model, samples: Samples, wanted: np.ndarray) -> float:
-    return float((_classes(model, samples) == wanted).mean())
