@@ -12,7 +12,7 @@ from lowbit.network.place import place
 from lowbit.numerics import INT8, UINT8, channel
 from lowbit.ranges import MinMax
 from lowbit.recipe import Recipe, Rule, TensorSpec
-from lowbit.repair.improve import float_outputs
+from lowbit.repair.prove import float_outputs
 from lowbit.repair.ranges import choose_ranges, output_errors, quantizer_costs
 
 MINMAX = Recipe((Rule("*", TensorSpec(INT8.with_block(channel(0)), MinMax()), TensorSpec(UINT8, MinMax())),))

@@ -21,19 +21,16 @@ from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
 from lowbit.graph import PASSES
 from lowbit.metadata import to_text
 from lowbit.model import Model
-from lowbit.network.calibrate import Batch, observe, solve_weights, tensors
+from lowbit.network.calibrate import Batch, observe, tensors
 from lowbit.network.footprint import footprint
 from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
-from lowbit.recipe import IMPROVE, Recipe, find_recipe
-from lowbit.repair.correct_bias import correct_bias
-from lowbit.repair.improve import float_outputs, keep_if_better, output_error
-from lowbit.repair.leave_in_float import leave_in_float
-from lowbit.repair.ranges import choose_ranges
+from lowbit.recipe import Recipe, find_recipe
+from lowbit.repair.prove import Calibration, float_outputs
 from lowbit.repair.smooth import smooth_activations
-from lowbit.repair.widen_scales import widen_scales_for_biases
+from lowbit.repair.steps import STEPS, take_steps
 from lowbit.targets import find_target
 
 LEAST_MEMORY = 2**10  # bytes; a single sample may take more
@@ -81,16 +78,17 @@ def quantize(
     if calibration is None:
         ready.notes.append("no data was given: the proof ran the file on made-up inputs")
     stage("writing and proving")
-    program = export(ready.simulation)
-    parity = verify(ready.simulation, program, ready.proof)
-    program = compact(program, ready.simulation.program)
-    runs = read_back(program, find_target(ready.recipe.target).engine)
-    rows = ledger(ready.simulation, runs)
-    check_arithmetic(ready.simulation, rows, runs)
+    network, final = ready.network, ready.network.placement.recipe or chosen
+    program = export(network)
+    parity = verify(network, program, ready.proof)
+    program = compact(program, network.program)
+    runs = read_back(program, find_target(final.target).engine)
+    rows = ledger(network, runs)
+    check_arithmetic(network, rows, runs)
     program.metadata_props.update(
         {
             "lowbit.version": lowbit.__version__,
-            "lowbit.recipe": ready.recipe.to_toml(),
+            "lowbit.recipe": final.to_toml(),
             "lowbit.ledger": to_text(rows),
             "lowbit.passes": json.dumps(ready.notes),
             "lowbit.parity": json.dumps(asdict(parity) | {"read_back": runs.unread or runs.engine}),
@@ -111,7 +109,7 @@ def simulation(
 
     `with simulation.mode("quantize"): simulation.module(x)` gives {output: tensor}.
     """
-    return _calibrated(*_given(model, calibration, recipe, target), memory).simulation
+    return _calibrated(*_given(model, calibration, recipe, target), memory).network
 
 
 def _given(
@@ -123,10 +121,9 @@ def _given(
 
 @dataclass(frozen=True)
 class _Calibrated:
-    """A simulation with every scale and code chosen, and what exporting it needs to tell."""
+    """A network with every scale and code chosen, what was done, and samples to prove the file with."""
 
-    recipe: Recipe
-    simulation: Network
+    network: Network
     notes: list[str]
     proof: list[Batch]
 
@@ -150,50 +147,36 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
             f"no tensor of '{model.source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it "
             "smaller."
         )
-    simulation = Network(prepared.program, placement)
+    network = Network(prepared.program, placement)
     one = next(first(data, kept.judging, 1))
-    size = footprint(simulation.module, tensors(simulation, one.inputs))
+    size = footprint(network.module, tensors(network, one.inputs))
     in_batches = partial(batches, data, footprint=size, most_bytes=memory // 2)
-    observe(simulation, in_batches(chain(kept.judging, kept.fitting, stream)))
-    _warn_of_constant_inputs(simulation)
+    observe(network, in_batches(chain(kept.judging, kept.fitting, stream)))
+    _warn_of_constant_inputs(network)
     affordable = passing(size, one, FITTED_BYTES)
     judging = list(in_batches(first(data, kept.judging, max(affordable, LEAST_JUDGING))))
-    exact = float_outputs(simulation, judging) if set(IMPROVE) & set(chosen.passes) else []
     fitted = min(max(affordable, FITTED[0]), FITTED[1])
-    by_gradient = list(in_batches(first(data, kept.fitting, fitted)))
-    together = min(fitted, room(size, one, memory // 4))  # each twice: exact and rounded
-    by_layer = list(in_batches(first(data, kept.fitting, together)))
-
-    def settle(simulation: Network) -> tuple[list[str], float]:
-        new = [q for q in simulation.activations().values() if not (q.dynamic or q.statistics.count)]
-        if new:  # values that get a quantizer because a layer beside them lost its own
-            observe(simulation, in_batches(chain(kept.judging, kept.fitting)), new)
-        stage("choosing ranges")
-        choose_ranges(simulation, by_gradient)
-        stage("solving weights")
-        solve_weights(simulation, by_layer)
-        said = widen_scales_for_biases(simulation)
-        if "correct_bias" not in chosen.passes:
-            return said, output_error(simulation, judging, exact) if exact else 0.0
-        stage("correcting biases")
-        done, error = keep_if_better(simulation, lambda: correct_bias(simulation, by_layer), judging, exact)
-        return said + done, error
-
-    if kept.shared and set(IMPROVE) & set(chosen.passes):
+    together = min(fitted, room(size, one, memory // 4))  # each twice: exact and quantized
+    steps = [name for name in chosen.passes if name in STEPS]
+    calibration = Calibration(
+        fitting=list(in_batches(first(data, kept.fitting, fitted))),
+        together=list(in_batches(first(data, kept.fitting, together))),
+        judging=judging,
+        exact=float_outputs(network, judging) if steps else [],
+        observed=lambda: in_batches(chain(kept.judging, kept.fitting)),
+        stage=stage,
+    )
+    if kept.shared and steps:
         notes.append("judged by the samples that were fitted to: there are no others")
-    said, error = settle(simulation)
-    notes += said
-    if "leave_in_float" in chosen.passes:
-        simulation, chosen, said = leave_in_float(simulation, chosen, error, settle, judging)
-        notes += said
+    notes += take_steps(network, steps, calibration)
     proof = list(in_batches(first(data, kept.judging, min(PROOF_SAMPLES, max(2, affordable)))))
-    return _Calibrated(chosen, simulation, notes, proof)
+    return _Calibrated(network, notes, proof)
 
 
-def _warn_of_constant_inputs(simulation: Network) -> None:
+def _warn_of_constant_inputs(network: Network) -> None:
     """Calibration data of one value only is a slip more often than it is meant."""
-    for port in simulation.program.graph.inputs:
-        quantizer = simulation.activations().get(str(port.name))
+    for port in network.program.graph.inputs:
+        quantizer = network.activations().get(str(port.name))
         if quantizer is not None and float(quantizer.statistics.minimum) == float(quantizer.statistics.maximum):
             warnings.warn(
                 f"input '{port.name}' is {float(quantizer.statistics.minimum):g} throughout the calibration data; "

@@ -4,11 +4,14 @@ One `FakeQuant` serves all sites that share a scale. All else stays an ordinary 
 between devices.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import onnx_ir as ir
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
 
 from lowbit.network.build import build
 from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
@@ -114,6 +117,40 @@ class Network:
         finally:
             for m, old in zip(modules, before, strict=True):
                 m.mode = old
+
+    def place_again(self, placement: Placement) -> None:
+        """Another placement, with the program's parameters, and with what the activations have observed and chosen."""
+        renewed = Network(self.program, placement)
+        for quantizer in renewed.activations().values():
+            known = next((q for v in quantizer.values if isinstance(q := self.quantizers.get(v), FakeQuant)), None)
+            if known is not None:
+                quantizer.statistics = known.statistics
+                quantizer.spec = replace(quantizer.spec, range=known.spec.range)
+        vars(self).update(vars(renewed))
+
+    def undo(self) -> Callable[[], None]:
+        """What puts all of it back: placement, codes, ranges, and parameters that are vectors of any rank.
+
+        Matrices are not copied: no step edits a float weight, only its codes.
+        """
+        own = dict(vars(self))
+        quantizers = [(q, _contents(q)) for q in set(self.quantizers.values())]
+        vectors = [(p, p.detach().clone()) for p in self.module.parameters() if p.numel() == max(p.shape, default=1)]
+
+        @torch.no_grad()
+        def put_back() -> None:
+            vars(self).update(own)
+            for quantizer, contents in quantizers:
+                vars(quantizer).update(contents)
+            for parameter, before in vectors:
+                parameter.copy_(before)
+
+        return put_back
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    """What a module holds, as it is now."""
+    return {name: dict(held) if isinstance(held, dict) else held for name, held in vars(module).items()}
 
 
 def _after(source: fx.Node) -> fx.Node:

@@ -33,7 +33,7 @@ def place(program: ir.Model, recipe: Recipe) -> Placement:
     placer = _Placer(program.graph, recipe, target, nodes)
     sites = placer.sites()
     integer = frozenset(name for name, role in placer.role.items() if role in COMPUTING)
-    return Placement(sites, placer.reasons, integer, target.engine, idle)
+    return Placement(sites, placer.reasons, integer, target.engine, idle, recipe)
 
 
 class _Placer:

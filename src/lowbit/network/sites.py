@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lowbit.recipe import TensorSpec
+from lowbit.recipe import Recipe, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Placement:
     integer         names of the nodes that multiply, add or look up integers; all others compute in float or only move
     engine          what the file is for, see Target.engine
     idle_rules      what to tell of rules that change nothing
+    recipe          by which it was placed, if by one
     """
 
     sites: Mapping[str, Site]
@@ -42,6 +43,7 @@ class Placement:
     integer: frozenset[str] = frozenset()
     engine: str = "onnxruntime"
     idle_rules: tuple[str, ...] = ()
+    recipe: Recipe | None = None
 
     def groups(self) -> dict[str, list[Site]]:
         """Activation sites by the scale that they share."""

@@ -13,27 +13,26 @@ from torch import Tensor, fx
 
 from lowbit.graph.layer import Layer
 from lowbit.graph.weights import constant
-from lowbit.network.calibrate import Batch, both_runs
+from lowbit.network.calibrate import both_runs
 from lowbit.network.in_step import in_step
 from lowbit.network.network import Network
+from lowbit.repair.prove import Calibration
 
 MEDIAN_POSITIONS = 4096  # positions of a layer that its median is taken over
 
 
-def correct_bias(simulation: Network, batches: Sequence[Batch]) -> list[str]:
-    """Shift every bias by the error of its layer's output per channel, in place. What was done, in words.
-
-    batches   some dozen samples; all of them go through a layer before any goes on
-    """
-    layers = _layers(simulation.module)
-    with simulation.mode("quantize"), torch.no_grad():
-        exact, quantized = both_runs(simulation, batches)
+def correct_bias(network: Network, calibration: Calibration) -> list[str]:
+    """Shift every bias by the error of its layer's output per channel. What was done, in words."""
+    calibration.stage("correcting biases")
+    layers = _layers(network.module)
+    with network.mode("quantize"), torch.no_grad():
+        exact, quantized = both_runs(network, calibration.together)
         for node in in_step(*exact, *quantized):
             if node not in layers:
                 continue
             name, axis = layers[node]
             shift = _shift([(a.compute(node), b.compute(node)) for a, b in zip(exact, quantized, strict=True)], axis)
-            bias = simulation.parameter(name)
+            bias = network.parameter(name)
             bias.add_(shift.reshape(bias.shape))
             for run in quantized:
                 run.env[node] = (run.env[node].movedim(axis, -1) + shift).movedim(-1, axis)

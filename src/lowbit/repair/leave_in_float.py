@@ -5,18 +5,14 @@ are not fitted to these samples, but the layers are chosen on them. The backward
 each quantizer adds to the error; the layers around those that add most stay in float; then the network is placed anew.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import log10
 
 import onnx_ir as ir
 
-from lowbit.network.calibrate import Batch
 from lowbit.network.network import Network
 from lowbit.network.place import place
-from lowbit.network.quantizers import FakeQuant
 from lowbit.network.sites import Placement
-from lowbit.recipe import Recipe
+from lowbit.repair.prove import Calibration, fit
 from lowbit.repair.ranges import quantizer_costs
 from lowbit.targets import Role, Target, find_target
 
@@ -24,40 +20,35 @@ TOLERANCE = 0.02  # squared error of the outputs, relative to their power: 17 dB
 ROUNDS = 4
 
 
-def leave_in_float(
-    simulation: Network,
-    recipe: Recipe,
-    error: float,
-    refit: Callable[[Network], tuple[list[str], float]],
-    judging: Sequence[Batch],
-) -> tuple[Network, Recipe, list[str]]:
-    """The simulation as it is, or the best of some with layers in float; its recipe; and what was done, in words.
-
-    error   squared error of the outputs, relative to their power
-    refit   finds codes, ranges and biases of a simulation that has observed; what it did, and the error then
-    """
+def leave_in_float(network: Network, calibration: Calibration) -> list[str]:
+    """Place the network with more and more layers in float, until it is good enough; the best is kept."""
     notes: list[str] = []
-    best = error, simulation, recipe, 0
+    best, undo, kept = calibration.error, network.undo(), 0
     for _ in range(ROUNDS):
-        if error <= TOLERANCE:
+        recipe, error = network.placement.recipe, calibration.error
+        if error <= TOLERANCE or recipe is None:
             break
-        layers = _costliest(simulation, judging, error, find_target(recipe.target))
+        layers = _costliest(network, calibration, find_target(recipe.target))
         if not layers:
             break
-        recipe = recipe.keep_float(*(_literal(name) for name in layers))
-        notes.append(f"outputs at {-10 * log10(error):.1f} dB: left in float, as they cost most: {', '.join(layers)}")
-        placement = place(simulation.program, recipe)
+        placement = place(network.program, recipe.keep_float(*(_literal(name) for name in layers)))
         if not placement.sites:
-            notes[-1:] = [f"outputs at {-10 * log10(error):.1f} dB: left as they are, or nothing would be quantized"]
+            notes.append(f"outputs at {_db(error)}: left as they are, or nothing would be quantized")
             break
-        simulation = _placed_again(simulation, placement)
-        said, error = refit(simulation)
-        notes += said
-        if error < best[0]:
-            best = error, simulation, recipe, len(notes)
-    if best[1] is not simulation:
-        notes.append(f"taken back, as it did not help: what was done after {-10 * log10(best[0]):.1f} dB were reached")
-    return best[1], best[2], notes
+        notes.append(f"outputs at {_db(error)}: left in float, as they cost most: {', '.join(layers)}")
+        network.place_again(placement)
+        notes += fit(network, calibration)
+        if calibration.error < best:
+            best, undo, kept = calibration.error, network.undo(), len(notes)
+    if len(notes) > kept:
+        undo()
+        calibration.error = best
+        notes.append(f"taken back, as it did not help: what was done after {_db(best)} were reached")
+    return notes
+
+
+def _db(error: float) -> str:
+    return f"{-10 * log10(error):.1f} dB"
 
 
 def _literal(name: str) -> str:
@@ -65,16 +56,16 @@ def _literal(name: str) -> str:
     return "".join(f"[{c}]" if c in "[*?" else c for c in name)
 
 
-def _costliest(simulation: Network, batches: Sequence[Batch], error: float, target: Target) -> list[str]:
+def _costliest(network: Network, calibration: Calibration, target: Target) -> list[str]:
     """The layers around the quantizers that together cost all but half of what is tolerated."""
-    costs = quantizer_costs(simulation, batches)
+    costs, most = quantizer_costs(network, calibration.judging), TOLERANCE / calibration.error / 2
     total, left = sum(costs.values()), sum(costs.values())
     layers: dict[str, None] = {}
     for name in sorted(costs, key=costs.__getitem__, reverse=True):
-        if left <= total * TOLERANCE / error / 2 or not total:
+        if left <= total * most or not total:
             break
         left -= costs[name]
-        layers |= dict.fromkeys(_around(simulation.program, simulation.placement, name, target))
+        layers |= dict.fromkeys(_around(network.program, network.placement, name, target))
     return list(layers)
 
 
@@ -93,14 +84,3 @@ def _around(program: ir.Model, placement: Placement, name: str, target: Target) 
                 found[str(before.name)] = None
             found[str(node.name)] = None
     return list(found)
-
-
-def _placed_again(simulation: Network, placement: Placement) -> Network:
-    """A new simulation under another placement, with what the old one has observed."""
-    renewed = Network(simulation.program, placement)
-    for quantizer in renewed.activations().values():
-        known = next((q for v in quantizer.values if isinstance(q := simulation.quantizers.get(v), FakeQuant)), None)
-        if known is not None:
-            quantizer.statistics = known.statistics
-            quantizer.spec = replace(quantizer.spec, range=known.spec.range)
-    return renewed

@@ -10,9 +10,13 @@ from toy_networks import convolutions, images, network, sqnr_db
 import lowbit as lb
 from lowbit.model import Model
 from lowbit.network.calibrate import forward
+from lowbit.network.network import Network
+from lowbit.network.place import place
+from lowbit.recipe import IMPROVE
 from lowbit.repair.correct_bias import correct_bias
-from lowbit.repair.improve import float_outputs, keep_if_better, output_error
+from lowbit.repair.prove import Calibration, float_outputs, output_error, prove
 from lowbit.repair.smooth import smooth_activations
+from lowbit.repair.steps import STEPS
 from lowbit.repair.widen_scales import LARGEST_BIAS, widen_scales_for_biases
 
 
@@ -25,40 +29,73 @@ def with_bias_of_three_axes() -> Model:
     )
 
 
+def measured(simulation: Network, batches: list) -> Calibration:
+    """A calibration of which all samples are these."""
+    exact = float_outputs(simulation, batches)
+    error = output_error(simulation, batches, exact)
+    return Calibration(batches, batches, batches, exact, lambda: batches, error=error)
+
+
 def test_a_step_that_makes_it_worse_is_undone_also_for_a_bias_of_three_axes():
     model = with_bias_of_three_axes()
     batches = [{"x": np.random.default_rng(1).normal(size=(16, 4, 16)).astype(np.float32)}]
     simulation = calibrated(model, batches)
-    exact = float_outputs(simulation, batches)
-    before, bias = output_error(simulation, batches, exact), simulation.parameter("b").detach().clone()
+    calibration, bias = measured(simulation, batches), simulation.parameter("b").detach().clone()
+    before = calibration.error
 
-    def worse() -> list[str]:
+    def worse(changed: Network, _: Calibration) -> list[str]:
         with torch.no_grad():
-            simulation.parameter("b").add_(1.0)
+            changed.parameter("b").add_(1.0)
         return ["added one"]
 
-    said, error = keep_if_better(simulation, worse, batches, exact)
-    assert said[0].startswith("undone: added one")
+    assert prove(simulation, worse, calibration)[0].startswith("undone: added one")
     assert torch.equal(simulation.parameter("b"), bias)
-    assert error == before == output_error(simulation, batches, exact)
+    assert calibration.error == before == output_error(simulation, batches, calibration.exact)
+
+
+def test_codes_ranges_and_placement_are_undone_too():
+    model, batches = with_bias_of_three_axes(), in_batches(np.random.default_rng(1).normal(size=(16, 4, 16)))
+    batches = [{"x": batch["x"].astype(np.float32)} for batch in batches]
+    simulation = calibrated(model, batches)
+    calibration, quantizer = measured(simulation, batches), simulation.quantizers["x"]
+    before, placement, codes = calibration.error, simulation.placement, simulation.quantizers["w"].stored
+    scale, zero = quantizer.scale, quantizer.zero
+
+    def ruins(changed: Network, _: Calibration) -> list[str]:
+        changed.quantizers["w"].store(replace(codes, codes=torch.zeros_like(codes.codes)))
+        quantizer.set_parameters(scale * 8, zero)
+        changed.place_again(place(changed.program, placement.recipe.keep_float("matmul_0")))
+        with torch.no_grad():
+            changed.parameter("b").add_(1.0)
+        return ["ruined it"]
+
+    assert prove(simulation, ruins, calibration)[0].startswith("undone: ruined it")
+    assert simulation.placement is placement
+    assert simulation.quantizers["w"].stored is codes
+    assert simulation.quantizers["x"].scale is scale
+    assert output_error(simulation, batches, calibration.exact) == before
 
 
 def test_a_step_that_helps_is_kept():
     model = with_bias_of_three_axes()
     batches = [{"x": np.random.default_rng(1).normal(size=(16, 4, 16)).astype(np.float32)}]
     simulation = calibrated(model, batches)
-    exact = float_outputs(simulation, batches)
+    calibration = measured(simulation, batches)
     with torch.no_grad():
         simulation.parameter("b").add_(1.0)
+    calibration.error = output_error(simulation, batches, calibration.exact)
 
-    def mend() -> list[str]:
+    def mend(changed: Network, _: Calibration) -> list[str]:
         with torch.no_grad():
-            simulation.parameter("b").sub_(1.0)
+            changed.parameter("b").sub_(1.0)
         return ["took it away"]
 
-    said, error = keep_if_better(simulation, mend, batches, exact)
-    assert said[-1].startswith("kept")
-    assert error == output_error(simulation, batches, exact) < 0.001
+    assert prove(simulation, mend, calibration)[-1].startswith("kept")
+    assert calibration.error == output_error(simulation, batches, calibration.exact) < 0.001
+
+
+def test_the_words_of_a_recipe_are_the_steps_that_there_are():
+    assert set(IMPROVE) == {"smooth", *STEPS}
 
 
 def test_bias_correction_gives_each_channel_back_its_mean():
@@ -70,15 +107,15 @@ def test_bias_correction_gives_each_channel_back_its_mean():
     model = network("c (float[N,16] x) => (float[N,8] logits) { logits = Gemm (x, w, b) }", w=weight, b=np.zeros(8))
     batches = in_batches(rng.uniform(0, 1, size=(64, 16)).astype(np.float32))
     simulation = calibrated(model, batches)
-    exact = float_outputs(simulation, batches)
+    calibration = measured(simulation, batches)
 
     def shift() -> float:
         with simulation.mode("quantize"):
             rough = [forward(simulation, batch)["logits"] for batch in batches]
-        return float((torch.cat([e["logits"] for e in exact]) - torch.cat(rough)).mean().abs())
+        return float((torch.cat([e["logits"] for e in calibration.exact]) - torch.cat(rough)).mean().abs())
 
     assert shift() > 0.02  # 15 weights, each wrong by 0.496/127, times a mean input of 0.5: 0.029
-    assert correct_bias(simulation, batches) == ["corrected the biases of 1 layers"]
+    assert correct_bias(simulation, calibration) == ["corrected the biases of 1 layers"]
     assert shift() < 0.005
 
 

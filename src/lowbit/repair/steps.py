@@ -1,0 +1,20 @@
+"""The steps that a recipe may name, as one table. Each is taken in turn, and stays only where it helps."""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from lowbit.network.network import Network
+from lowbit.repair.correct_bias import correct_bias
+from lowbit.repair.leave_in_float import leave_in_float
+from lowbit.repair.prove import Calibration, Step, fit, prove
+
+STEPS: Mapping[str, Step] = MappingProxyType({"correct_bias": correct_bias, "leave_in_float": leave_in_float})
+
+
+def take_steps(network: Network, names: Iterable[str], calibration: Calibration) -> list[str]:
+    """Ranges and codes for a network that has observed, then these steps in order. What was done, in words."""
+    notes = fit(network, calibration)
+    for step in (STEPS[name] for name in names):
+        notes += prove(network, step, calibration)
+        calibration.earlier.append(step)
+    return notes
