@@ -161,7 +161,7 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
     exact = float_outputs(simulation, judging) if set(IMPROVE) & set(chosen.passes) else []
     fitted = min(max(affordable, FITTED[0]), FITTED[1])
     by_gradient = list(in_batches(first(data, kept.fitting, fitted)))
-    together = min(fitted, room(size, one, memory // 4))  # each twice: exact and rounded
+    together = min(fitted, room(size, one, memory // 4))  # each twice: exact and quantized
     by_layer = list(in_batches(first(data, kept.fitting, together)))
 
     def settle(simulation: Network) -> tuple[list[str], float]:
