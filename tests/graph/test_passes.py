@@ -183,8 +183,8 @@ def test_equalization_gives_both_layers_the_same_ranges():
     assert changed.exact
     assert changed.done == ("weights of 'conv_h' → 'conv_y' equalized",)
     assert relative_error(before, model.run({"x": x})) < 1e-6
-    (pair,), _ = pairs_of(model.program)
-    r1, r2 = np.abs(pair.first.by_output()).max(1), np.abs(pair.second.by_input()).max(1)
+    ((first, second),), _ = pairs_of(model.program)
+    r1, r2 = np.abs(first.by_output()).max(1), np.abs(second.by_input()).max(1)
     np.testing.assert_allclose(r1, r2, rtol=1e-3)  # Nagel et al. 2019, eq. 11
 
 

@@ -14,14 +14,11 @@ RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 
 
 def passes_scale(node: ir.Node | None, axis: int) -> bool:
-    """Whether a positive scale along `axis` of the node's first input comes out along the same axis of its output.
-
-    A ReLU6 counts: it passes the scale but for its ceiling, which the caller has to judge.
-    """
+    """Whether a positive scale along `axis` of the node's first input comes out along the same axis of its output."""
     if node is None or node.domain not in ("", "ai.onnx") or not node.inputs or len(node.outputs) != 1:
         return False
     op = node.op_type
-    if op in ELEMENTWISE or relu_ceiling(node) is not None:
+    if op in ELEMENTWISE or relu_ceiling(node) == float("inf"):
         return op != "PRelu" or constant(node.inputs[1]) is not None
     if op in POOLS:
         return axis == 1
