@@ -8,6 +8,7 @@ from test_output_errors import calibrated, in_batches
 from toy_networks import convolutions, images, network, sqnr_db
 
 import lowbit as lb
+from lowbit.deploy.export import export
 from lowbit.model import Model
 from lowbit.network.calibrate import forward
 from lowbit.network.network import Network
@@ -74,6 +75,18 @@ def test_codes_ranges_and_placement_are_undone_too():
     assert simulation.quantizers["w"].stored is codes
     assert simulation.quantizers["x"].scale is scale
     assert output_error(simulation, batches, calibration.exact) == before
+
+
+def test_the_file_holds_what_the_network_holds_and_the_program_is_left_alone():
+    model = with_bias_of_three_axes()
+    batches = [{"x": np.random.default_rng(1).normal(size=(16, 4, 16)).astype(np.float32)}]
+    simulation = calibrated(model, batches)
+    bias = simulation.parameter("b").detach().clone()
+    with torch.no_grad():
+        simulation.parameter("b").add_(1.0)
+    held = {str(v.name): v.const_value.numpy() for v in export(simulation).graph.initializers.values()}
+    assert np.array_equal(held["b"], bias.numpy() + 1)
+    assert np.array_equal(simulation.program.graph.initializers["b"].const_value.numpy(), bias.numpy())
 
 
 def test_a_step_that_helps_is_kept():

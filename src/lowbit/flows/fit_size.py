@@ -88,7 +88,8 @@ def multiples(weight: Tensor, step: float) -> QuantTensor:
     """The nearest multiples of a step, as bytes; there is room for one multiple more on each side."""
     zero, one = 1 - round(min(0.0, float(weight.min())) / step), (1,) * weight.dim()
     scales, zeros = torch.full(one, step), torch.full(one, zero, dtype=torch.uint8)
-    return QuantTensor(weight.to(torch.uint8), UINT8, tuple(weight.shape), scales, zeros).encode(weight)
+    codes = torch.zeros_like(weight, dtype=torch.uint8)
+    return QuantTensor(codes, UINT8, tuple(weight.shape), scales, zeros).encode(weight)
 
 
 def in_few_bits(stored: QuantTensor) -> QuantTensor:
