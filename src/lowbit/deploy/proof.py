@@ -168,16 +168,16 @@ class _Steps:
 
     def compare(self, quantizer: FakeQuant, value: str, simulated: Tensor, found: np.ndarray[Any, Any]) -> Tensor:
         """Count the differences in one value; what the engine's codes mean."""
-        codes = torch.from_numpy(found.astype(np.float32))
+        codes = torch.empty_like(simulated).copy_(torch.from_numpy(found))  # in the simulation's order of memory
         assert isinstance(quantizer.grid, Int)
         if quantizer.grid.signed and found.dtype == np.uint8:
             codes -= 1 << (quantizer.grid.bits - 1)  # written unsigned
-        steps = (torch.round(simulated / quantizer.scale) + quantizer.zero - codes).abs()
+        steps = simulated.div(quantizer.scale).round_().add_(quantizer.zero).sub_(codes).abs_()
         self.off += int((steps > 0).sum())
         self.codes += steps.numel()
         if steps.numel() and not steps.max() <= self.worst[1]:
             self.worst = (value, int(steps.nan_to_num(nan=float(2**31)).max()))
-        return (codes - quantizer.zero) * quantizer.scale
+        return codes.sub_(quantizer.zero).mul_(quantizer.scale)
 
 
 def _outputs_behind(
