@@ -22,21 +22,24 @@ from lowbit.deploy.compact import compact
 from lowbit.deploy.export import export, ledger
 from lowbit.deploy.proof import verify
 from lowbit.errors import InputError, UnsupportedError
-from lowbit.flows.compress_run import Augment, Compressor
 from lowbit.flows.compression import Compression, Layer, Progress
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES
 from lowbit.flows.given import model_and_data, refuse_quantized
+from lowbit.flows.prune_and_share import Compressor
 from lowbit.graph import PASSES
 from lowbit.graph.layer import layers_of
 from lowbit.metadata import to_text
 from lowbit.model import Model
+from lowbit.network.build import build
 from lowbit.network.calibrate import Batch
 from lowbit.network.network import Network
 from lowbit.network.sites import Placement, Site
 from lowbit.numerics.mantissa import fewer_mantissa_bits
 from lowbit.solve.kmeans import codebook_format, kmeans
 from lowbit.storage.container import pack
-from lowbit.train.loop import Samples
+from lowbit.train.distill import Task
+from lowbit.train.loop import Augment, Training
+from lowbit.train.samples import Samples
 
 __all__ = ["Compression", "Layer", "Progress", "compress", "compress_tensors", "compressible"]
 
@@ -75,9 +78,13 @@ def compress(
     axes = compressible(prepared.program)
     network = Network(prepared.program, _placement(prepared.program, axes, chosen))
     samples, batches = _samples(model, given, chosen)
+    training = None
+    if samples is not None:
+        task = Task.of(build(prepared.program).eval(), samples, chosen.distill, chosen.temperature)
+        training = Training(task, samples, chosen.batch, augment)
     measure = partial(_packed_bytes, network, model.source, chosen)
     told = progress or (lambda *_: None)
-    run = Compressor(network, axes, batches, samples, chosen, measure, told, checkpoint, augment)
+    run = Compressor(network, axes, batches, training, chosen, measure, told, checkpoint)
     run.to_end()
     small = _written(network, model.source, chosen)
     verify(network, small.program, batches[:2])

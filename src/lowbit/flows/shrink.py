@@ -17,7 +17,7 @@ from lowbit.flows.compress import Compression, Progress, compress
 from lowbit.flows.evaluate import evaluate, predict
 from lowbit.flows.given import model_and_data
 from lowbit.model import Model
-from lowbit.train.loop import Samples
+from lowbit.train.samples import Samples
 
 Arrays = dict[str, np.ndarray]
 SMALLEST_RATIO, LARGEST_RATIO = 4.0, 128.0

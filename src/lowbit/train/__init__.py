@@ -1,1 +1,1 @@
-"""Training: loops that resume bit for bit, distillation. It knows torch modules, no network of ours."""
+"""Training: samples, loss, steps that resume bit for bit. It knows torch modules and no network of ours."""

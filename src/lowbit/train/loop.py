@@ -7,7 +7,7 @@ and learning rates from the step, and a checkpoint holds everything else. Checkp
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +16,38 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lowbit.errors import DataError, InputError
+from lowbit.errors import InputError
 from lowbit.storage.atomic import replacing
+from lowbit.train.distill import Task
+from lowbit.train.samples import Samples
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
-@dataclass(frozen=True)
-class Samples:
-    """All samples in memory.
+class Training:
+    """The loss of each step of training; all about it follows from the number of the step and the seed.
 
-    inputs    one tensor for each network input, samples along axis 0
-    labels    (n,) class numbers, or None
+    task      what is trained for
+    augment   (inputs, generator) → inputs, for each batch; None: as they are
     """
 
-    inputs: tuple[Tensor, ...]
-    labels: Tensor | None
+    def __init__(self, task: Task, samples: Samples, batch: int, augment: Augment | None = None) -> None:
+        self.task, self.samples, self.batch, self.augment = task, samples, batch, augment
+        self.steps_an_epoch = max(1, len(samples) // batch)
+        self.epoch, self.order = (-1, -1), torch.empty(0)
 
-    @staticmethod
-    def of(batches: Any) -> "Samples":
-        """All batches of `Data.batches`, joined."""
-        parts: list[list[Tensor]] = []
-        labels: list[Tensor] = []
-        for batch, marks in batches:
-            parts.append([torch.tensor(array) for array in batch.values()])
-            if marks is not None:
-                labels.append(torch.tensor(marks))
-        if not parts:
-            raise DataError("there is no sample to train on.")
-        joined = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return Samples(joined, torch.cat(labels) if len(labels) == len(parts) else None)
-
-    def __len__(self) -> int:
-        return len(self.inputs[0])
-
-    def parts(self, size: int, most: int) -> list[tuple[Tensor, ...]]:
-        """Inputs of the first `most` samples, `size` at a time."""
-        count = min(most, len(self))
-        return [self.take(torch.arange(i, min(i + size, count))).inputs for i in range(0, count, size)]
-
-    def take(self, rows: Tensor) -> "Samples":
-        """Some of the samples."""
-        return Samples(tuple(x[rows] for x in self.inputs), None if self.labels is None else self.labels[rows])
+    def loss(self, student: nn.Module, step: int, seed: int) -> Tensor:
+        """Of a network whose forward gives {output: tensor}."""
+        epoch, place = divmod(step, self.steps_an_epoch)
+        if self.epoch != (epoch, seed):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            self.epoch, self.order = (epoch, seed), torch.randperm(len(self.samples), generator=generator)
+        rows = self.order[place * self.batch : (place + 1) * self.batch]
+        part = self.samples.take(rows)
+        if self.augment is not None:
+            generator = torch.Generator().manual_seed(seed * 7919 + step)
+            part = replace(part, inputs=tuple(self.augment(x, generator) for x in part.inputs))
+        return self.task.loss(student(*part.inputs), part, None if self.augment else rows)
 
 
 class Adam:
@@ -105,11 +97,6 @@ class Adam:
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {key: p for key, p in module.named_parameters() if p.requires_grad}
-
-
-def order(count: int, epoch: int, seed: int) -> Tensor:
-    """The order of the samples in an epoch."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 @dataclass

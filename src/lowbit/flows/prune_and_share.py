@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lowbit.flows.compression import Compression, Progress
 from lowbit.flows.fit_size import fit_size
-from lowbit.network.build import build
 from lowbit.network.calibrate import Batch
 from lowbit.network.network import Network
 from lowbit.network.stored import WeightQuant
@@ -19,13 +18,11 @@ from lowbit.numerics import QuantTensor, parse_format, spell_format
 from lowbit.repair.sensitivity import squared_gradients
 from lowbit.solve.kmeans import as_codebook, kmeans, refit
 from lowbit.solve.prune import cubic_sparsity
-from lowbit.train.distill import Task
-from lowbit.train.loop import Adam, Checkpoints, Samples, order
+from lowbit.train.loop import Adam, Checkpoints, Training
 
 PHASES = {"prune": 1.0, "codes": 0.5, "values": 0.25}
 """In order: masks change; codes change; the values that codes mean change. Learning rates relative to the first."""
 REFIT_STEPS = 32
-Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Compressor:
@@ -33,7 +30,7 @@ class Compressor:
 
     axes      of the outputs, for every weight that is compressed
     batches   inputs that sensitivities and moments are measured on
-    samples   to train on; None where nothing is trained
+    training  None where nothing is trained
     measure   bytes of the packed file of what the network holds
     """
 
@@ -42,30 +39,29 @@ class Compressor:
         network: Network,
         axes: Mapping[str, int],
         batches: Sequence[Batch],
-        samples: Samples | None,
+        training: Training | None,
         settings: Compression,
         measure: Callable[[], int],
         progress: Progress,
         checkpoint: str | Path | None = None,
-        augment: Augment | None = None,
     ) -> None:
-        self.network, self.axes, self.batches, self.settings = network, axes, batches, settings
-        self.measure, self.progress = measure, progress
+        self.network, self.axes, self.batches, self.training = network, axes, batches, training
+        self.settings, self.measure, self.progress = settings, measure, progress
         self.weights: dict[str, WeightQuant] = {name: q for name, (_, q) in network.constants().items()}
         self.layers = {layer.name: layer for layer in settings.layers}
         self.prunes = settings.pruning.sparsity > 0 or any(layer.sparsity for layer in settings.layers)
         by_sensitivity = self.prunes and settings.pruning.scope == "sensitivity"
         self.sensitivity = squared_gradients(network, self.weights, batches) if by_sensitivity else {}
-        self.training = None if samples is None else Training(network, samples, settings, augment)
         happens = {"prune": self.prunes, "codes": settings.shares, "values": settings.shares}
         self.steps = {
-            phase: math.ceil(epochs * self.training.steps_an_epoch) if self.training and happens[phase] else 0
+            phase: math.ceil(epochs * training.steps_an_epoch) if training and happens[phase] else 0
             for phase, epochs in settings.epochs.items()
         }
+        inputs = [] if training is None else training.samples.inputs
         identity = {
             "settings": asdict(settings),
             "source": {key: float(p.detach().double().abs().sum()) for key, p in network.module.named_parameters()},
-            "samples": [] if samples is None else [len(samples), *(float(x[0].double().sum()) for x in samples.inputs)],
+            "samples": [(len(x), float(x[0].double().sum())) for x in inputs],
         }
         self.checkpoints = Checkpoints(None if checkpoint is None else Path(checkpoint), identity)
 
@@ -94,7 +90,9 @@ class Compressor:
                     self._update_masks(step, total)
                 elif phase == "codes" and step % REFIT_STEPS == 0 and not self.settings.ratio:
                     self._refit()
-                self.training.step(step, optimizer, rate * _cosine(step, total), seed)
+                with self.network.mode("quantize"):
+                    loss = self.training.loss(self.network.module, step, seed)
+                optimizer.step(loss, rate * _cosine(step, total))
                 self.progress(phase, step + 1, total)
                 self.checkpoints.save(lambda done=step + 1: self._state(phase, done, optimizer))  # type: ignore[misc]
         if phase == "prune" and self.prunes:
@@ -185,35 +183,6 @@ class Compressor:
             for key, parameter in self.network.module.named_parameters():
                 parameter.copy_(tensors[f"parameter/{key}"])
         return notes["phase"], notes["step"], Adam.resumed(self.network.module, notes["sizes"], tensors)
-
-
-class Training:
-    """Steps of training: which samples, which loss.
-
-    samples   all of them, in memory
-    augment   (inputs, generator) → inputs, for each batch; None: as they are
-    """
-
-    def __init__(self, network: Network, samples: Samples, settings: Compression, augment: Augment | None) -> None:
-        self.network, self.samples, self.settings, self.augment = network, samples, settings, augment
-        self.task = Task.of(build(network.program).eval(), samples, settings.distill, settings.temperature)
-        self.steps_an_epoch = max(1, len(samples) // settings.batch)
-        self.epoch: tuple[int, int] | None = None
-        self.rows = torch.empty(0)
-
-    def step(self, step: int, optimizer: Adam, rate: float, seed: int) -> None:
-        """One step; everything about it follows from its number and the seed."""
-        epoch, place = divmod(step, self.steps_an_epoch)
-        if self.epoch != (seed, epoch):
-            self.epoch, self.rows = (seed, epoch), order(len(self.samples), epoch, seed)
-        rows = self.rows[place * self.settings.batch : (place + 1) * self.settings.batch]
-        part = self.samples.take(rows)
-        if self.augment is not None:
-            generator = torch.Generator().manual_seed(seed * 7919 + step)
-            part = replace(part, inputs=tuple(self.augment(x, generator) for x in part.inputs))
-        with self.network.mode("quantize"):
-            loss = self.task.loss(self.network.module(*part.inputs), part, None if self.augment else rows)
-        optimizer.step(loss, rate)
 
 
 def _cosine(step: int, total: int) -> float:
