@@ -76,7 +76,7 @@ def compress(
     for name in PREPARE:
         PASSES[name](prepared.program)
     axes = compressible(prepared.program)
-    network = Network(prepared.program, _placement(prepared.program, axes, chosen))
+    network = Network(prepared.program, _placement(prepared, axes, chosen))
     samples, batches = _samples(model, given, chosen)
     training = None
     if samples is not None:
@@ -103,18 +103,18 @@ def _samples(model: Model, data: Data, settings: Compression) -> tuple[Samples |
     return None, [inputs for inputs, _ in data.take(MOST_SAMPLES).batches(BATCH)]
 
 
-def _placement(program: ir.Model, weights: Mapping[str, int], settings: Compression) -> Placement:
+def _placement(model: Model, weights: Mapping[str, int], settings: Compression) -> Placement:
     """A site on every weight. UnsupportedError where there is none, InputError for a layer that is none of them."""
     if not weights:
         raise UnsupportedError(
-            f"'{program.graph.name}' has no weight of {SMALLEST} elements or more in a layer that can be compressed. "
+            f"'{model.source}' has no weight of {SMALLEST} elements or more in a layer that can be compressed. "
             "`lowbit pack` codes the file as it is."
         )
     if unknown := [layer.name for layer in settings.layers if layer.name not in weights]:
         raise InputError(f"'{unknown[0]}' is not a weight that can be compressed; these are: {', '.join(weights)}.")
     sites = {}
     for name in weights:
-        value = program.graph.initializers[name]
+        value = model.program.graph.initializers[name]
         assert value.const_value is not None
         spec = settings.spec(name, tuple(value.const_value.shape.numpy()))
         sites[name] = Site(name, "weight", spec, str(next(iter(value.uses())).node.name), name)
@@ -127,7 +127,8 @@ def _written(network: Network, source: str, settings: Compression) -> Model:
     program = compact(export(network, whole_codes=True), network.program)
     program.metadata_props["lowbit.version"] = lowbit.__version__
     program.metadata_props["lowbit.recipe"] = settings.to_toml()
-    program.metadata_props["lowbit.ledger"] = to_text(ledger(network))
+    rows = [row | {"range": ""} for row in ledger(network)]  # steps and tables do not come from a range
+    program.metadata_props["lowbit.ledger"] = to_text(rows)
     return Model(program, source)
 
 
