@@ -282,6 +282,29 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert (tmp_path / "resumed.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("phase", ["prune", "codes", "values"])
+@pytest.mark.parametrize("how", [{"ratio": 8.0, "prune": 0.5}, {"codebook": 3, "tables": 4}], ids=["ratio", "codebook"])
+def test_a_run_that_is_interrupted_in_any_phase_ends_with_the_same_codes(
+    trained: Model, how: dict[str, float], phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints.__init__, "__defaults__", (0.0, *Checkpoints.__init__.__defaults__[1:]))
+    samples = named(trained, data(130))
+    epochs = {"prune_epochs": 2, "code_epochs": 1, "value_epochs": 1}
+
+    def run(state: Path, stop: bool = False) -> Model:
+        def interrupt(name: str, done: int, total: int) -> None:
+            if stop and name == phase and done == 2:
+                raise KeyboardInterrupt
+
+        return compress(trained, samples, **how, **epochs, checkpoint=state, progress=interrupt)
+
+    whole = run(tmp_path / "whole.state")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut.state", stop=True)
+    resumed = run(tmp_path / "cut.state")
+    assert ir.to_proto(resumed.program).SerializeToString() == ir.to_proto(whole.program).SerializeToString()
+
+
 def test_a_checkpoint_of_another_run_is_refused(trained: Model, tmp_path: Path) -> None:
     state = tmp_path / "run.state"
     checkpoints = Checkpoints(state, {"settings": "other"})
