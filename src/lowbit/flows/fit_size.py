@@ -61,27 +61,14 @@ class Weight:
         """The step at which all weights round to 0."""
         return max(4 * float(self.value.abs().max()), 1e-30)
 
-    def rounded(self, multiplier: float, moments: Moments | None = None) -> "Rounded":
+    def rounded(self, multiplier: float, moments: Moments | None = None) -> QuantTensor:
         """At the step of a Lagrange multiplier; with moments, each weight makes up for the errors before it."""
         step = min(max(math.sqrt(multiplier / self.sensitivity), self.finest), self.coarsest)
-        start = multiples(self.value, step)
-        if moments is None:
-            return Rounded(start, self.value)
-        weight = make_up(self.value, start, moments)
-        weight = weight if self.mask is None else weight * self.mask
-        return Rounded(start.encode(weight), weight)
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """A weight as multiples of a step.
-
-    stored   codes, step and zero
-    weight   before it was rounded, with the errors that it makes up for
-    """
-
-    stored: QuantTensor
-    weight: Tensor
+        stored = multiples(self.value, step)
+        if moments is not None:
+            made_up = make_up(self.value, stored, moments)
+            stored = stored.encode(made_up if self.mask is None else made_up * self.mask)
+        return in_few_bits(stored)
 
 
 def multiples(weight: Tensor, step: float) -> QuantTensor:
@@ -107,27 +94,25 @@ def fit_size(
     ratio: float,
     measure: Callable[[], int],
     progress: Progress,
-) -> dict[str, Tensor]:
+) -> None:
     """Store codes for a file `ratio` times smaller than the parameters, or NEAR more.
 
     batches  BATCH samples or fewer each; as many are used as fit into MEMORY
     measure  bytes of the packed file of what the network holds
-    return   each weight before it was rounded, with the errors that it makes up for
     TooSmallError where no try was that small.
     """
     wanted = 4 * sum(parameter.numel() for parameter in network.module.parameters()) / ratio
     inputs = tensors(network, batches[0])
     alive = footprint(network.module, inputs).alive * sum(x.nbytes for x in inputs)
     batches = batches[: max(1, int(MEMORY // alive))]
-    weights = _weights(network, batches)
-    search = Search(network, weights, wanted, measure)
-    search.run(search.first(8 * wanted), search.nearest)
+    search = Search(_weights(network, batches), wanted, measure)
+    multiplier = search.run(search.by_entropy(), lambda tried: _store(network, search.weights, tried, ()))
     # Feedback changes the size by a percent or two, and takes a pass over the samples.
-    fed = Search(network, weights, wanted, measure, lambda tries: progress("fit", tries, TRIES))
-    fed.run(search.multiplier, lambda multiplier: fed.with_feedback(multiplier, batches))
+    fed = replace(search, tried=[], told=lambda tries: progress("fit", tries, TRIES))
+    multiplier = fed.run(multiplier, lambda tried: _store(network, search.weights, tried, batches))
     progress("fit", TRIES, TRIES)
-    fed.store(fed.best)
-    return {name: rounded.weight for name, rounded in fed.best.items()}
+    if fed.tried[-1][0] != multiplier:
+        _store(network, search.weights, multiplier, batches)
 
 
 def _weights(network: Network, batches: Sequence[Batch]) -> dict[str, Weight]:
@@ -145,6 +130,16 @@ def _weights(network: Network, batches: Sequence[Batch]) -> dict[str, Weight]:
     }
 
 
+def _store(network: Network, weights: Mapping[str, Weight], multiplier: float, batches: Sequence[Batch]) -> None:
+    """Every weight at the step of a multiplier; with feedback, layer after layer, where there are batches."""
+    quantizers = {name: quantizer for name, (_, quantizer) in network.constants().items()}
+    for name, weight in weights.items():
+        quantizers[name].store(weight.rounded(multiplier))
+    with network.mode("quantize"):
+        for name, moments in moments_in_step(*both_runs(network, batches), weights) if batches else ():
+            quantizers[name].store(weights[name].rounded(multiplier, moments))
+
+
 @dataclass
 class Search:
     """The Lagrange multiplier at which a file comes out as large as wanted.
@@ -152,92 +147,61 @@ class Search:
     wanted       bytes
     measure      bytes of the packed file of what the network holds
     told         called with the number of tries so far
-    tried        (log2 of the multiplier, bytes) so far
-    best         what came nearest from below, at `multiplier`
+    tried        (multiplier, bytes) so far
     """
 
-    network: Network
     weights: Mapping[str, Weight]
     wanted: float
     measure: Callable[[], int]
     told: Callable[[int], None] = lambda tries: None
     tried: list[tuple[float, int]] = field(default_factory=list)
-    best: dict[str, Rounded] = field(default_factory=dict)
-    multiplier: float = 0.0
 
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return sum(weight.value.numel() for weight in self.weights.values())
-
-    def run(self, multiplier: float, fit: Callable[[float], dict[str, Rounded]]) -> None:
-        """TooSmallError where no try is small enough."""
+    def run(self, multiplier: float, store: Callable[[float], None]) -> float:
+        """The multiplier that comes nearest from below; TooSmallError where no try is small enough."""
         # Below it no step is finer, as no weight has more than MULTIPLES values.
         finest = min(weight.sensitivity * weight.finest**2 for weight in self.weights.values())
         for _ in range(TRIES):
-            found = fit(multiplier)
-            self.store(found)
+            store(multiplier)
             size = self.measure()
-            if size <= self.wanted and size >= max((s for _, s in self.tried if s <= self.wanted), default=0):
-                self.best, self.multiplier = found, multiplier
-            self.tried.append((math.log2(multiplier), size))
+            self.tried.append((multiplier, size))
             self.told(len(self.tried))
             if size <= self.wanted and (size >= (1 - NEAR) * self.wanted or multiplier <= 1.001 * finest):
                 break
-            multiplier = max(finest, 2 ** self._next((1 - NEAR / 2) * self.wanted))
-        if not self.best:
+            multiplier = max(finest, self._next((1 - NEAR / 2) * self.wanted))
+        best = max(((size, multiplier) for multiplier, size in self.tried if size <= self.wanted), default=None)
+        if best is None:
             raise TooSmallError(
                 f"the file cannot be made as small as {self.wanted:,.0f} bytes; the smallest that was found takes "
                 f"{min(size for _, size in self.tried):,}. Ask for a lower ratio."
             )
+        return best[1]
 
-    def store(self, found: Mapping[str, Rounded]) -> None:
-        """Let the network hold these codes."""
-        for name, (_, quantizer) in self.network.constants().items():
-            if name in found:
-                quantizer.store(in_few_bits(found[name].stored))
-
-    def nearest(self, multiplier: float) -> dict[str, Rounded]:
-        """Every weight rounded to nearest."""
-        return {name: weight.rounded(multiplier) for name, weight in self.weights.items()}
-
-    def with_feedback(self, multiplier: float, batches: Sequence[Batch]) -> dict[str, Rounded]:
-        """Every weight with feedback, layer after layer: each makes up for what those before it left."""
-        found = self.nearest(multiplier)
-        self.store(found)
-        with self.network.mode("quantize"):
-            for name, moments in moments_in_step(*both_runs(self.network, batches), self.weights):
-                found[name] = self.weights[name].rounded(multiplier, moments)
-                self.store({name: found[name]})
-        return found
-
-    def first(self, bits: float) -> float:
-        """The multiplier at which weights rounded to nearest cost so many bits by their entropy, by bisection."""
-        steps = [
-            (weight.sensitivity, step) for weight in self.weights.values() for step in (weight.finest, weight.coarsest)
-        ]
-        multipliers = [sensitivity * step**2 for sensitivity, step in steps]
+    def by_entropy(self) -> float:
+        """The multiplier at which weights rounded to nearest have the wanted size as their entropy, by bisection."""
+        weights = self.weights.values()
+        multipliers = [w.sensitivity * step**2 for w in weights for step in (w.finest, w.coarsest)]
         low, high = math.log2(min(multipliers)), math.log2(max(multipliers))
         for _ in range(30):
             middle = (low + high) / 2
-            costs = sum(entropy_bits(torch.as_tensor(r.stored.codes)) for r in self.nearest(2**middle).values())
-            low, high = (middle, high) if costs > bits else (low, middle)
+            bits = sum(entropy_bits(torch.as_tensor(w.rounded(2**middle).codes)) for w in weights)
+            low, high = (middle, high) if bits > 8 * self.wanted else (low, middle)
         return float(2**high)
 
     def _next(self, aim: float) -> float:
-        """log2 of the multiplier to try next: by the secant through the closest tries below and above, or by theory.
+        """The multiplier to try next: by the secant through the closest tries below and above, or by theory.
 
         Doubling the multiplier takes half a bit from each weight, less where most are zero already.
         """
-        larger = max(((log, size) for log, size in self.tried if size > aim), default=None)
-        smaller = min(((log, size) for log, size in self.tried if size <= aim), default=None)
+        logs = [(math.log2(multiplier), size) for multiplier, size in self.tried]
+        larger = max((pair for pair in logs if pair[1] > aim), default=None)
+        smaller = min((pair for pair in logs if pair[1] <= aim), default=None)
         if larger and smaller and larger[0] < smaller[0]:
             part = (larger[1] - aim) / (larger[1] - smaller[1])
-            return larger[0] + min(0.9, max(0.1, part)) * (smaller[0] - larger[0])
-        log, size = self.tried[-1]
-        least = 0.25 if len(self.tried) < 3 else 2.0
-        ahead = 16 * (size - aim) / self.count
-        return log + (max(ahead, least) if size > aim else min(ahead, -least))
+            return float(2 ** (larger[0] + min(0.9, max(0.1, part)) * (smaller[0] - larger[0])))
+        log, size = logs[-1]
+        least = 0.25 if len(logs) < 3 else 2.0
+        ahead = 16 * (size - aim) / sum(weight.value.numel() for weight in self.weights.values())
+        return float(2 ** (log + (max(ahead, least) if size > aim else min(ahead, -least))))
 
 
 def entropy_bits(codes: Tensor) -> float:

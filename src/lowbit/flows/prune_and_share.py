@@ -122,18 +122,15 @@ class Compressor:
         settings = self.settings
         trains: Any = "codes" if self.steps["codes"] else None
         if settings.ratio:
-            fed = fit_size(self.network, self.batches, settings.ratio, self.measure, self.progress)
-            for name, weight in fed.items():
-                stored = self.weights[name].stored
-                assert stored is not None
-                self.weights[name].store(stored, trains)
-                if trains:
-                    with torch.no_grad():
-                        self.network.parameter(name).copy_(weight)
-            return
+            fit_size(self.network, self.batches, settings.ratio, self.measure, self.progress)
         for name, quantizer in self.weights.items():
-            if quantizer.spec.format is not None:
-                weight = self.network.parameter(name)
+            weight = self.network.parameter(name)
+            if quantizer.stored is not None:
+                quantizer.store(quantizer.stored, trains)
+                if trains:  # from where feedback brought it
+                    with torch.no_grad():
+                        weight.copy_(torch.as_tensor(quantizer.stored.dequantize()))
+            elif quantizer.spec.format is not None:
                 quantizer.store(kmeans(weight, quantizer.format, quantizer.mask, settings.multiplier), trains)
 
     def _refit(self) -> None:
