@@ -5,7 +5,9 @@ import torch
 
 from lowbit.errors import InputError
 from lowbit.numerics import QuantTensor
-from lowbit.solve.kmeans import codebook_format, kmeans
+from lowbit.recipe import TensorSpec
+from lowbit.solve import SOLVERS
+from lowbit.solve.kmeans import codebook_format, kmeans, refit
 
 
 def weight() -> torch.Tensor:
@@ -77,3 +79,20 @@ def test_a_layer_pruned_to_nothing_is_all_zero() -> None:
 def test_wrong_widths_are_refused() -> None:
     with pytest.raises(InputError, match="1 to 8 bits, not 9"):
         share(weight(), None, 9)
+
+
+def test_a_recipe_can_ask_for_k_means_by_name() -> None:
+    found = SOLVERS["kmeans"](weight(), TensorSpec("codebook3:linear"), None)
+    assert torch.equal(found.dequantize(), share(weight(), None, 3).dequantize())
+    with pytest.raises(InputError, match="k-means finds the values of a codebook"):
+        SOLVERS["kmeans"](weight(), TensorSpec("int8"), None)
+
+
+def test_values_move_to_the_means_of_their_weights_and_0_stays() -> None:
+    mask = weight().abs() > 0.05
+    moved = refit(share(weight(), mask, 3), 2 * weight())
+    table = moved.table[0]
+    assert 0 in table
+    for code, value in enumerate(table):
+        wanted = float((2 * weight())[moved.codes == code].mean()) if value else 0.0
+        assert float(value) == pytest.approx(wanted, abs=1e-6)
