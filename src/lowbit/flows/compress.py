@@ -86,6 +86,7 @@ def compress(
     told = progress or (lambda *_: None)
     run = Compressor(network, axes, batches, training, chosen, measure, told, checkpoint)
     run.to_end()
+    _shorten_mantissas(network, chosen.mantissa_bits)
     small = _written(network, model.source, chosen)
     verify(network, small.program, batches[:2])
     run.checkpoints.remove()
@@ -122,8 +123,7 @@ def _placement(model: Model, weights: Mapping[str, int], settings: Compression) 
 
 
 def _written(network: Network, source: str, settings: Compression) -> Model:
-    """The program of what the network holds, after it has rounded the mantissas of what it stores in float."""
-    _shorten_mantissas(network, settings.mantissa_bits)
+    """The program of what the network holds, with its recipe and ledger."""
     program = compact(export(network, whole_codes=True), network.program)
     program.metadata_props["lowbit.version"] = lowbit.__version__
     program.metadata_props["lowbit.recipe"] = settings.to_toml()
@@ -133,14 +133,15 @@ def _written(network: Network, source: str, settings: Compression) -> Model:
 
 
 def _packed_bytes(network: Network, source: str, settings: Compression) -> int:
-    """Bytes of the file that the network would make as it is now."""
+    """Bytes of the file that the network would make as it is now, its mantissas shortened."""
+    _shorten_mantissas(network, settings.mantissa_bits)
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
         return pack(_written(network, source, settings), Path(folder) / "0.lowbit")
 
 
 @torch.no_grad()
 def _shorten_mantissas(network: Network, bits: int) -> None:
-    """Round float parameters and tables; pruned weights that stay float keep their mantissas."""
+    """Round float parameters and tables in the network; pruned weights that stay float keep their mantissas."""
     constants = network.constants()
     for name in network.module.meta["keys"]:
         if name not in constants:
