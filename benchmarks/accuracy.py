@@ -31,7 +31,8 @@ from lowbit.flows.metrics import metric_of
 from lowbit.graph.notes import sizes
 
 BATCH = 25
-MULTIPLYING = ("Conv", "MatMul", "Gemm", "MatMulInteger", "MatMulNBits")  # also as QLinearConv, FusedConv, …
+# also as QLinearConv, FusedConv, …
+MULTIPLYING = ("Conv", "MatMul", "Gemm", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits")
 
 
 @dataclass(frozen=True)
