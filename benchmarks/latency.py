@@ -75,6 +75,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "MiniLM-128": partial(_minilm, 128),
     "resnet20": partial(_trained, "cifar10-resnet20.onnx", (1, 3, 32, 32)),
     "squeezenet": partial(_trained, "imagenet-squeezenet1_1.onnx", (1, 3, 224, 224)),
+    "yolox": partial(_trained, "detection/yolox_nano.onnx", (1, 3, 416, 416)),
 }
 
 
