@@ -17,8 +17,8 @@ from benchmarks.accuracy import BATCH
 from benchmarks.networks import CASES, Case
 from benchmarks.tables import Row, arguments, show
 from lowbit.engines.compile import ENGINES
-from lowbit.flows.formats import COMPARED, formats_on, weights_on
 from lowbit.flows.metrics import metric_of
+from lowbit.flows.weight_formats import COMPARED, formats_on, weights_on
 from lowbit.ranges import MinMax
 from lowbit.report.ledger import Ledger
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import lowbit as lb
 from lowbit.cli import main
 from lowbit.errors import InputError
-from lowbit.flows.formats import COMPARED, formats_on, weights_on
+from lowbit.flows.weight_formats import COMPARED, formats_on, weights_on
 from lowbit.numerics import FORMATS, parse_format
 from lowbit.numerics.catalogue import SOURCES, catalogue
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import lowbit as lb
 from lowbit.graph.layer import by_group, layers_of, of_groups
 from lowbit.network.build import build
-from lowbit.network.calibrate import both_runs
+from lowbit.network.calibrate import both_walks
 from lowbit.network.footprint import footprint
 from lowbit.network.moments import moments_in_step, multiplied
 from lowbit.network.network import Network
@@ -45,7 +45,7 @@ def seen(network: Network, *parts: Tensor) -> Iterator[tuple[str, Moments]]:
     """(weight, moments) in turn, from batches of the one input."""
     name = str(network.program.graph.inputs[0].name)
     with network.mode("quantize"):
-        runs = both_runs(network, [{name: part.numpy()} for part in parts])
+        runs = both_walks(network, [{name: part.numpy()} for part in parts])
         yield from moments_in_step(*runs, network.constants())
 
 

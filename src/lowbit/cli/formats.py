@@ -33,7 +33,7 @@ def formats(
     from lowbit.errors import InputError
     from lowbit.numerics import parse_format
     from lowbit.numerics.catalogue import catalogue, entry
-    from lowbit.report.formats import catalogue_table, on_model_table
+    from lowbit.report.format_tables import catalogue_table, on_model_table
     from lowbit.report.words import plain
 
     if on is None:
@@ -43,7 +43,7 @@ def formats(
         answer(json, {"formats": plain(entries)}, catalogue_table(entries))
         return
 
-    from lowbit.flows.formats import COMPARED, formats_on, weights_on
+    from lowbit.flows.weight_formats import COMPARED, formats_on, weights_on
     from lowbit.model import load
     from lowbit.ranges import parse_range
     from lowbit.storage.atomic import write_bytes

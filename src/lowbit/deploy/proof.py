@@ -23,7 +23,7 @@ from lowbit.engines.read_back import FLOAT, ReadBack
 from lowbit.errors import MismatchError
 from lowbit.graph.layer import layers_of
 from lowbit.network.calibrate import Batch, forward, tensors
-from lowbit.network.in_step import Run, in_step
+from lowbit.network.in_step import Walk, in_step
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
 from lowbit.numerics import Int
@@ -184,12 +184,12 @@ def _outputs_behind(
     simulation: Network, batch: Batch, deployed: Mapping[str, np.ndarray[Any, Any]], steps: _Steps
 ) -> dict[str, Tensor]:
     """The simulation's outputs, each quantized value replaced by the engine's after the two were compared."""
-    run = Run(simulation.module, tensors(simulation, batch))
-    for node in in_step(run):
+    walk = Walk(simulation.module, tensors(simulation, batch))
+    for node in in_step(walk):
         value = node.meta.get("quantized_value")
         if value is not None and _has_codes(simulation, value):
             quantizer = simulation.quantizers[value]
             assert isinstance(quantizer, FakeQuant)
-            run.env[node] = steps.compare(quantizer, value, run.compute(node), deployed[f"{value}_quantized"])
-    outputs: dict[str, Tensor] = run.env[node]
+            walk.env[node] = steps.compare(quantizer, value, walk.compute(node), deployed[f"{value}_quantized"])
+    outputs: dict[str, Tensor] = walk.env[node]
     return outputs

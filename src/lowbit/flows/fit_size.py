@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowbit.errors import TooSmallError
 from lowbit.flows.compression import Progress
-from lowbit.network.calibrate import Batch, both_runs, tensors
+from lowbit.network.calibrate import Batch, both_walks, tensors
 from lowbit.network.footprint import footprint
 from lowbit.network.moments import moments_in_step
 from lowbit.network.network import Network
@@ -119,7 +119,7 @@ def _weights(network: Network, batches: Sequence[Batch]) -> dict[str, Weight]:
     """Every weight with its sensitivity."""
     weights = {name: quantizer for name, (_, quantizer) in network.constants().items()}
     gains = dict.fromkeys(weights, 1.0)
-    for name, moments in moments_in_step(*both_runs(network, batches[:64]), weights):
+    for name, moments in moments_in_step(*both_walks(network, batches[:64]), weights):
         gains[name] = Feedback.of(moments.quantized, rows=moments.rows).gain
     squared = squared_gradients(network, weights, batches)
     # Where no gradient came through, a weight counts as much as the most sensitive.
@@ -136,7 +136,7 @@ def _store(network: Network, weights: Mapping[str, Weight], multiplier: float, b
     for name, weight in weights.items():
         quantizers[name].store(weight.rounded(multiplier))
     with network.mode("quantize"):
-        for name, moments in moments_in_step(*both_runs(network, batches), weights) if batches else ():
+        for name, moments in moments_in_step(*both_walks(network, batches), weights) if batches else ():
             quantizers[name].store(weights[name].rounded(multiplier, moments))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowbit.engines.compile import Batch as Batch
 from lowbit.errors import DataError
-from lowbit.network.in_step import Run
+from lowbit.network.in_step import Walk
 from lowbit.network.moments import moments_in_step
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
@@ -45,10 +45,10 @@ def observe(simulation: Network, batches: Iterable[Batch], chosen: "Sequence[Fak
     return seen
 
 
-def both_runs(simulation: Network, batches: Iterable[Batch]) -> tuple[list[Run], list[Run]]:
+def both_walks(simulation: Network, batches: Iterable[Batch]) -> tuple[list[Walk], list[Walk]]:
     """These batches on their way through the network, as if it had no quantizers and with them; see `in_step`."""
     given = [tensors(simulation, batch) for batch in batches]
-    exact, quantized = ([Run(simulation.module, x, exact=exact) for x in given] for exact in (True, False))
+    exact, quantized = ([Walk(simulation.module, x, exact=exact) for x in given] for exact in (True, False))
     return exact, quantized
 
 
@@ -67,6 +67,6 @@ def solve_weights(simulation: Network, batches: Sequence[Batch] = ()) -> None:
             waiting[name] = quantizer, site.spec
     if waiting and batches:
         with simulation.mode("quantize"):
-            for name, moments in moments_in_step(*both_runs(simulation, batches), waiting):
+            for name, moments in moments_in_step(*both_walks(simulation, batches), waiting):
                 quantizer, quantizer.spec = waiting[name]
                 quantizer.store(SOLVERS[quantizer.spec.solve](simulation.parameter(name), quantizer.spec, moments))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from lowbit.network.in_step import Run, in_step
+from lowbit.network.in_step import Walk, in_step
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Footprint:
 
 def footprint(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Footprint:
     """Of one pass with these inputs. Parameters are not counted, views only once."""
-    run, made, alive = Run(module, inputs), 0, 0
-    for node in in_step(run):
-        sources = {_storage(run.env[source]) for source in node.all_input_nodes if _is_tensor(run.env[source])}
-        result = run.compute(node)
+    walk, made, alive = Walk(module, inputs), 0, 0
+    for node in in_step(walk):
+        sources = {_storage(walk.env[source]) for source in node.all_input_nodes if _is_tensor(walk.env[source])}
+        result = walk.compute(node)
         if node.op not in ("get_attr", "output") and _is_tensor(result):
             made += result.nbytes if _storage(result) not in sources else 0
-            held = {_storage(x): x.nbytes for n, x in run.env.items() if n.op != "get_attr" and _is_tensor(x)}
+            held = {_storage(x): x.nbytes for n, x in walk.env.items() if n.op != "get_attr" and _is_tensor(x)}
             alive = max(alive, sum(held.values()))
     given = max(1, sum(x.nbytes for x in inputs))
     return Footprint(made / given, alive / given)

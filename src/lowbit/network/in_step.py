@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 
-class Run(fx.Interpreter):
+class Walk(fx.Interpreter):
     """One batch on its way through a module; `env` holds the values of the nodes so far.
 
     exact   values pass by their quantizers unchanged
@@ -45,10 +45,10 @@ class Run(fx.Interpreter):
             del self.env[done]
 
 
-def in_step(*runs: Run) -> Iterator[fx.Node]:
-    """Each node of the runs' module in turn, before they compute it; the last is the output."""
-    for node in runs[0].graph.nodes:
+def in_step(*walks: Walk) -> Iterator[fx.Node]:
+    """Each node of the walks' module in turn, before they compute it; the last is the output."""
+    for node in walks[0].graph.nodes:
         yield node
-        for run in runs:
-            run.compute(node)
-            run.free(node)
+        for walk in walks:
+            walk.compute(node)
+            walk.free(node)

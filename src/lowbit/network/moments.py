@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from lowbit.graph.layer import Layer
-from lowbit.network.in_step import Run, in_step
+from lowbit.network.in_step import Walk, in_step
 from lowbit.network.operators_spatial import conv_pads, pad_sides
 from lowbit.solve.moments import Moments
 
@@ -17,7 +17,7 @@ ROWS_AN_INPUT = 128  # positions summed for each input, about: neighbours are co
 
 
 def moments_in_step(
-    exact: Sequence[Run], quantized: Sequence[Run], names: Iterable[str]
+    exact: Sequence[Walk], quantized: Sequence[Walk], names: Iterable[str]
 ) -> Iterator[tuple[str, Moments]]:
     """(name, moments) for the weights of these names, in the order of the network.
 
@@ -40,8 +40,8 @@ def moments_in_step(
         found = _moments(node, [(a.env[data], b.env[data]) for a, b in zip(exact, quantized, strict=True)])
         if found.rows and bool(found.quantized.isfinite().all() and found.cross.isfinite().all()):
             yield name, found
-            for run in quantized:
-                run.renew(weight)
+            for walk in quantized:
+                walk.renew(weight)
 
 
 def multiplied(node: fx.Node, x: Tensor, every: int = 1) -> Tensor:

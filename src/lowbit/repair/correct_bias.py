@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from lowbit.graph.layer import Layer
 from lowbit.graph.weights import constant
-from lowbit.network.calibrate import both_runs
+from lowbit.network.calibrate import both_walks
 from lowbit.network.in_step import in_step
 from lowbit.network.network import Network
 from lowbit.repair.prove import Calibration
@@ -26,7 +26,7 @@ def correct_bias(network: Network, calibration: Calibration) -> list[str]:
     calibration.stage("correcting biases")
     layers = _layers(network.module)
     with network.mode("quantize"), torch.no_grad():
-        exact, quantized = both_runs(network, calibration.together)
+        exact, quantized = both_walks(network, calibration.together)
         for node in in_step(*exact, *quantized):
             if node not in layers:
                 continue
@@ -34,8 +34,8 @@ def correct_bias(network: Network, calibration: Calibration) -> list[str]:
             shift = _shift([(a.compute(node), b.compute(node)) for a, b in zip(exact, quantized, strict=True)], axis)
             bias = network.parameter(name)
             bias.add_(shift.reshape(bias.shape))
-            for run in quantized:
-                run.env[node] = (run.env[node].movedim(axis, -1) + shift).movedim(-1, axis)
+            for walk in quantized:
+                walk.env[node] = (walk.env[node].movedim(axis, -1) + shift).movedim(-1, axis)
     return [f"corrected the biases of {len(layers)} layers"] if layers else []
 
 

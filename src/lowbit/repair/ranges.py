@@ -1,12 +1,13 @@
 """Which range for which activation: the one whose error reaches the outputs least, judged without labels.
 
 A rounding error δ in an activation x changes the outputs y by J δ, to first order. For random signs v,
-E (vᵀ J δ)² = |J δ|², and vᵀ J is one backward pass. So a few backward passes over a few samples price every candidate
-of every tensor at once, where quantizing one tensor at a time would take a forward pass for each.
-The estimator is Hutchinson's (1990); with a projection of each of 64 samples its spread is about √(2/64) = 18 %.
+E (vᵀ J δ)² = |J δ|², and vᵀ J is one backward pass. So a few backward passes over a few samples estimate the error
+of every candidate of every tensor at once. Quantizing one tensor at a time would take a forward pass for each.
+It is the Hutchinson estimator (1990); with a projection of each of 64 samples its spread is about √(2/64) = 18 %.
 
 Other losses need other v (`repair.projections`). With the probabilities p of the outputs, cross-entropy against the
-float network's own answers grows by ½ (J δ)ᵀ (diag p − p pᵀ) (J δ), to second order; a v of that covariance prices it.
+float network's own answers grows by ½ (J δ)ᵀ (diag p − p pᵀ) (J δ), to second order; a v of that covariance
+estimates it.
 
 First order holds for small errors only: where a candidate clips the one large channel that a LayerNorm divides by, the
 gradient sees nothing. A candidate whose squared error in the tensor itself is over 4 times the least is therefore out.
@@ -117,7 +118,7 @@ def output_errors(
         seen = _squared_projections(quantizers[name], x, gradient, tried[name], samples)
         total[name] = seen if (before := total[name]) is None else before + seen
 
-    def price(batch: Batch) -> None:
+    def estimate(batch: Batch) -> None:
         with simulation.mode("probe", quantizers.values()):
             outputs = [y for y in simulation.module(*tensors(simulation, batch)).values() if y.requires_grad]
         probes = [(name, x) for name, q in quantizers.items() for x in _new(q.take_probes(), moved[q])]
@@ -129,7 +130,7 @@ def output_errors(
 
     with _frozen(simulation.module):
         for batch in batches:
-            price(batch)
+            estimate(batch)
     return total
 
 

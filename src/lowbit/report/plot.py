@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lowbit.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from lowbit.flows.formats import OnModel
+    from lowbit.flows.weight_formats import OnModel
 
 try:
     import plotly.graph_objects as go

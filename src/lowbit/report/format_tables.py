@@ -7,7 +7,7 @@ from rich.table import Table
 from lowbit.report.table import table
 
 if TYPE_CHECKING:
-    from lowbit.flows.formats import OnModel
+    from lowbit.flows.weight_formats import OnModel
     from lowbit.numerics.catalogue import Entry
 
 
