@@ -76,7 +76,7 @@ def by_bits(rows: Iterable[Row]) -> list[Row]:
 def left_in_float(model: lb.Model, quantized: lb.Model) -> list[str]:
     """Weights that recipes reach and that are float in the quantized file, and why."""
     wanted = weights_on(model)
-    reasons = {row["tensor"]: row["reason"] for row in Ledger.of(quantized).rows}
+    reasons = {row["tensor"]: row.get("reason") for row in Ledger.of(quantized).rows}
     left = [name for name in weights_on(quantized) if name in wanted]
     return [f"{name} is float: {reasons.get(name, 'no reason given')}" for name in left]
 
