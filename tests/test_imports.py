@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": {"numerics"},
     "solve": {"numerics", "ranges", "graph"},
     "recipe": {"numerics", "ranges", "graph", "targets", "solve"},
-    "network": {"numerics", "ranges", "graph", "engines", "targets", "recipe", "solve"},
+    "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve"},
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
     "repair": {"numerics", "ranges", "graph", "engines", "targets", "network"},
     "train": {"storage"},

@@ -3,13 +3,16 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lowbit.cli.options import DataOption, JsonOption, SampleOptions, TrainedArgument, output_option, with_groups
 from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
 from lowbit.errors import InputError
+
+if TYPE_CHECKING:
+    from lowbit.flows.compression import Compression
 
 
 @with_groups
@@ -74,21 +77,14 @@ def compress(
     check_output(output, [model, data, recipe], MODEL_FILES)
     check_output(checkpoint, [model, data, output, recipe])
 
-    from lowbit.flows.compress import Compression
     from lowbit.flows.compress import compress as compress_model
     from lowbit.model import load
     from lowbit.report.words import written_text
-    from lowbit.solve.prune import Pruning
 
     start = time.perf_counter()
     network = load(model)
     opened = samples.open(data, network.inputs)
-    settings = Compression() if recipe is None else Compression.from_toml(recipe.read_text(), str(recipe))
-    if prune is not None:
-        of = settings.prune
-        settings = replace(settings, prune=replace(of, sparsity=prune) if isinstance(of, Pruning) else prune)
-    settings = settings if ratio is None else replace(settings, ratio=ratio)
-    settings = settings if codebook is None else replace(settings, codebook=codebook)
+    settings = _settings(recipe, ratio, prune, codebook)
     verdict: dict[str, object] = {}
     with progress(json, "steps") as bar:
         if max_drop is None:
@@ -104,3 +100,16 @@ def compress(
     values |= {"ratio": round(before / size, 2), "seconds": round(seconds, 1), **verdict}
     pages = [written_text(output, seconds, size, before), *(f"{name}: {value}" for name, value in verdict.items())]
     answer(json, values, *pages, f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")
+
+
+def _settings(recipe: Path | None, ratio: float | None, prune: float | None, codebook: int | None) -> "Compression":
+    """The recipe's fields; options override them. A share to prune leaves the recipe's pattern and scope."""
+    from lowbit.flows.compression import Compression
+    from lowbit.solve.prune import Pruning
+
+    settings = Compression() if recipe is None else Compression.from_toml(recipe.read_text(), str(recipe))
+    if prune is not None:
+        of = settings.prune
+        settings = replace(settings, prune=replace(of, sparsity=prune) if isinstance(of, Pruning) else prune)
+    settings = settings if ratio is None else replace(settings, ratio=ratio)
+    return settings if codebook is None else replace(settings, codebook=codebook)

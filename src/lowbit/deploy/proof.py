@@ -17,12 +17,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lowbit.engines.compile import ENGINES
+from lowbit.engines.compile import ENGINES, Batch
 from lowbit.engines.cpu import saturation_advice
 from lowbit.engines.read_back import FLOAT, ReadBack
 from lowbit.errors import MismatchError
 from lowbit.graph.layer import layers_of
-from lowbit.network.calibrate import Batch, forward, tensors
+from lowbit.network.calibrate import forward, tensors
 from lowbit.network.in_step import Walk, in_step
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant

@@ -21,6 +21,7 @@ from lowbit.data.samples import Batching
 from lowbit.deploy.compact import compact
 from lowbit.deploy.export import export, ledger
 from lowbit.deploy.proof import verify
+from lowbit.engines.compile import Batch
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.compression import Compression, Layer, Progress
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES
@@ -31,7 +32,6 @@ from lowbit.graph.layer import layers_of
 from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.network.build import build
-from lowbit.network.calibrate import Batch
 from lowbit.network.network import Network
 from lowbit.network.sites import Placement, Site
 from lowbit.numerics.mantissa import fewer_mantissa_bits

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lowbit.engines.compile import Batch
 from lowbit.errors import TooSmallError
 from lowbit.flows.compression import Progress
-from lowbit.network.calibrate import Batch, both_walks, tensors
+from lowbit.network.calibrate import both_walks, tensors
 from lowbit.network.footprint import footprint
 from lowbit.network.moments import moments_in_step
 from lowbit.network.network import Network

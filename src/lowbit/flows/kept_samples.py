@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lowbit.data import Data
 from lowbit.data.samples import SampleBatch
-from lowbit.network.calibrate import Batch
+from lowbit.engines.compile import Batch
 from lowbit.network.footprint import Footprint
 
 BATCH = 16  # samples that go through the network at once, where memory has room for them

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit.engines.compile import Batch
 from lowbit.flows.compression import Compression, Progress
 from lowbit.flows.fit_size import fit_size
-from lowbit.network.calibrate import Batch
 from lowbit.network.network import Network
 from lowbit.network.stored import WeightQuant
 from lowbit.numerics import QuantTensor, parse_format, spell_format

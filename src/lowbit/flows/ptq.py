@@ -14,6 +14,7 @@ from lowbit.data import Data
 from lowbit.deploy.compact import compact
 from lowbit.deploy.export import export, ledger
 from lowbit.deploy.proof import check_arithmetic, verify
+from lowbit.engines.compile import Batch
 from lowbit.engines.read_back import read_back
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.given import float_model_and_data
@@ -21,7 +22,7 @@ from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
 from lowbit.graph import PASSES
 from lowbit.metadata import to_text
 from lowbit.model import Model
-from lowbit.network.calibrate import Batch, observe, tensors
+from lowbit.network.calibrate import observe, tensors
 from lowbit.network.footprint import footprint
 from lowbit.network.network import Network
 from lowbit.network.place import place

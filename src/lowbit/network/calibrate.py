@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.engines.compile import Batch as Batch
 from lowbit.errors import DataError
 from lowbit.network.in_step import Walk
 from lowbit.network.moments import moments_in_step
@@ -17,20 +17,23 @@ from lowbit.network.stored import WeightQuant
 from lowbit.recipe import TensorSpec
 from lowbit.solve import NEED_MOMENTS, SOLVERS
 
+if TYPE_CHECKING:
+    from lowbit.engines.compile import Batch
 
-def tensors(simulation: Network, batch: Batch) -> list[Tensor]:
+
+def tensors(simulation: Network, batch: "Batch") -> list[Tensor]:
     """What the simulated network is called with."""
     return [torch.from_numpy(np.ascontiguousarray(batch[str(v.name)])) for v in simulation.program.graph.inputs]
 
 
-def forward(simulation: Network, batch: Batch) -> dict[str, Tensor]:
+def forward(simulation: Network, batch: "Batch") -> dict[str, Tensor]:
     """Outputs of the simulated network for one batch."""
     with torch.no_grad():
         outputs: dict[str, Tensor] = simulation.module(*tensors(simulation, batch))
     return outputs
 
 
-def observe(simulation: Network, batches: Iterable[Batch], chosen: "Sequence[FakeQuant] | None" = None) -> int:
+def observe(simulation: Network, batches: "Iterable[Batch]", chosen: "Sequence[FakeQuant] | None" = None) -> int:
     """Fold every activation of every batch into its quantizer's statistics; the number of batches seen.
 
     chosen   the quantizers that look; None: those of all activations
@@ -45,14 +48,14 @@ def observe(simulation: Network, batches: Iterable[Batch], chosen: "Sequence[Fak
     return seen
 
 
-def both_walks(simulation: Network, batches: Iterable[Batch]) -> tuple[list[Walk], list[Walk]]:
+def both_walks(simulation: Network, batches: "Iterable[Batch]") -> tuple[list[Walk], list[Walk]]:
     """These batches on their way through the network, as if it had no quantizers and with them; see `in_step`."""
     given = [tensors(simulation, batch) for batch in batches]
     exact, quantized = ([Walk(simulation.module, x, exact=exact) for x in given] for exact in (True, False))
     return exact, quantized
 
 
-def solve_weights(simulation: Network, batches: Sequence[Batch] = ()) -> None:
+def solve_weights(simulation: Network, batches: "Sequence[Batch]" = ()) -> None:
     """Find the codes of every weight; the quantized network then holds their values.
 
     batches   what solvers that need moments are fitted to; without any, and for weights without moments, these round to

@@ -4,6 +4,7 @@ A quantizer that is off passes its input on; observing it also folds it into sta
 gradient, quantizing it rounds to the format (straight-through gradient).
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -89,7 +90,7 @@ def straight_through(x: Tensor, y: Tensor) -> Tensor:
     return StraightThrough.apply(x, y) if asks else y  # type: ignore[no-untyped-call]
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """What all quantizers of a format have: a mode, and what passed through while probing."""
 
     def __init__(self, spec: TensorSpec) -> None:
@@ -108,9 +109,9 @@ class Quantizer(nn.Module):
         found, self.probes = self.probes, []
         return found
 
+    @abstractmethod
     def rounded(self, x: Tensor) -> Tensor:
         """What quantizing makes of x."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "quantize":

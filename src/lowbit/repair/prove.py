@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lowbit.network.calibrate import Batch, forward, observe, solve_weights
+from lowbit.engines.compile import Batch
+from lowbit.network.calibrate import forward, observe, solve_weights
 from lowbit.network.network import Network
 from lowbit.repair.ranges import choose_ranges
 from lowbit.repair.widen_scales import widen_scales_for_biases

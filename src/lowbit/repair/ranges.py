@@ -22,8 +22,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lowbit.engines.compile import Batch
 from lowbit.errors import DataError
-from lowbit.network.calibrate import Batch, tensors
+from lowbit.network.calibrate import tensors
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant, Quantizer, as_stored, fake_quantize
 from lowbit.numerics import Int, scale_and_zero

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lowbit.network.calibrate import Batch, tensors
+from lowbit.engines.compile import Batch
+from lowbit.network.calibrate import tensors
 from lowbit.network.network import Network
 from lowbit.network.stored import WeightQuant
 from lowbit.repair.projections import projections

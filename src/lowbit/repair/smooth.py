@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.engines.compile import ENGINES
+from lowbit.engines.compile import ENGINES, Batch
 from lowbit.graph.smooth import smooth, smoothable
-from lowbit.network.calibrate import Batch
 
 
 def smooth_activations(program: ir.Model, batches: Iterable[Batch]) -> list[str]:
