@@ -3,11 +3,13 @@
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 import lowbit
 from lowbit.data import Data
@@ -26,6 +28,7 @@ from lowbit.network.calibrate import observe, tensors
 from lowbit.network.footprint import footprint
 from lowbit.network.network import Network
 from lowbit.network.place import place
+from lowbit.network.sites import Placement
 from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe, find_recipe
@@ -75,11 +78,18 @@ def quantize(
     """
     model, data, chosen = _given(model, calibration, recipe, target)
     chosen.check_deployable()
-    ready = _calibrated(model, data, chosen, memory, stage)
+    seen = observed(model, data, chosen, memory, stage)
     if calibration is None:
-        ready.notes.append("no data was given: the proof ran the file on made-up inputs")
+        seen.notes.append("no data was given: the proof ran the file on made-up inputs")
+    return written(settled(seen, chosen), stage)
+
+
+def written(ready: "Observed", stage: Stage = _silent) -> Model:
+    """The file of a network that is settled, run against the simulation and read back from the engine."""
     stage("writing and proving")
-    network, final = ready.network, ready.network.placement.recipe or chosen
+    network = ready.network
+    assert network.placement.recipe is not None
+    final = network.placement.recipe
     program = export(network)
     parity = verify(network, program, ready.proof)
     program = compact(program, network.program)
@@ -95,7 +105,7 @@ def quantize(
             "lowbit.parity": json.dumps(asdict(parity) | {"read_back": runs.unread or runs.engine}),
         }
     )
-    return Model(program, model.source)
+    return Model(program, ready.source)
 
 
 def simulation(
@@ -110,7 +120,8 @@ def simulation(
 
     `with simulation.mode("quantize"): simulation.module(x)` gives {output: tensor}.
     """
-    return _calibrated(*_given(model, calibration, recipe, target), memory).network
+    model, data, chosen = _given(model, calibration, recipe, target)
+    return settled(observed(model, data, chosen, memory), chosen).network
 
 
 def _given(
@@ -121,15 +132,26 @@ def _given(
 
 
 @dataclass(frozen=True)
-class _Calibrated:
-    """A network with every scale and code chosen, what was done, and samples to prove the file with."""
+class Observed:
+    """A network whose activations were observed on all of the data, once: recipes with its passes settle from here.
 
+    notes   what was done so far
+    proof   samples to prove a file with
+    """
+
+    source: str
     network: Network
+    calibration: Calibration
     notes: list[str]
     proof: list[Batch]
 
+    def again(self, recipe: Recipe) -> "Observed":
+        """The same for another recipe with the same passes: another network, with what this one has observed."""
+        return replace(self, network=self.network.placed(_place(self.network.program, recipe, self.source)))
 
-def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: Stage = _silent) -> _Calibrated:
+
+def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, stage: Stage = _silent) -> Observed:
+    """The recipe's passes and placement, and one pass over the data."""
     if not isinstance(memory, int) or memory < LEAST_MEMORY:
         raise InputError(f"memory={memory!r} is no number of bytes that calibration can work with: 1024 or more.")
     prepared = model.copy()
@@ -139,39 +161,48 @@ def _calibrated(model: Model, data: Data, chosen: Recipe, memory: int, stage: St
     notes = [line for name in chosen.passes if name in PASSES for line in PASSES[name](prepared.program)]
     if "smooth" in chosen.passes:
         notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
-    placement = place(prepared.program, chosen)
-    for told in placement.idle_rules:
-        warnings.warn(told, stacklevel=3)
-    if not placement.sites:
-        why = nothing_quantized(placement.float_reasons)
-        raise UnsupportedError(
-            f"no tensor of '{model.source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it "
-            "smaller."
-        )
-    network = Network(prepared.program, placement)
+    network = Network(prepared.program, _place(prepared.program, chosen, model.source))
     one = next(first(data, kept.judging, 1))
     size = footprint(network.module, tensors(network, one.inputs))
     in_batches = partial(batches, data, footprint=size, most_bytes=memory // 2)
     observe(network, in_batches(chain(kept.judging, kept.fitting, stream)))
     _warn_of_constant_inputs(network)
     affordable = passing(size, one, FITTED_BYTES)
-    judging = list(in_batches(first(data, kept.judging, max(affordable, LEAST_JUDGING))))
     fitted = min(max(affordable, FITTED[0]), FITTED[1])
     together = min(fitted, room(size, one, memory // 4))  # each twice: exact and quantized
-    steps = [name for name in chosen.passes if name in STEPS]
     calibration = Calibration(
         fitting=list(in_batches(first(data, kept.fitting, fitted))),
         together=list(in_batches(first(data, kept.fitting, together))),
-        judging=judging,
-        exact=float_outputs(network, judging) if steps else [],
+        judging=list(in_batches(first(data, kept.judging, max(affordable, LEAST_JUDGING)))),
+        exact=[],
         observed=lambda: in_batches(chain(kept.judging, kept.fitting)),
         stage=stage,
     )
-    if kept.shared and steps:
+    if kept.shared and any(name in STEPS for name in chosen.passes):
         notes.append("judged by the samples that were fitted to: there are no others")
-    notes += take_steps(network, steps, calibration)
     proof = list(in_batches(first(data, kept.judging, min(PROOF_SAMPLES, max(2, affordable)))))
-    return _Calibrated(network, notes, proof)
+    return Observed(model.source, network, calibration, notes, proof)
+
+
+def settled(seen: Observed, chosen: Recipe) -> Observed:
+    """The network with every scale and code chosen, in place, and what was done."""
+    steps = [name for name in chosen.passes if name in STEPS]
+    exact = float_outputs(seen.network, seen.calibration.judging) if steps else []
+    notes = take_steps(seen.network, steps, replace(seen.calibration, exact=exact, earlier=[]))
+    return replace(seen, notes=seen.notes + notes)
+
+
+def _place(program: ir.Model, recipe: Recipe, source: str) -> Placement:
+    """Where the recipe puts quantizers; UnsupportedError where it can put none."""
+    placement = place(program, recipe)
+    for told in placement.idle_rules:
+        warnings.warn(told, stacklevel=4)
+    if not placement.sites:
+        why = nothing_quantized(placement.float_reasons)
+        raise UnsupportedError(
+            f"no tensor of '{source}' can be quantized: {why}. `lowbit compress` and `lowbit pack` make it smaller."
+        )
+    return placement
 
 
 def _warn_of_constant_inputs(network: Network) -> None:

@@ -118,15 +118,20 @@ class Network:
             for m, old in zip(modules, before, strict=True):
                 m.mode = old
 
-    def place_again(self, placement: Placement) -> None:
-        """Another placement, with the program's parameters, and with what the activations have observed and chosen."""
+    def placed(self, placement: Placement, *, keep_ranges: bool = False) -> "Network":
+        """The same program under another placement, with what the activations have observed, and chosen if asked."""
         renewed = Network(self.program, placement)
         for quantizer in renewed.activations().values():
             known = next((q for v in quantizer.values if isinstance(q := self.quantizers.get(v), FakeQuant)), None)
             if known is not None:
                 quantizer.statistics = known.statistics
-                quantizer.spec = replace(quantizer.spec, range=known.spec.range)
-        vars(self).update(vars(renewed))
+                if keep_ranges:
+                    quantizer.spec = replace(quantizer.spec, range=known.spec.range)
+        return renewed
+
+    def place_again(self, placement: Placement) -> None:
+        """Another placement, with the program's parameters, and with what the activations have observed and chosen."""
+        vars(self).update(vars(self.placed(placement, keep_ranges=True)))
 
     def undo(self) -> Callable[[], None]:
         """What puts all of it back: placement, codes, ranges, and parameters that are vectors of any rank.
