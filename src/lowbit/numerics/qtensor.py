@@ -10,6 +10,7 @@ from torch import Tensor
 from lowbit.numerics.encode import decode, decode_rows, encode_rows
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import Float, Int, grid_table
+from lowbit.numerics.roundings import Rounding, nearest
 from lowbit.numerics.rows import from_rows, tile_counts, tiles_to_rows
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
@@ -58,9 +59,10 @@ class QuantTensor:
         rows = decode_rows(tiles_to_rows(as_torch(self.codes), self.tile), **self._by_row())
         return like(from_rows(rows, self.shape, self.tile), self.dtype)
 
-    def encode(self, x: Tensor) -> "QuantTensor":
-        """Other numbers of this shape, each at its nearest code; scales, zeros and tables stay."""
-        codes = encode_rows(tiles_to_rows(x.detach().to(torch.float32), self.tile), **self._by_row())
+    def encode(self, x: Tensor, rounding: Rounding = nearest) -> "QuantTensor":
+        """Other numbers of this shape, each at a neighbouring code; scales, zeros and tables stay."""
+        rows = tiles_to_rows(x.detach().to(torch.float32), self.tile)
+        codes = encode_rows(rows, rounding=rounding, **self._by_row())
         return replace(self, codes=from_rows(codes, self.shape, self.tile))
 
     def table_positions(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lowbit.numerics import QuantTensor
+from lowbit.solve.adaround import adaround
 from lowbit.solve.gptq import gptq
 from lowbit.solve.kmeans import codebook
 from lowbit.solve.moments import Moments
@@ -19,7 +20,9 @@ if TYPE_CHECKING:  # recipes check the names of solvers
 
 Solver = Callable[[Tensor, "TensorSpec", "Moments | None"], QuantTensor]
 
-SOLVERS: Mapping[str, Solver] = MappingProxyType({"nearest": nearest, "gptq": gptq, "kmeans": codebook})
-NEED_MOMENTS = frozenset({"gptq"})  # without moments they round to nearest
+SOLVERS: Mapping[str, Solver] = MappingProxyType(
+    {"nearest": nearest, "gptq": gptq, "adaround": adaround, "kmeans": codebook}
+)
+NEED_MOMENTS = frozenset({"gptq", "adaround"})  # without moments they round to nearest
 
-__all__ = ["NEED_MOMENTS", "SOLVERS", "Moments", "Solver", "gptq", "nearest"]
+__all__ = ["NEED_MOMENTS", "SOLVERS", "Moments", "Solver", "adaround", "gptq", "nearest"]

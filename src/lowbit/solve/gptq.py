@@ -90,20 +90,29 @@ class Feedback:
         cross    (…, inputs, inputs) Σ x x̃ᵀ with the inputs x of the exact network; None: they are the same
         rows     how many x there were: few do not tell how all of the weights should move
         """
-        inputs = moments.shape[-1]
-        power = moments.double().diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)[..., None, None]
-        one = torch.eye(inputs, dtype=torch.float64).expand(moments.shape)
-        damping += SCARCITY * inputs / rows
-        damped = moments.double() / power + damping * one
-        moved = one
-        if cross is not None:
-            best = torch.linalg.solve(damped, cross.double() / power + damping * one, left=False)
-            moved = one + (best - one) / (1 + inputs / rows)
-        order = torch.argsort(damped.diagonal(dim1=-2, dim2=-1), dim=-1, descending=True, stable=True)
-        turned = damped.gather(-1, order[..., None, :].expand_as(one)).gather(-2, order[..., None].expand_as(one))
+        hessian, moved, damping = damped(moments, cross, rows, damping)
+        order = torch.argsort(hessian.diagonal(dim1=-2, dim2=-1), dim=-1, descending=True, stable=True)
+        turned = hessian.gather(-1, order[..., None, :].expand_as(hessian)).gather(
+            -2, order[..., None].expand_as(hessian)
+        )
         lower = torch.linalg.cholesky(turned)
         factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
         return Feedback(order, factor, moved, float(factor.diagonal(dim1=-2, dim2=-1).pow(-2).mean()) / (1 + damping))
+
+
+def damped(
+    moments: Tensor, cross: Tensor | None, rows: float, damping: float = DAMPING
+) -> tuple[Tensor, Tensor, float]:
+    """The moments of `Feedback.of` with mean power 1 and damped; `moved` of Feedback; how much was added."""
+    inputs = moments.shape[-1]
+    damping += SCARCITY * inputs / rows
+    power = moments.double().diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)[..., None, None]
+    one = torch.eye(inputs, dtype=torch.float64).expand(moments.shape)
+    hessian = moments.double() / power + damping * one
+    if cross is None:
+        return hessian, one, damping
+    best = torch.linalg.solve(hessian, cross.double() / power + damping * one, left=False)
+    return hessian, one + (best - one) / (1 + inputs / rows), damping
 
 
 def feed_back(rows: Tensor, feedback: Feedback, rounded: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
