@@ -223,7 +223,9 @@ def test_cubic_resizing_overshoots_and_has_a_scale_of_its_own() -> None:
         return shares_scale(ir.node(operator, [value("x")], attributes))
 
     ramp = torch.tensor([[[[0.0, 0, 1, 1]]]])
-    assert OPERATORS["Resize"].function(ramp, None, (1, 1, 1, 2), None, mode="cubic").max() > 1.05
+    scales = value("scales", np.array([1, 1, 1, 2], np.float32))
+    inputs = [value("x"), value("roi", np.zeros(0, np.float32)), scales]
+    assert build(one_node("Resize", inputs, mode="cubic"))(ramp)["y0"].max() > 1.05
     assert not shares("Resize", mode="cubic")
     assert shares("Resize", mode="linear")
     assert not shares("NonMaxSuppression")

@@ -93,7 +93,7 @@ OPERATORS: dict[str, Operator] = {
     "ScatterElements": Operator(index.scatter_elements),
     "ScatterND": Operator(index.scatter_nd),
     # resizing and sampling
-    "Resize": _shares(resize.resize, literals=(1, 2, 3)),
+    "Resize": Operator(resize.resize, True, literals=(1, 2, 3), forms=resize.is_separable),
     "GridSample": Operator(resize.grid_sample),
     "AffineGrid": Operator(resize.affine_grid, literals=(1,)),
     # arithmetic
