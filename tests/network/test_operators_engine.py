@@ -18,6 +18,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from lowbit.network.build import build
+from lowbit.network.engine_node import EngineNode
 
 Case = tuple[
     str, dict[str, Any], dict[str, Any]
@@ -220,3 +221,28 @@ def test_random_attributes_agree_with_onnxruntime(family: Any, rounds: int) -> N
             ran[operator] = ran.get(operator, 0) + compare(operator, inputs, attributes)
     assert min(ran.values()) > 0, ran
     assert sum(ran.values()) > len(ran) * rounds / 2, ran
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "in_torch"),
+    [
+        ("LSTM", {}, True),
+        ("LSTM", {"clip": 0.7}, False),
+        ("LSTM", {"activations": ["Sigmoid", "Tanh", "Tanh"]}, True),
+        ("LSTM", {"activations": ["Sigmoid", "Relu", "Tanh"]}, False),
+        ("GRU", {"linear_before_reset": 1}, True),
+        ("GRU", {}, False),
+        ("RNN", {"activations": ["Relu"]}, True),
+    ],
+)
+def test_torch_runs_the_standard_form_of_a_recurrence_and_the_engine_all_others(operator, attributes, in_torch):
+    x, gates = torch.randn(5, 3, 4, requires_grad=True), {"LSTM": 4, "GRU": 3, "RNN": 1}[operator]
+    rng = random.Random(0)
+    weights = [numpy_helper.from_array(floats(rng, 1, gates * 6, n), name) for n, name in ((4, "w"), (6, "r"))]
+    node = helper.make_node(operator, ["x", "w", "r"], ["y"], hidden_size=6, **attributes)
+    info = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)
+    graph = helper.make_graph([node], "one", [info], [onnx.ValueInfoProto(name="y")], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    module = build(ir.from_proto(model))
+    assert any(isinstance(part, EngineNode) for part in module.modules()) is not in_torch
+    assert module(x)["y"].requires_grad is in_torch

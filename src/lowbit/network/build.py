@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from lowbit.errors import ModelError, UnsupportedError
 from lowbit.graph.layer import linear_layer
-from lowbit.network.operators import OPERATORS, Operator
+from lowbit.network.operators import Operator, row_of
 from lowbit.network.operators_types import TORCH_TYPES, to_tensor
 
 # What a GraphModule has of its own; a tensor under such a name would break it.
@@ -103,6 +103,8 @@ def _keywords(row: Operator) -> frozenset[str]:
 
 
 def _refuse_unknown(node: ir.Node, row: Operator, attributes: Iterable[str]) -> None:
+    if row.forms is not None:
+        return  # it has looked at them
     if unknown := set(attributes) - _keywords(row):
         raise UnsupportedError(
             f"operator {node.op_type}, node '{node.name}': attribute {', '.join(sorted(unknown))} is not of opset "
@@ -132,7 +134,7 @@ class _Wiring:
     def add_node(self, node: ir.Node) -> None:
         if node.op_type == "Constant" and all(constant_of(v) is not None for v in node.outputs):
             return  # read where it is used
-        row = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        row = row_of(node)
         if row is None or any(v is not None and v.dtype == ir.DataType.STRING for v in node.inputs):
             self._add_engine_node(node)
             return

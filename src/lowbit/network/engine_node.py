@@ -2,7 +2,7 @@
 
 The nodes around it are simulated and calibrated as usual. No gradient passes through it. The table therefore holds what
 networks have between their parameters and their outputs. Signal transforms, sequences of tensors, losses, operators
-of files that are quantized already, and control flow run here.
+of files that are quantized already, control flow, and the rare forms of operators in the table (`forms`) run here.
 """
 
 from collections.abc import Iterator, Sequence

@@ -36,6 +36,7 @@ class Operator:
     statistics float inputs that are kept as buffers, not parameters: no gradient step may move them
     on_host    the result describes a shape and stays in main memory, wherever the model runs
     type_from  (input, attribute): the function is told this input's ONNX type, as torch's is coarser
+    forms      which nodes the function computes; the others run in onnxruntime. None: all
     """
 
     function: Callable[..., Any]
@@ -44,6 +45,7 @@ class Operator:
     statistics: tuple[int, ...] = ()
     on_host: bool = False
     type_from: tuple[int, str] | None = None
+    forms: Callable[[ir.Node], bool] | None = None
 
 
 def _shares(function: Callable[..., Any], literals: tuple[int, ...] = ()) -> Operator:
@@ -91,7 +93,7 @@ OPERATORS: dict[str, Operator] = {
     "ScatterElements": Operator(index.scatter_elements),
     "ScatterND": Operator(index.scatter_nd),
     # resizing and sampling
-    "Resize": _shares(resize.resize, literals=(1, 2, 3)),
+    "Resize": Operator(resize.resize, True, literals=(1, 2, 3), forms=resize.is_separable),
     "GridSample": Operator(resize.grid_sample),
     "AffineGrid": Operator(resize.affine_grid, literals=(1,)),
     # arithmetic
@@ -173,9 +175,9 @@ OPERATORS: dict[str, Operator] = {
     # attention and recurrence
     "Attention": Operator(attention.attention),
     "RotaryEmbedding": Operator(attention.rotary_embedding),
-    "LSTM": Operator(recurrent.lstm),
-    "GRU": Operator(recurrent.gru),
-    "RNN": Operator(recurrent.rnn),
+    "LSTM": Operator(recurrent.lstm, forms=recurrent.is_standard),
+    "GRU": Operator(recurrent.gru, forms=recurrent.is_standard),
+    "RNN": Operator(recurrent.rnn, forms=recurrent.is_standard),
     # comparison, logic
     "Equal": Operator(torch.eq),
     "Greater": Operator(torch.gt),
@@ -201,6 +203,12 @@ OPERATORS: dict[str, Operator] = {
     "Cast": Operator(cast.cast),
     "CastLike": Operator(cast.cast_like, type_from=(1, "to")),
 }
+
+
+def row_of(node: ir.Node) -> Operator | None:
+    """The row that computes a node; None where none does."""
+    row = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    return row if row is None or row.forms is None or row.forms(node) else None
 
 
 def shares_scale(node: ir.Node) -> bool:
