@@ -13,7 +13,7 @@ from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.network.sites import Placement
 from lowbit.repair.prove import Calibration, fit
-from lowbit.repair.ranges import quantizer_costs
+from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.targets import Role, Target, find_target
 
 TOLERANCE = 0.02  # squared error of the outputs, relative to their power: 17 dB
