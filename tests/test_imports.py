@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"numerics", "ranges", "graph", "targets", "solve"},
     "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve"},
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
-    "repair": {"numerics", "ranges", "graph", "engines", "targets", "network"},
+    "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve"},
     "train": {"storage"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {

@@ -34,11 +34,11 @@ def wide_range(spread: float) -> Model:
     )
 
 
-def test_the_layer_before_an_absorbed_clip_is_named_with_it():
+def test_the_layer_before_an_absorbed_clip_is_around_the_value_and_the_clip_is_no_layer():
     model = wide_range(1.0)
     simulation = calibrated(model, in_batches(images(32)))
     names = _around(simulation.program, simulation.placement, "b", find_target("onnxruntime"))
-    assert names == ["conv_0", "relu_1", "conv_2"]
+    assert names == ["conv_0", "conv_2"]
 
 
 def test_a_network_that_int8_ruins_ends_in_a_file_that_does_its_job():

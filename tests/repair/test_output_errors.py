@@ -13,7 +13,8 @@ from lowbit.numerics import INT8, UINT8, channel
 from lowbit.ranges import MinMax
 from lowbit.recipe import Recipe, Rule, TensorSpec
 from lowbit.repair.prove import float_outputs
-from lowbit.repair.ranges import choose_ranges, output_errors, quantizer_costs
+from lowbit.repair.ranges import choose_ranges
+from lowbit.repair.sensitivity import output_errors, quantizer_costs
 
 MINMAX = Recipe((Rule("*", TensorSpec(INT8.with_block(channel(0)), MinMax()), TensorSpec(UINT8, MinMax())),))
 
@@ -61,7 +62,7 @@ def test_the_gradient_prices_each_quantizer_as_switching_it_on_does():
 def test_a_kernel_and_torch_agree_on_what_a_candidate_costs():
     batches = [{"x": images(16)}]
     simulation = calibrated(convolutions(), batches)
-    now = {n: [(q.scale, q.zero)] for n, q in simulation.activations().items()}
+    now = {n: [(q.format, q.scale, q.zero)] for n, q in simulation.activations().items()}
     by_kernel = output_errors(simulation, now, batches)
     as_set = output_errors(simulation, dict.fromkeys(now, ()), batches)
     for name in now:

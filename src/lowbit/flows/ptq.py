@@ -33,6 +33,7 @@ from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe, find_recipe
 from lowbit.repair.prove import Calibration, float_outputs
+from lowbit.repair.sensitivity import SAMPLES
 from lowbit.repair.smooth import smooth_activations
 from lowbit.repair.steps import STEPS, take_steps
 from lowbit.targets import find_target
@@ -177,6 +178,7 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
         exact=[],
         observed=lambda: in_batches(chain(kept.judging, kept.fitting)),
         stage=stage,
+        single=list(batches(data, first(data, kept.fitting, min(fitted, SAMPLES)), size, most_bytes=0)),
     )
     if kept.shared and any(name in STEPS for name in chosen.passes):
         notes.append("judged by the samples that were fitted to: there are no others")

@@ -24,8 +24,7 @@ def idle_rules(nodes: Sequence[ir.Node], recipe: Recipe, target: Target) -> tupl
                 f"rule '{rule.layers}' matched no layer. Layers are: {', '.join(layers[:8])}"
                 f"{' …' if len(layers) > 8 else ''} (`lowbit show` lists them; 'op:Conv' matches an operator)."
             )
-        computes = any(target.kernels.get(n.op_type) in COMPUTING or any(layers_of(n)) for n in found)
-        if not found or computes or rule.layers.startswith("op:"):
+        if not found or any(computes(node, target) for node in found) or rule.layers.startswith("op:"):
             continue
         node = found[0]
         layer = next((v.producer() for v in node.inputs if v is not None and v.producer() is not None), None)
@@ -35,3 +34,8 @@ def idle_rules(nodes: Sequence[ir.Node], recipe: Recipe, target: Target) -> tupl
             f"format of its own: it does nothing.{meant}"
         )
     return tuple(told)
+
+
+def computes(node: ir.Node, target: Target) -> bool:
+    """Whether a rule can change what becomes of this node: it has arithmetic of its own, or weights."""
+    return target.kernels.get(node.op_type) in COMPUTING or any(layers_of(node))

@@ -1,19 +1,24 @@
 """Leave the most sensitive layers in float, where the quantized outputs are too far from the float ones.
 
 Most networks never need it: the error of their outputs on the judging samples is below `TOLERANCE`. Ranges and biases
-are not fitted to these samples, but the layers are chosen on them. The backward passes of `repair.ranges` estimate what
-each quantizer adds to the error; the layers around those that add most stay in float; then the network is placed anew.
+are not fitted to these samples, but the layers are chosen on them. The backward passes of `repair.sensitivity` estimate
+what each quantizer adds to the error; an integer program (`solve.program`) chooses the layers; then the network is
+placed anew.
 """
 
+from collections.abc import Iterable, Sequence
 from math import log10
 
 import onnx_ir as ir
 
+from lowbit.engines.compile import Batch
+from lowbit.network.idle_rules import computes
 from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.network.sites import Placement
 from lowbit.repair.prove import Calibration, fit
-from lowbit.repair.ranges import quantizer_costs
+from lowbit.repair.sensitivity import quantizer_costs
+from lowbit.solve.program import Between, Option, Program
 from lowbit.targets import Role, Target, find_target
 
 TOLERANCE = 0.02  # squared error of the outputs, relative to their power: 17 dB
@@ -28,10 +33,10 @@ def leave_in_float(network: Network, calibration: Calibration) -> list[str]:
         recipe, error = network.placement.recipe, calibration.error
         if error <= TOLERANCE or recipe is None:
             break
-        layers = _costliest(network, calibration, find_target(recipe.target))
+        layers = fewest_in_float(network, calibration.single or calibration.judging, TOLERANCE / error / 2)
         if not layers:
             break
-        placement = place(network.program, recipe.keep_float(*(_literal(name) for name in layers)))
+        placement = place(network.program, recipe.keep_float(*(literal(name) for name in layers)))
         if not placement.sites:
             notes.append(f"outputs at {_db(error)}: left as they are, or nothing would be quantized")
             break
@@ -51,26 +56,42 @@ def _db(error: float) -> str:
     return f"{-10 * log10(error):.1f} dB"
 
 
-def _literal(name: str) -> str:
+def literal(name: str) -> str:
     """A glob that matches this name only."""
     return "".join(f"[{c}]" if c in "[*?" else c for c in name)
 
 
-def _costliest(network: Network, calibration: Calibration, target: Target) -> list[str]:
-    """The layers around the quantizers that together cost all but half of what is tolerated."""
-    costs, most = quantizer_costs(network, calibration.judging), TOLERANCE / calibration.error / 2
-    total, left = sum(costs.values()), sum(costs.values())
-    layers: dict[str, None] = {}
-    for name in sorted(costs, key=costs.__getitem__, reverse=True):
-        if left <= total * most or not total:
-            break
-        left -= costs[name]
-        layers |= dict.fromkeys(_around(network.program, network.placement, name, target))
-    return list(layers)
+def fewest_in_float(network: Network, batches: Sequence[Batch], share: float) -> list[str]:
+    """The fewest layers that, left in float, leave at most this share of the error that the network has now.
+
+    batches   samples by which the error is estimated, to first order (`repair.sensitivity`)
+    return    names; none where nothing is to be gained. `recipe.keep_float(*map(literal, names))` leaves them in float
+
+    A value stays quantized while a layer around it is in integers, so the choice is an integer program.
+    """
+    recipe = network.placement.recipe
+    if recipe is None:
+        return []
+    target, costs = find_target(recipe.target), quantizer_costs(network, batches)
+    around = {name: _around(network.program, network.placement, name, target) for name in costs}
+    losses = _losses(network, dict.fromkeys(layer for layers in around.values() for layer in layers))
+    options = {layer: (Option({}), Option({"loss": loss}, in_float=True)) for layer, loss in losses.items()}
+    program = Program(options, [Between({"error": cost}, around[name]) for name, cost in costs.items()])
+    chosen = program.least("loss", {"error": share * sum(costs.values())})
+    return [layer for layer, index in (chosen or {}).items() if index]
+
+
+def _losses(network: Network, layers: Iterable[str]) -> dict[str, float]:
+    """Layer → what float costs there: its share of the integer layers, for their time, and of the weights' bytes."""
+    sizes: dict[str, float] = dict.fromkeys(layers, 0.0)
+    for name, (site, _) in network.constants().items():
+        sizes[site.layer] = sizes.get(site.layer, 0.0) + network.parameter(name).numel()
+    integer, total = network.placement.integer, max(1.0, sum(sizes.values()))
+    return {layer: (layer in integer) / max(1, len(integer)) + size / total for layer, size in sizes.items()}
 
 
 def _around(program: ir.Model, placement: Placement, name: str, target: Target) -> list[str]:
-    """Nodes that would quantize this value (or any that shares its scale) again if they stayed in integers.
+    """Layers that would quantize this value (or any that shares its scale) again if they stayed in integers.
 
     Where a clip makes the value, what computes before it is one of them: a kernel does both at once.
     """
@@ -83,4 +104,4 @@ def _around(program: ir.Model, placement: Placement, name: str, target: Target) 
             if makes and before is not None and target.kernels.get(node.op_type) is Role.ABSORB:
                 found[str(before.name)] = None
             found[str(node.name)] = None
-    return list(found)
+    return [str(n.name) for n in program.graph if n.name in found and computes(n, target)]

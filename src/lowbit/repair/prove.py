@@ -24,6 +24,7 @@ class Calibration:
     judging    what steps are judged by; exact: the float outputs for them
     observed   gives all that are in memory, for quantizers that a step adds
     stage      told what begins
+    single     some of the fitting samples one by one, which sensitivities are estimated on; none: the judging ones are
     error      squared error of the outputs on the judging samples now, relative to their power
     earlier    the steps so far, which are taken again when the network is placed anew
     """
@@ -34,6 +35,7 @@ class Calibration:
     exact: Outputs
     observed: Callable[[], Iterable[Batch]]
     stage: Callable[[str], object] = lambda _: None
+    single: Sequence[Batch] = ()
     error: float = 0.0
     earlier: list["Step"] = field(default_factory=list)
 
