@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lowbit.flows.evaluate import evaluate as evaluate
     from lowbit.flows.ptq import quantize as quantize
     from lowbit.flows.ptq import simulation as simulation
+    from lowbit.flows.search import Search as Search
+    from lowbit.flows.search import search as search
     from lowbit.flows.shrink import shrink as shrink
     from lowbit.model import Model as Model
     from lowbit.model import load as load

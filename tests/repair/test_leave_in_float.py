@@ -9,8 +9,7 @@ import lowbit as lb
 from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.repair import leave_in_float as module
-from lowbit.repair.leave_in_float import _around
-from lowbit.targets import find_target
+from lowbit.repair.leave_in_float import around
 
 
 def wide_range(spread: float) -> Model:
@@ -34,11 +33,9 @@ def wide_range(spread: float) -> Model:
     )
 
 
-def test_the_layer_before_an_absorbed_clip_is_around_the_value_and_the_clip_is_no_layer():
+def test_the_layers_around_a_value_are_those_that_would_quantize_it_the_one_before_a_clip_too():
     model = wide_range(1.0)
-    simulation = calibrated(model, in_batches(images(32)))
-    names = _around(simulation.program, simulation.placement, "b", find_target("onnxruntime"))
-    assert names == ["conv_0", "conv_2"]
+    assert around(calibrated(model, in_batches(images(32))), "b") == ["conv_0", "conv_2"]
 
 
 def test_a_network_that_int8_ruins_ends_in_a_file_that_does_its_job():

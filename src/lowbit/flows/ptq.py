@@ -77,7 +77,7 @@ def quantize(
     The deployed program is run against the simulation before it is returned; MismatchError if they differ by more than
     one step anywhere. What became of each tensor is in the ledger, which travels in the saved file.
     """
-    model, data, chosen = _given(model, calibration, recipe, target)
+    model, data, chosen = given(model, calibration, recipe, target)
     chosen.check_deployable()
     seen = observed(model, data, chosen, memory, stage)
     if calibration is None:
@@ -121,13 +121,14 @@ def simulation(
 
     `with simulation.mode("quantize"): simulation.module(x)` gives {output: tensor}.
     """
-    model, data, chosen = _given(model, calibration, recipe, target)
+    model, data, chosen = given(model, calibration, recipe, target)
     return settled(observed(model, data, chosen, memory), chosen).network
 
 
-def _given(
+def given(
     model: Any, calibration: Any, recipe: "str | Path | Format | Recipe", target: str | None
 ) -> tuple[Model, Data, Recipe]:
+    """What a flow is given, as it needs it."""
     chosen = find_recipe(recipe, target)
     return *float_model_and_data(model, calibration, chosen), chosen
 

@@ -1,0 +1,59 @@
+"""Files of recipes for one network and its calibration data, which is read once for each set of passes."""
+
+from dataclasses import dataclass, field
+from math import log10
+
+from lowbit.data import Data
+from lowbit.errors import DataError
+from lowbit.flows.ptq import Observed, Stage, observed, settled, written
+from lowbit.model import Model
+from lowbit.recipe import Recipe
+from lowbit.repair.prove import float_outputs, output_error
+from lowbit.repair.steps import STEPS
+
+
+@dataclass
+class Bench:
+    """A network and its calibration data.
+
+    recipe   what was asked for, and what to call it
+    """
+
+    model: Model
+    data: Data
+    recipe: Recipe
+    name: str
+    memory: int
+    stage: Stage
+    _observed: dict[tuple[str, ...], Observed] = field(default_factory=dict)
+
+    def make(self, recipe: Recipe) -> tuple[Model, float]:
+        """The recipe's file, and the signal-to-noise ratio of its outputs in dB on samples kept for judging."""
+        ready = self.settled(recipe)
+        judging = ready.calibration.judging
+        exact = float_outputs(self.observed(recipe).network, judging)
+        error = output_error(ready.network, judging, exact)
+        return written(ready, self.stage), -10 * log10(max(error, 1e-30))
+
+    def settled(self, recipe: Recipe) -> Observed:
+        """The network with the recipe's scales and codes."""
+        return settled(self.observed(recipe).again(recipe), recipe)
+
+    def observed(self, recipe: Recipe) -> Observed:
+        """The network after the recipe's passes, with what its activations have observed."""
+        recipe.check_deployable()
+        passes = tuple(name for name in recipe.passes if name not in STEPS)
+        if passes not in self._observed:
+            self.stage("calibrating")
+            self._observed[passes] = observed(self.model, self.data, recipe, self.memory, self.stage)
+        return self._observed[passes]
+
+
+def read_again(name: str, data: Data) -> Data:
+    """Data that can be read several times; DataError where it cannot."""
+    if not data.source.repeatable:
+        raise DataError(
+            f"the {name} data is a generator, and a search reads it more than once: give the function that makes it, a "
+            "list, arrays or a file."
+        )
+    return data

@@ -1,0 +1,315 @@
+"""The smallest file that keeps the metric: post-training quantization, repairs, then as few layers in float as can be.
+
+The order is that of Wu et al. 2020 (arXiv 2004.09602), section 6: calibrate, try other calibrations, leave sensitive
+layers in float. What they do last, training, is named where nothing else helped. Every try is a file that ran on the
+test data; the tries with the same passes share one pass over the calibration data.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from math import inf, isnan, log2
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lowbit
+from lowbit.data import Data
+from lowbit.engines.compile import ENGINES, serialize
+from lowbit.errors import InputError
+from lowbit.flows.bench import Bench, read_again
+from lowbit.flows.judge import Judge, digest, sample_digests
+from lowbit.flows.metrics import Metric
+from lowbit.flows.ptq import MEMORY, Stage, given
+from lowbit.flows.study import study
+from lowbit.flows.tries import PREFER, Save, Tries, Try
+from lowbit.model import Model
+from lowbit.network.network import Network
+from lowbit.numerics import Int
+from lowbit.ranges import Auto
+from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
+from lowbit.repair.leave_in_float import around, costliest, literal
+from lowbit.repair.sensitivity import quantizer_costs
+from lowbit.report.words import plain
+from lowbit.targets import find_target
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+HALVINGS = 6  # tries that look for the fewest layers in float
+LEAST_SHARE = 2.0**-12  # of the predicted error: below it more layers in float change nothing
+CLASSES = ("top1", "top5", "agreement with float", "bits-per-token", "perplexity")  # metrics of class scores
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search has found.
+
+    recipe, model   of the best try: of those that drop by at most `max_drop` points the smallest or fastest file, else
+                    the one that drops least
+    tries           in the order in which they were made; the last is the float network
+    reached         whether a quantized file drops by at most max_drop
+    interrupted     whether Ctrl-C ended it before all was tried
+    """
+
+    recipe: Recipe
+    model: Model
+    tries: tuple[Try, ...]
+    best: Try
+    metric: Metric
+    max_drop: float
+    reached: bool
+    interrupted: bool
+
+    @property
+    def verdict(self) -> str:
+        """One or two plain sentences."""
+        measured, before = self.best.measured, self.tries[-1].measured
+        assert measured is not None
+        assert before is not None
+        values = f"{self.metric.name} {self.metric.text(before.metric)} → {self.metric.text(measured.metric)}"
+        bar = f"a drop of {measured.drop:.2f} points where {self.max_drop:g} are allowed"
+        text = f"{'reached' if self.reached else 'not reached'}: {values}, {bar}, by '{self.best.what}'."
+        if self.interrupted:
+            text += " Interrupted: the best so far is kept, and the same search goes on where it was."
+        elif not self.reached and self.metric.name in CLASSES:
+            text += (
+                " What is left is to train the network with rounding in place (quantization-aware training) on data "
+                "with labels, or from the float network's answers; or allow a larger drop."
+            )
+        elif not self.reached:
+            text += " What is left is a larger drop, or more calibration data like the test data."
+        return text
+
+    def why(self, row: Try) -> str:
+        """Why a try was kept or not."""
+        if row.failed:
+            return f"failed: {row.failed}"
+        if row is self.best:
+            return "kept"
+        if not row.recipe:
+            return "as it was"
+        if not row.reaches(self.max_drop):
+            return "drops more" if self.reached else "no better"
+        return "no smaller" if row.measured and self.best.measured else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        rows = [asdict(row) | {"why": self.why(row)} for row in self.tries]
+        found = {"reached": self.reached, "interrupted": self.interrupted, "verdict": self.verdict, "tries": rows}
+        result: dict[str, Any] = plain(found | {"metric": self.metric.name, "max_drop": self.max_drop})
+        return result
+
+    def __str__(self) -> str:
+        from lowbit.report.comparison import as_text
+
+        return as_text(self)
+
+    def __rich__(self) -> "RenderableType":
+        from lowbit.report.tries import tries_view
+
+        return tries_view(self)
+
+
+def search(
+    model: Any,
+    calibration: Any,
+    test: Any,
+    *,
+    metric: "str | Metric | Callable[..., float] | None" = None,
+    max_drop: float = 0.5,
+    recipe: "str | Path | Recipe" = "int8",
+    target: str | None = None,
+    prefer: str = "bytes",
+    trials: int | None = None,
+    storage: str | None = None,
+    output: str | Path | None = None,
+    memory: int = MEMORY,
+    stage: Stage = lambda _: None,
+    save: Save = Model.save,
+) -> Search:
+    """The smallest or fastest file whose metric on the test data drops by at most `max_drop` points.
+
+    calibration   some hundred typical inputs, as in `quantize`; read once for each set of passes
+    test          data that the tries are judged on, with labels where the metric needs them; read once for each try
+    metric        a name of METRICS, `module:function` or a function; None: top1 for class labels, and without labels
+                  the share of answers that are the float network's
+    max_drop      points: hundredths of 1 of a metric that is at most 1, percent of the float network's value of others
+    recipe        what is tried first
+    prefer        "bytes" or "latency"
+    trials        search the recipe's settings with optuna, this many times; None: repairs, then layers in float
+    storage       optuna's, as sqlite:///study.db: machines that name the same one share their trials
+    output        where the best file lies at any time; the tries lie beside it, and an interrupted search goes on from
+                  them. None: nothing is kept
+    """
+    if isnan(max_drop) or max_drop < 0:
+        raise InputError(f"max_drop={max_drop:g}: the points that the metric may drop by are 0 or more.")
+    if prefer not in PREFER:
+        raise InputError(f"prefer={prefer!r}: what is made small is {' or '.join(PREFER)}.")
+    loaded, data, chosen = given(model, calibration, recipe, target)
+    chosen.check_deployable()
+    name = "recipe" if isinstance(recipe, Recipe) else Path(recipe).stem
+    bench = Bench(loaded, read_again("calibration", data), chosen, name, memory, stage)
+    engine = find_target(chosen.target).engine
+    stage("testing the float network")
+    judge = Judge.of(
+        loaded, read_again("test", Data.of(test, loaded.inputs)), metric, engine if engine in ENGINES else "onnxruntime"
+    )
+    key = _key(bench, judge)
+    with _place_for(output) as file:
+        tries = Tries(judge, key, max_drop, prefer, file, save)
+        interrupted = False
+        try:
+            if trials is None:
+                _ladder(bench, tries)
+            else:
+                study(bench, tries, trials, storage)
+        except KeyboardInterrupt:
+            if tries.best() is None:
+                raise
+            interrupted = True
+        best = tries.best()
+        if best is None:
+            raise InputError(f"no try gave a file. The first: {tries.rows[0].failed}")
+        stage("writing the best")
+        last = Try("float", "", 0.0, measured=judge.of_float())
+        found = tries.model(bench.make)
+    rows = (*tries.rows, last)
+    return Search(
+        Recipe.from_toml(best.recipe), found, rows, best, judge.metric, max_drop, best.reaches(max_drop), interrupted
+    )
+
+
+def _ladder(bench: Bench, tries: Tries) -> None:
+    """The recipe, the recipe with repairs, then as few layers in float as can be, until the drop is reached."""
+    rows = []
+    for what, recipe in _rungs(bench, tries.judge.metric):
+        bench.stage(what)
+        rows.append(tries.attempt(what, recipe, bench.make))
+        if rows[-1].reaches(tries.max_drop):
+            return
+    base = max(rows, key=lambda row: row.sqnr_db if row.measured else -inf)
+    for _ in range(2):  # layers of few bits get more, then layers of 8 bits stay in float
+        if base.measured is None or base.reaches(tries.max_drop):
+            return
+        base = _fewest_wider(bench, tries, base)
+
+
+def _rungs(bench: Bench, metric: Metric) -> Iterator[tuple[str, Recipe]]:
+    """From plain to thorough. No rung leaves a layer in float: the metric decides that, later."""
+    recipe = replace(bench.recipe, passes=tuple(name for name in bench.recipe.passes if name != "leave_in_float"))
+    yield bench.name, recipe
+    if metric.name in CLASSES:
+        other = _with_specs(recipe, activations=lambda spec: replace(spec, range=Auto("cross_entropy")))
+        if other != recipe:
+            yield f"{bench.name}, ranges by cross-entropy", other
+    steps = tuple(name for name in ("smooth", "correct_bias") if name not in recipe.passes)
+    repaired = _with_specs(replace(recipe, passes=recipe.passes + steps), weights=_by_gptq)
+    if repaired != recipe:
+        yield f"{bench.name}, GPTQ", repaired
+
+
+def _by_gptq(spec: TensorSpec) -> TensorSpec:
+    return replace(spec, solve="gptq") if spec.solve == "nearest" else spec
+
+
+def _with_specs(
+    recipe: Recipe,
+    weights: Callable[[TensorSpec], TensorSpec] = lambda spec: spec,
+    activations: Callable[[TensorSpec], TensorSpec] = lambda spec: spec,
+) -> Recipe:
+    """The recipe with the specs of integers changed."""
+
+    def changed(spec: TensorSpec | None, change: Callable[[TensorSpec], TensorSpec]) -> TensorSpec | None:
+        integers = spec is not None and spec.format is not None and isinstance(spec.format.grid, Int)
+        return change(spec) if integers and spec is not None else spec
+
+    rules = (replace(r, weights=changed(r.weights, weights), activations=changed(r.activations, activations))
+             for r in recipe.rules)  # fmt: skip
+    return replace(recipe, rules=tuple(rules))
+
+
+def _fewest_wider(bench: Bench, tries: Tries, base: Try) -> Try:
+    """Bisection on the share of the predicted error that may stay: the costliest tensors get a wider format.
+
+    The last that reaches the drop; where none does, the one with most of them.
+    """
+    recipe, share = Recipe.from_toml(base.recipe), min(0.5, tries.max_drop / base.drop / 2)
+    bench.stage("looking for sensitive layers")
+    ready = bench.settled(recipe)
+    costs = quantizer_costs(ready.network, ready.calibration.judging)
+    fails, reaches, at = 0.0, None, log2(max(share, LEAST_SHARE))  # logarithms of shares
+    before, found = recipe, base
+    for _ in range(HALVINGS):
+        what, wider = _widened(recipe, ready.network, costliest(costs, 2**at))
+        if wider in (before, recipe):
+            break
+        bench.stage(what)
+        before, row = wider, tries.attempt(f"{base.what}, {what}", wider, bench.make)
+        if row.reaches(tries.max_drop):
+            reaches, found = at, row
+        else:
+            fails, found = at, row if reaches is None else found
+        at = 2 * at if reaches is None else (fails + reaches) / 2
+    return found
+
+
+def _widened(recipe: Recipe, network: Network, names: list[str]) -> tuple[str, Recipe]:
+    """The recipe with the layers around these quantizers in a wider format, and that in words.
+
+    Less than the target's bits become the target's format; else a layer computes in float, and its weights stay stored
+    in integers unless it is they that cost.
+    """
+    target, sites = find_target(recipe.target), network.placement.sites
+    weights: dict[str, TensorSpec] = {}
+    activations: dict[str, TensorSpec] = {}
+    for name in names:
+        site = sites[name]
+        spec, own, given = site.spec, target.activations, activations
+        if site.role == "weight":
+            own, given = target.weights, weights
+        assert spec.format is not None
+        fewer = spec.format.grid.bits < own.grid.bits
+        layers = [site.layer] if site.role != "activation" else around(network, name)
+        for layer in layers:
+            given[layer] = TensorSpec(own, "minmax" if given is weights else spec.range, spec.solve) if fewer else FLOAT
+            if not fewer:
+                activations[layer] = FLOAT
+    rules = [Rule(literal(layer), weights.get(layer), activations.get(layer)) for layer in {**weights, **activations}]
+    floats = sum(FLOAT in (rule.weights, rule.activations) for rule in rules)
+    words = [f"{len(rules) - floats} layers in {target.activations.grid.bits} bits"] * (floats < len(rules))
+    words += [f"{floats} layers in float"] * (floats > 0)
+    return ", ".join(words), replace(recipe, rules=(*recipe.rules, *rules))
+
+
+def _key(bench: Bench, judge: Judge) -> dict[str, str]:
+    """What the tries depend on; a warning where samples are both fitted to and tested on."""
+    fitted = [one for inputs, _ in bench.data.batches() for one in sample_digests(bench.data, inputs)]
+    if shared := len(set(fitted) & set(judge.seen)):
+        _warn(
+            f"{shared} of the {len(judge.seen)} test samples are calibration samples too: the drop on new samples may "
+            "be larger. Test on others."
+        )
+    return {
+        "lowbit": lowbit.__version__,
+        "network": digest(serialize(bench.model.program)).hex(),
+        "calibration data": digest(*fitted).hex(),
+        "test data": digest(*judge.seen).hex(),
+        "metric": f"{judge.metric.name}, of float {judge.before!r}",
+    }
+
+
+def _warn(text: str) -> None:
+    import warnings
+
+    warnings.warn(text, stacklevel=4)
+
+
+@contextmanager
+def _place_for(output: str | Path | None) -> Iterator[Path]:
+    """Where the best file lies."""
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        yield Path(folder) / "best.onnx"
