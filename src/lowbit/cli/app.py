@@ -20,10 +20,11 @@ from lowbit.cli.pack import pack, unpack
 from lowbit.cli.process import collect_garbage_rarely, keep_freed_memory, leave
 from lowbit.cli.quantize import quantize
 from lowbit.cli.run import run
+from lowbit.cli.search import search
 from lowbit.cli.show import show
 from lowbit.errors import InputError, LowbitError
 
-COMMANDS = (quantize, compare, show, run, formats, compress, pack, unpack)
+COMMANDS = (quantize, search, compare, show, run, formats, compress, pack, unpack)
 app = typer.Typer(
     name="lowbit",
     add_completion=False,

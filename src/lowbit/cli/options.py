@@ -27,6 +27,24 @@ DataOption = Annotated[str, typer.Option("--data", "-d", metavar="SOURCE", help=
 TrainedArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="top1, top5, auc, spearman, mse, mae, bits-per-token, perplexity, or module:function, called with "
+        "{output: array} and labels.",
+        show_default="top1 where there are class labels",
+    ),
+]
+TestOption = Annotated[
+    str | None,
+    typer.Option(metavar="SOURCE", help="Samples to judge on, like --data, with labels where the metric needs them."),
+]
+DROP = (
+    "Points that the metric may drop by: hundredths of 1 of a metric that is at most 1, percent of the float network's "
+    "value of any other."
+)
+
 
 def output_option(help: str, default: bool | str = False) -> Any:
     """`--output`: what is written, and where to if it is not given."""
@@ -77,15 +95,7 @@ class SampleOptions:
 class RunOptions(SampleOptions):
     """How a network is run on samples and judged."""
 
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="top1, top5, auc, spearman, mse, mae, bits-per-token, perplexity, or module:function, called with "
-            "{output: array} and labels.",
-            show_default="top1 where there are class labels",
-        ),
-    ] = None
+    metric: MetricOption = None
     batch: Annotated[
         int | None,
         typer.Option(min=1, help="Samples at a time; a fixed-batch model keeps its own.", show_default="by size"),

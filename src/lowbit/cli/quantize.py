@@ -7,8 +7,20 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import SOURCE, JsonOption, SampleOptions, TrainedArgument, output_option, with_groups
+from lowbit.cli.options import (
+    DROP,
+    SOURCE,
+    JsonOption,
+    MetricOption,
+    SampleOptions,
+    TestOption,
+    TrainedArgument,
+    output_option,
+    with_groups,
+)
 from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
+from lowbit.cli.search import Asked, answer_search
+from lowbit.errors import InputError
 
 
 @with_groups
@@ -38,6 +50,12 @@ def quantize(
             show_default="the recipe's",
         ),
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help=f"Try repairs, then layers in float, until --test says so. {DROP}"),
+    ] = None,
+    test: TestOption = None,
+    metric: MetricOption = None,
     samples: SampleOptions,
     json: JsonOption = False,
 ) -> None:
@@ -49,10 +67,20 @@ def quantize(
 
     Example: lowbit quantize net.onnx --data samples.npz -o net.int8.onnx
              lowbit quantize net.onnx --recipe nf4
+             lowbit quantize net.onnx --data samples.npz --test test.npz --max-drop 0.5 -o net.int8.onnx
     """
+    if max_drop is None and (test, metric) != (None, None):
+        raise InputError(
+            "--test and --metric judge the tries of --max-drop: give it too, or run `lowbit compare` after."
+        )
     stem = Path(recipe).stem.replace(" ", "-").replace(":", "")
     output = output or Path(f"{model.stem}.{stem}.onnx")
     check_output(output, [model, data, recipe], MODEL_FILES)
+
+    if max_drop is not None:
+        asked = Asked(model, data, test, output, samples, metric, max_drop, recipe, target, json)
+        answer_search(asked)
+        return
 
     from lowbit.flows.ptq import quantize as quantize_model
     from lowbit.graph.notes import sizes

@@ -17,6 +17,8 @@ class Bench:
     """A network and its calibration data.
 
     recipe   what was asked for, and what to call it
+    told     hears what goes on
+    title    what is tried now, for `told`
     """
 
     model: Model
@@ -24,8 +26,13 @@ class Bench:
     recipe: Recipe
     name: str
     memory: int
-    stage: Stage
+    told: Stage
+    title: str = ""
     _observed: dict[tuple[str, ...], Observed] = field(default_factory=dict)
+
+    def stage(self, phase: str) -> None:
+        """Another phase of what is tried begins."""
+        self.told(f"{self.title}: {phase}" if self.title else phase)
 
     def make(self, recipe: Recipe) -> tuple[Model, float]:
         """The recipe's file, and the signal-to-noise ratio of its outputs in dB on samples kept for judging."""

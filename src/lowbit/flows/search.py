@@ -25,11 +25,12 @@ from lowbit.flows.study import study
 from lowbit.flows.tries import PREFER, Save, Tries, Try
 from lowbit.model import Model
 from lowbit.network.network import Network
+from lowbit.network.sites import Site
 from lowbit.numerics import Int
 from lowbit.ranges import Auto
 from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
 from lowbit.repair.leave_in_float import around, costliest, literal
-from lowbit.repair.sensitivity import quantizer_costs
+from lowbit.repair.ranges import quantizer_costs
 from lowbit.report.words import plain
 from lowbit.targets import find_target
 
@@ -184,7 +185,7 @@ def _ladder(bench: Bench, tries: Tries) -> None:
     """The recipe, the recipe with repairs, then as few layers in float as can be, until the drop is reached."""
     rows = []
     for what, recipe in _rungs(bench, tries.judge.metric):
-        bench.stage(what)
+        bench.title = what
         rows.append(tries.attempt(what, recipe, bench.make))
         if rows[-1].reaches(tries.max_drop):
             return
@@ -235,19 +236,23 @@ def _fewest_wider(bench: Bench, tries: Tries, base: Try) -> Try:
     The last that reaches the drop; where none does, the one with most of them.
     """
     recipe, share = Recipe.from_toml(base.recipe), min(0.5, tries.max_drop / base.drop / 2)
-    bench.stage("looking for sensitive layers")
+    bench.title = "looking for sensitive layers"
     ready = bench.settled(recipe)
     costs = quantizer_costs(ready.network, ready.calibration.judging)
+    few = {name for name in costs if _has_few_bits(ready.network.placement.sites[name], recipe.target)}
+    costs = {name: cost for name, cost in costs.items() if name in few or not few}
     fails, reaches, at = 0.0, None, log2(max(share, LEAST_SHARE))  # logarithms of shares
     before, found = recipe, base
     for _ in range(HALVINGS):
         what, wider = _widened(recipe, ready.network, costliest(costs, 2**at))
         if wider in (before, recipe):
             break
-        bench.stage(what)
+        bench.title = what
         before, row = wider, tries.attempt(f"{base.what}, {what}", wider, bench.make)
         if row.reaches(tries.max_drop):
             reaches, found = at, row
+        elif row.measured is None:  # nothing is left to quantize
+            reaches = at
         else:
             fails, found = at, row if reaches is None else found
         at = 2 * at if reaches is None else (fails + reaches) / 2
@@ -268,8 +273,7 @@ def _widened(recipe: Recipe, network: Network, names: list[str]) -> tuple[str, R
         spec, own, given = site.spec, target.activations, activations
         if site.role == "weight":
             own, given = target.weights, weights
-        assert spec.format is not None
-        fewer = spec.format.grid.bits < own.grid.bits
+        fewer = _has_few_bits(site, recipe.target)
         layers = [site.layer] if site.role != "activation" else around(network, name)
         for layer in layers:
             given[layer] = TensorSpec(own, "minmax" if given is weights else spec.range, spec.solve) if fewer else FLOAT
@@ -277,9 +281,15 @@ def _widened(recipe: Recipe, network: Network, names: list[str]) -> tuple[str, R
                 activations[layer] = FLOAT
     rules = [Rule(literal(layer), weights.get(layer), activations.get(layer)) for layer in {**weights, **activations}]
     floats = sum(FLOAT in (rule.weights, rule.activations) for rule in rules)
-    words = [f"{len(rules) - floats} layers in {target.activations.grid.bits} bits"] * (floats < len(rules))
-    words += [f"{floats} layers in float"] * (floats > 0)
+    counts = {f"in {target.activations.grid.bits} bits": len(rules) - floats, "in float": floats}
+    words = [f"{count} layer{'s' * (count != 1)} {where}" for where, count in counts.items() if count]
     return ", ".join(words), replace(recipe, rules=(*recipe.rules, *rules))
+
+
+def _has_few_bits(site: Site, target: str) -> bool:
+    """Whether its format has fewer bits than the target's own."""
+    own = find_target(target).weights if site.role == "weight" else find_target(target).activations
+    return site.spec.format is not None and site.spec.format.grid.bits < own.grid.bits
 
 
 def _key(bench: Bench, judge: Judge) -> dict[str, str]:

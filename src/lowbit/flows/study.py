@@ -47,8 +47,8 @@ def study(bench: Bench, tries: Tries, trials: int, storage: str | None) -> None:
 
     def objective(trial: "optuna.Trial") -> tuple[float, float]:
         recipe = suggested(trial, bench.recipe, groups)
-        bench.stage(f"trial {trial.number + 1}")
-        row = tries.attempt(f"trial {trial.number + 1}", recipe, bench.make)
+        bench.title = f"trial {trial.number + 1}"
+        row = tries.attempt(bench.title, recipe, bench.make)
         trial.set_user_attr("try", json.dumps(asdict(row)))
         if row.measured is None or row.failed:
             raise optuna.TrialPruned(row.failed)
@@ -117,7 +117,7 @@ def _opened(optuna: Any, storage: str | None, tries: Tries) -> "optuna.Study":
             f"storage '{storage}' holds the study of another {', '.join(other)}. Name another storage, as "
             "sqlite:///other.db, or start with the same network, data and options."
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _gather(found: "optuna.Study", tries: Tries) -> None:

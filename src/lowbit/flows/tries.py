@@ -109,6 +109,8 @@ class Tries:
             with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
                 self.save(model, aside := Path(folder) / self.output.name)
                 row = replace(row, sqnr_db=db, measured=self.judge.measure(aside))
+                if not isfinite(row.drop):
+                    row = replace(row, failed=f"{self.judge.metric.name} is no number")
         except LowbitError as error:  # what this recipe cannot do another may
             row = replace(row, failed=str(error))
         row = replace(row, seconds=time.perf_counter() - start)

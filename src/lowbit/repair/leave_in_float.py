@@ -6,17 +6,20 @@ what each quantizer adds to the error; an integer program (`solve.program`) choo
 placed anew.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import log10
+
+import onnx_ir as ir
 
 from lowbit.engines.compile import Batch
 from lowbit.network.idle_rules import computes
 from lowbit.network.network import Network
 from lowbit.network.place import place
+from lowbit.network.sites import Placement
 from lowbit.repair.prove import Calibration, fit
 from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.solve.program import Between, Option, Program
-from lowbit.targets import Role, find_target
+from lowbit.targets import Role, Target, find_target
 
 TOLERANCE = 0.02  # squared error of the outputs, relative to their power: 17 dB
 ROUNDS = 4
@@ -33,7 +36,7 @@ def leave_in_float(network: Network, calibration: Calibration) -> list[str]:
         layers = fewest_in_float(network, calibration.single or calibration.judging, TOLERANCE / error / 2)
         if not layers:
             break
-        placement = place(network.program, recipe.keep_float(*map(literal, layers)))
+        placement = place(network.program, recipe.keep_float(*(literal(name) for name in layers)))
         if not placement.sites:
             notes.append(f"outputs at {_db(error)}: left as they are, or nothing would be quantized")
             break
@@ -69,8 +72,8 @@ def fewest_in_float(network: Network, batches: Sequence[Batch], share: float) ->
     recipe = network.placement.recipe
     if recipe is None:
         return []
-    costs = quantizer_costs(network, batches)
-    beside = {name: around(network, name) for name in costs}
+    target, costs = find_target(recipe.target), quantizer_costs(network, batches)
+    beside = {name: around(network.program, network.placement, name, target) for name in costs}
     losses = _losses(network, dict.fromkeys(layer for layers in beside.values() for layer in layers))
     options = {layer: (Option({}), Option({"loss": loss}, in_float=True)) for layer, loss in losses.items()}
     program = Program(options, [Between({"error": cost}, beside[name]) for name, cost in costs.items()])
@@ -87,32 +90,18 @@ def _losses(network: Network, layers: Iterable[str]) -> dict[str, float]:
     return {layer: (layer in integer) / max(1, len(integer)) + size / total for layer, size in sizes.items()}
 
 
-def costliest(costs: Mapping[str, float], share: float) -> list[str]:
-    """The quantizers that together cost all but this share, the costliest first."""
-    total = left = sum(costs.values())
-    found = []
-    for name in sorted(costs, key=costs.__getitem__, reverse=True):
-        if left <= total * share or not total:
-            break
-        left -= costs[name]
-        found.append(name)
-    return found
-
-
-def around(network: Network, name: str) -> list[str]:
+def around(program: ir.Model, placement: Placement, name: str, target: Target) -> list[str]:
     """Layers that would quantize this value (or any that shares its scale) again if they stayed in integers.
 
     Where a clip makes the value, what computes before it is one of them: a kernel does both at once.
     """
-    assert network.placement.recipe is not None
-    target = find_target(network.placement.recipe.target)
-    values = {s.value for s in network.placement.sites.values() if name in (s.value, s.group)}
-    found: set[str | None] = set()
-    for node in network.program.graph:
+    values = {s.value for s in placement.sites.values() if name in (s.value, s.group)}
+    found: dict[str, None] = {}
+    for node in program.graph:
         if any(v is not None and v.name in values for v in (*node.inputs, *node.outputs)):
             before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
             makes = any(v.name in values for v in node.outputs)
             if makes and before is not None and target.kernels.get(node.op_type) is Role.ABSORB:
-                found.add(before.name)
-            found.add(node.name)
-    return [str(n.name) for n in network.program.graph if n.name in found and computes(n, target)]
+                found[str(before.name)] = None
+            found[str(node.name)] = None
+    return [str(n.name) for n in program.graph if n.name in found and computes(n, target)]

@@ -1,0 +1,131 @@
+"""`lowbit search`: a recipe's settings searched with optuna; and the answer of `lowbit quantize --max-drop`."""
+
+import sys
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.options import (
+    DROP,
+    DataOption,
+    JsonOption,
+    MetricOption,
+    SampleOptions,
+    TestOption,
+    TrainedArgument,
+    output_option,
+    with_groups,
+)
+from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
+from lowbit.errors import InputError
+
+
+class Small(StrEnum):
+    """What is made small."""
+
+    BYTES = "bytes"
+    LATENCY = "latency"
+
+
+@with_groups
+def search(
+    model: TrainedArgument,
+    *,
+    data: DataOption,
+    test: TestOption = None,
+    metric: MetricOption = None,
+    max_drop: Annotated[float, typer.Option(metavar="POINTS", help=DROP)] = 0.5,
+    output: Annotated[
+        Path | None,
+        output_option(
+            "Where to write the best file; its recipe goes beside it, as .toml.", "MODEL.searched.onnx, here"
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Recipes to try, here; the first is plain int8.")] = 40,
+    small: Annotated[Small, typer.Option(help="What the best file has least of.")] = Small.BYTES,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="optuna's: machines that name the same one share the trials; sqlite:///a.db."),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic.")
+    ] = "onnxruntime",
+    samples: SampleOptions,
+    json: JsonOption = False,
+) -> None:
+    """Search a recipe's settings for the smallest or fastest file that keeps the metric.
+
+    Settings are the weight format of each group of layers, ranges, solver and steps. Every trial is a file that ran on
+    the test data. An interrupted search goes on where it was.
+
+    Example: lowbit search net.onnx --data samples.npz --test test.npz --trials 40 -o net.small.onnx
+    """
+    output = output or Path(f"{model.stem}.searched.onnx")
+    check_output(output, [model, data, test], MODEL_FILES)
+    check_output(recipe := output.with_suffix(".toml"), [model, data, test, output])
+    asked = Asked(model, data, test, output, samples, metric, max_drop, "int8", target, json)
+    answer_search(replace(asked, trials=trials, storage=storage, small=small, recipe_file=recipe))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A search as the command line asks for it; recipe_file: where to write the best recipe."""
+
+    model: Path
+    data: str | None
+    test: str | None
+    output: Path
+    samples: SampleOptions
+    metric: str | None
+    max_drop: float
+    recipe: str
+    target: str | None
+    json: bool
+    trials: int | None = None
+    storage: str | None = None
+    small: str = "bytes"
+    recipe_file: Path | None = None
+
+
+def answer_search(asked: Asked) -> None:
+    """Search, show the tries, and exit with status 2 where the drop was not reached, with 130 after Ctrl-C."""
+    if asked.data is None or asked.test is None:
+        raise InputError("a search for a drop of the metric needs --data to calibrate on and --test to judge on.")
+
+    from lowbit.flows.search import search as search_recipes
+    from lowbit.model import load
+    from lowbit.report.words import bytes_text
+    from lowbit.storage.atomic import write_bytes
+
+    network = load(asked.model)
+    with progress(asked.json) as bar:
+        found = search_recipes(
+            network,
+            asked.samples.open(asked.data, network.inputs),
+            replace(asked.samples, skip=0, limit=None).open(asked.test, network.inputs),
+            metric=asked.metric,
+            max_drop=asked.max_drop,
+            recipe=asked.recipe,
+            target=asked.target,
+            prefer=asked.small,
+            trials=asked.trials,
+            storage=asked.storage,
+            output=asked.output,
+            stage=bar,
+            save=save_model,
+        )
+    size = asked.output.stat().st_size
+    if asked.recipe_file is not None:
+        write_bytes(asked.recipe_file, found.recipe.to_toml().encode())
+    told = "" if asked.recipe_file is None else f" and its recipe {asked.recipe_file}"
+    page = f"wrote {asked.output}{told}: {bytes_text(size)}"
+    following = f"next: lowbit show {asked.output}\n      lowbit compare {asked.model} {asked.output} --data …"
+    answer(asked.json, {"output": str(asked.output), "file_bytes": size, **found.to_dict()}, found, "", page, following)
+    if found.interrupted:
+        print(f"lowbit: interrupted; the best so far is in {asked.output}", file=sys.stderr)
+        sys.exit(130)
+    if not found.reached:
+        raise typer.Exit(2)
