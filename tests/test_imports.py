@@ -25,14 +25,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"numerics", "ranges", "graph", "targets", "solve"},
     "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve"},
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
+    "integer": {"machine_code", "graph", "engines"},
     "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve"},
     "train": {"storage"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
         *("numerics", "ranges", "graph", "storage", "engines", "model", "data", "targets", "recipe", "solve"),
-        *("network", "deploy", "repair", "train", "report", "metadata"),
+        *("network", "deploy", "integer", "repair", "train", "report", "metadata"),
     },
-    "cli": {"graph", "numerics", "ranges", "storage", "model", "data", "solve", "report", "flows"},
+    "cli": {"graph", "numerics", "ranges", "storage", "model", "data", "solve", "integer", "report", "flows"},
 }
 
 

@@ -225,9 +225,10 @@ def _preset(
 
     def recipe(target: str = "onnxruntime") -> Recipe:
         own = find_target(target)
+        kept = tuple(step for step in steps if step != "leave_in_float" or not own.whole)
         pairs = ((weights, own.weights), (activations, own.activations))
         rule = Rule("*", *(TensorSpec(kind, spec) if isinstance(spec, str) else spec for spec, kind in pairs))
-        return Recipe((rule,), PREPARE + steps, target)
+        return Recipe((rule,), PREPARE + kept, target)
 
     return recipe
 

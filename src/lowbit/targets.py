@@ -47,6 +47,7 @@ class Target:
     least_products   (operator, activation function behind it) → products summed into an output, below which the two
                      together are faster in float
     engine        what the file is for, and what the proof reads back
+    whole         everything between inputs and outputs is in integers; what has no integer form is an error
     """
 
     name: str
@@ -55,6 +56,7 @@ class Target:
     kernels: Mapping[str, Role] = field(repr=False)
     least_products: Mapping[tuple[str, str], int] = field(default_factory=dict, repr=False)
     engine: str = "onnxruntime"
+    whole: bool = False
 
 
 _ONNXRUNTIME = _kernels(
@@ -67,6 +69,11 @@ _FUSING = _kernels(  # engines whose convolutions fuse what follows them; a resi
     CONVOLVE="Conv ConvTranspose",
     MULTIPLY="MatMul Gemm",
     FOLLOW="Add Mul AveragePool GlobalAveragePool",
+    ABSORB="Relu Clip",
+)
+_WHOLE = _kernels(  # operators with a form in lowbit.integer; those of one value are tables of 256
+    CONVOLVE="Conv MatMul Gemm",
+    FOLLOW="Add Sub Mul AveragePool GlobalAveragePool ReduceMean Sigmoid Tanh LeakyRelu Elu HardSigmoid HardSwish Gelu",
     ABSORB="Relu Clip",
 )
 
@@ -89,6 +96,8 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             Target("openvino", _CHANNELS, UINT8, _FUSING, engine="openvino"),
             Target("tensorrt", _CHANNELS, INT8, _FUSING, engine="tensorrt"),
             Target("generic", _CHANNELS, UINT8, _ONNXRUNTIME),
+            # Codes of weights from −127 to 127, as TFLite's specification asks for.
+            Target("integer", Format(Int(8, narrow=True), channel(0)), UINT8, _WHOLE, whole=True),
         )
     }
 )

@@ -100,7 +100,7 @@ class RunOptions(SampleOptions):
         int | None,
         typer.Option(min=1, help="Samples at a time; a fixed-batch model keeps its own.", show_default="by size"),
     ] = None
-    engine: Annotated[str, typer.Option(help="onnxruntime or openvino.")] = "onnxruntime"
+    engine: Annotated[str, typer.Option(help="onnxruntime, openvino or integer.")] = "onnxruntime"
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -46,7 +46,7 @@ def quantize(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic.",
+            help="Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic, integer.",
             show_default="the recipe's",
         ),
     ] = None,

@@ -15,6 +15,7 @@ from lowbit.engines.compile import ENGINES, Run
 from lowbit.errors import DataError, InputError
 from lowbit.flows.given import model_and_data
 from lowbit.flows.metrics import Metric, metric_of
+from lowbit.integer.engine import IntegerReference
 from lowbit.model import Model, load
 
 
@@ -80,9 +81,10 @@ class Subject:
 
     def compiled(self, engine: str = "onnxruntime", threads: int | None = None) -> Run:
         """The network in an engine; InputError lists the engines where it is none of them."""
-        if engine not in ENGINES:
-            raise InputError(f"there is no engine '{engine}'. There are {', '.join(ENGINES)}.")
-        return ENGINES[engine].compile(self.program, threads=threads)
+        engines = {**ENGINES, "integer": IntegerReference()}
+        if engine not in engines:
+            raise InputError(f"there is no engine '{engine}'. There are {', '.join(engines)}.")
+        return engines[engine].compile(self.program, threads=threads)
 
 
 def _joined(name: str, parts: list[np.ndarray], axis: int) -> np.ndarray:

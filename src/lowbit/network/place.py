@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from lowbit.errors import UnsupportedError
 from lowbit.graph.layer import OVER_POSITIONS, layer_names, layers_of
 from lowbit.graph.weights import float_constant
 from lowbit.network import why_float
@@ -32,6 +33,11 @@ def place(program: ir.Model, recipe: Recipe) -> Placement:
     idle = idle_rules(nodes, recipe, target)
     placer = _Placer(program.graph, recipe, target, nodes)
     sites = placer.sites()
+    if target.whole and (floats := placer.in_float(sites)):
+        raise UnsupportedError(
+            f"target '{target.name}' computes everything in integers, and these have no integer form: "
+            f"{', '.join(floats)}. Leave them out of the network, or choose another target."
+        )
     integer = frozenset(name for name, role in placer.role.items() if role in COMPUTING)
     return Placement(sites, placer.reasons, integer, target.engine, idle, recipe)
 
@@ -50,8 +56,10 @@ class _Placer:
         self.reasons: dict[str, str] = {}
         self.specs = {n.name: recipe.specs(layer_names(n)) for n in nodes}
         self.role = {str(n.name): self._role(n) for n in nodes}
-        self.integral: set[str] = set()
-        self.wanted: set[str] = set()
+        ends = [
+            [str(v.name) for v in values if v.dtype is ir.DataType.FLOAT] for values in (graph.inputs, graph.outputs)
+        ]
+        self.integral, self.wanted = map(set, ends if target.whole else ([], []))
         self.group: dict[str, str] = {}
 
     def sites(self) -> dict[str, Site]:
@@ -69,6 +77,23 @@ class _Placer:
             for site in self._bias_sites(node, sites):
                 sites.setdefault(site.value, site)
         return sites
+
+    def in_float(self, sites: Mapping[str, Site]) -> list[str]:
+        """Nodes that compute in float, in words, without those that do so only because their neighbours do.
+
+        A clip between quantized values is not among them: it is a table of codes.
+        """
+        found: dict[str, bool] = {}
+        for node in self.nodes:
+            data, name = [v for v in node.inputs if v is not None and v.const_value is None], str(node.name)
+            clips = self.target.kernels.get(node.op_type) is Role.ABSORB
+            coded = clips and all(v.name in sites for v in (*data, *node.outputs))
+            is_float = any(v.dtype in (ir.DataType.FLOAT, None) for v in node.outputs)
+            if data and is_float and not coded and self.role[name] in (None, Role.STORE):
+                reason = self.reasons.get(name, "")
+                formless = bool(reason) or not (node.op_type in self.target.kernels or shares_scale(node))
+                found[f"'{name}' ({node.op_type}{': ' * bool(reason)}{reason})"] = formless
+        return [words for words, formless in found.items() if formless] or list(found)
 
     # ---- roles -------------------------------------------------------------------------------------------------
 
@@ -238,7 +263,7 @@ class _Placer:
 
 def _data(node: ir.Node) -> dict[int, ir.Value]:
     """Index → input, of the inputs that are neither constants nor weights, biases or shapes."""
-    inputs = node.inputs if node.op_type in ("Concat", "Add", "Mul") else node.inputs[:1]
+    inputs = node.inputs if node.op_type in ("Concat", "Add", "Sub", "Mul") else node.inputs[:1]
     return {index: v for index, v in enumerate(inputs) if v is not None and float_constant(v) is None}
 
 

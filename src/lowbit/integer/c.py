@@ -1,0 +1,341 @@
+"""The integer program as C99: one .c and one .h, no library, no malloc, no float, no state but the arena.
+
+The loops are those of kernels.c, of which a network gets what it uses; tables are const, so they stay in flash.
+"""
+
+import keyword
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from lowbit.errors import InputError, UnsupportedError
+from lowbit.integer.plan import Plan, plan, scratch_name
+from lowbit.integer.program import Add, AveragePool, Conv, Copy, Ints, Layer, MaxPool, Multiply, Program, Table, Tensor
+from lowbit.integer.reference import spatial, window_out
+
+BLOCK = 64  # accumulators on the stack
+_SECTION = re.compile(r"/\* section (\w+)(?:: ([\w ]+))? \*/\n")
+_RESERVED = frozenset(
+    {
+        *("auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern"),
+        *("float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed"),
+        *("sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "main"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The two files, and the arena that they ask for."""
+
+    name: str
+    header: str
+    code: str
+    arena_bytes: int
+
+
+def write_c(program: Program, name: str, main: bool = False) -> Source:
+    """The network as `name`.c and `name`.h.
+
+    main   with a `main` that reads input codes from standard input, sample after sample, and writes output codes
+    InputError where the name is no C identifier.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _RESERVED or keyword.iskeyword(name):
+        raise InputError(f"'{name}' is no name for C functions. Call the file by letters, digits and '_': net.c.")
+    if wide := [t.name for t in program.tensors() if t.bits > 8]:
+        raise UnsupportedError(f"'{wide[0]}' has 16-bit codes, which are not written as C yet. Use 8 bits.")
+    placed = plan(program)
+    writer = _Writer(program, placed)
+    steps = [line for layer in program.layers for line in writer.step(layer)]
+    code = "\n".join(
+        [
+            f"/* {name}: {len(program.layers)} layers in integers; written by lowbit. */",
+            f'#include "{name}.h"',
+            *(["", "#include <stdio.h>"] if main else []),
+            "",
+            f"enum {{ BLOCK = {BLOCK} }};",
+            "",
+            _kernels(writer.used),
+            *writer.tables,
+            *_run(program, name, steps),
+            *(_main(program, name) if main else []),
+            "",
+        ]
+    )
+    return Source(name, _header(program, name, placed), code, placed.bytes)
+
+
+class _Writer:
+    """Tables and steps of the layers; `used` collects the sections of kernels.c that they call."""
+
+    def __init__(self, program: Program, placed: Plan) -> None:
+        self.program, self.placed = program, placed
+        self.used: set[str] = set()
+        self.tables: list[str] = []
+        self.names: set[str] = set(_RESERVED)
+
+    def step(self, layer: Layer) -> Iterator[str]:
+        shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in layer.inputs)
+        yield f"    /* {_comment(layer.name)}: {shapes} to {'x'.join(map(str, layer.output.shape[1:]))} */"
+        yield from _STEPS[type(layer)](self, layer)
+
+    def place(self, tensor: Tensor) -> str:
+        """An expression for where a tensor lies."""
+        for ports, word in ((self.program.inputs, "input"), (self.program.outputs, "output")):
+            if tensor.name in [port.name for port in ports]:
+                return word if len(ports) == 1 else f"{word}{[port.name for port in ports].index(tensor.name)}"
+        return self.at(tensor.name)
+
+    def at(self, name: str) -> str:
+        return f"bytes + {self.placed.slots[name].offset}"
+
+    def table(self, kind: str, name: str, array: Ints) -> str:
+        """A constant array; its name."""
+        unique = self.identifier(name)
+        self.tables.append(f"static const {kind} {unique}[{array.size}] = {{\n{_numbers(array)}\n}};\n")
+        return unique
+
+    def struct(self, kind: str, name: str, fields: Mapping[str, Any]) -> str:
+        """A constant struct; its address."""
+        unique = self.identifier(name)
+        lines = ",\n".join(f"    .{key} = {_value(value)}" for key, value in fields.items())
+        self.tables.append(f"static const struct {kind} {unique} = {{\n{lines}\n}};\n")
+        return f"&{unique}"
+
+    def identifier(self, name: str) -> str:
+        word = re.sub(r"\W", "_", name, flags=re.ASCII)
+        word = f"t{word}" if not word or word[0].isdigit() else word
+        unique, number = word, 2
+        while unique in self.names:
+            unique, number = f"{word}_{number}", number + 1
+        self.names.add(unique)
+        return unique
+
+
+def _conv(writer: _Writer, layer: Conv) -> Iterator[str]:
+    writer.used |= {"depthwise" if layer.depthwise else "convolve", f"rescale_{writer.program.rounding}"}
+    rows = layer.weight.reshape(len(layer.weight), -1)
+    # What is not depthwise reads codes lifted by 128: the bias takes it off again.
+    bias = layer.bias if layer.depthwise else layer.bias - 128 * rows.astype(np.int64).sum(1)
+    fields = {
+        "at": _window(spatial(layer.input), spatial(layer.output), layer.weight.shape[1:4], layer),
+        "weight": writer.table("int8_t", f"{layer.name}_weight", rows.T if layer.depthwise else rows),
+        "bias": writer.table("int32_t", f"{layer.name}_bias", bias),
+        "multiplier": writer.table("int32_t", f"{layer.name}_multiplier", layer.rescale.multiplier),
+        "shift": writer.table("uint8_t", f"{layer.name}_shift", layer.rescale.shift),
+        "groups": layer.groups,
+        "in_zero": layer.input.zero,
+        "left": layer.rescale.left,
+    }
+    struct = writer.struct("conv", layer.name, fields | _ends(layer))
+    given = f"{struct}, {writer.place(layer.input)}, {writer.place(layer.output)}"
+    if layer.depthwise:
+        yield f"    depthwise({given});"
+    else:
+        yield f"    convolve({given}, (uint8_t *)({writer.at(scratch_name(layer.name))}));"
+
+
+def _operands(writer: _Writer, layer: Add | Multiply) -> str:
+    second = (
+        writer.place(layer.b) if layer.constant is None else writer.table("int8_t", f"{layer.name}_b", layer.constant)
+    )
+    return f"{writer.place(layer.a)}, {second}, {writer.place(layer.output)}"
+
+
+def _add(writer: _Writer, layer: Add) -> Iterator[str]:
+    writer.used.add("add")
+    fields = {"count": layer.a.size, "period": layer.b.size, "zeros": (layer.a.zero, layer.b.zero)}
+    fields |= {"multipliers": layer.multipliers, "shift": layer.shift}
+    yield f"    add({writer.struct('add', layer.name, fields | _ends(layer))}, {_operands(writer, layer)});"
+
+
+def _multiply(writer: _Writer, layer: Multiply) -> Iterator[str]:
+    writer.used.add("multiply")
+    fields = {"count": layer.a.size, "period": layer.b.size, "zeros": (layer.a.zero, layer.b.zero)}
+    fields |= {"multiplier": int(layer.rescale.multiplier[0]), "shift": int(layer.rescale.shift[0])}
+    fields |= {"left": layer.rescale.left}
+    yield f"    multiply({writer.struct('multiply', layer.name, fields | _ends(layer))}, {_operands(writer, layer)});"
+
+
+def _average(writer: _Writer, layer: AveragePool) -> Iterator[str]:
+    writer.used.add("average")
+    fields = {"at": _window(spatial(layer.input), window_out(layer), layer.kernel, layer), "in_zero": layer.input.zero}
+    fields |= {"counted": int(layer.count_padding), "multiplier": layer.multiplier, "shift": layer.shift}
+    struct = writer.struct("average", layer.name, fields | _ends(layer))
+    yield f"    average({struct}, {writer.place(layer.input)}, {writer.place(layer.output)});"
+
+
+def _largest(writer: _Writer, layer: MaxPool) -> Iterator[str]:
+    writer.used.add("largest")
+    fields = _window(spatial(layer.input), spatial(layer.output), layer.kernel, layer)
+    struct = writer.struct("window", layer.name, fields)
+    yield f"    largest({struct}, {writer.place(layer.input)}, {writer.place(layer.output)});"
+
+
+def _look_up(writer: _Writer, layer: Table) -> Iterator[str]:
+    writer.used.add("look_up")
+    table = writer.table("int8_t", f"{layer.name}_table", layer.table)
+    yield f"    look_up({table}, {writer.place(layer.input)}, {writer.place(layer.output)}, {layer.input.size});"
+
+
+def _copy(writer: _Writer, layer: Copy) -> Iterator[str]:
+    output = writer.place(layer.output)
+    if layer.fill is not None:
+        yield f"    for (i = 0; i < {layer.output.size}; i++)\n        ({output})[i] = {layer.fill};"
+    for number, piece in enumerate(layer.pieces):
+        writer.used.add("copy")
+        numbers = np.array([*piece.counts, *piece.read_steps, *piece.write_steps])
+        table, loops = writer.table("int", f"{layer.name}_loops{number}", numbers), len(piece.counts)
+        source = f"{writer.place(layer.sources[piece.source])} + {piece.read_from}"
+        steps = f"{table}, {table} + {loops}, {table} + {2 * loops}"
+        yield f"    copy({loops}, {steps}, {source}, {output} + {piece.write_to});"
+
+
+def _window(size: Sequence[int], out: Sequence[int], taps: Sequence[int], layer: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {"in": size, "out": out, "taps": taps, "strides": layer.strides, "pads": layer.pads}
+    return fields | {"dilations": getattr(layer, "dilations", (1, 1, 1))}
+
+
+def _ends(layer: Conv | Add | Multiply | AveragePool) -> dict[str, int]:
+    return {"zero": layer.output.zero, "low": layer.low, "high": layer.high}
+
+
+_STEPS: Mapping[type[Layer], Callable[[_Writer, Any], Iterator[str]]] = {
+    Conv: _conv,
+    Add: _add,
+    Multiply: _multiply,
+    AveragePool: _average,
+    MaxPool: _largest,
+    Table: _look_up,
+    Copy: _copy,
+}
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def _kernels(used: set[str]) -> str:
+    """The sections of kernels.c of these names and what they need, in the file's order."""
+    text = (files("lowbit.integer") / "kernels.c").read_text(encoding="utf-8")
+    parts = _SECTION.split(text)[1:]
+    sections = {
+        name: (needs or "", body) for name, needs, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    }
+    wanted = set(used)
+    for name in reversed(sections):
+        if name in wanted:
+            wanted |= set(sections[name][0].split())
+    return "".join(body for name, (_, body) in sections.items() if name in wanted)
+
+
+def _ports(program: Program) -> Iterator[tuple[str, str, Tensor]]:
+    """(word, 'const ' or '', tensor) of each input and output."""
+    for ports, word, const in ((program.inputs, "input", "const "), (program.outputs, "output", "")):
+        for number, port in enumerate(ports):
+            yield word if len(ports) == 1 else f"{word}{number}", const, port
+
+
+def _parameters(program: Program) -> str:
+    return (
+        ", ".join(f"{const}int8_t *{word}" for word, const, _ in _ports(program)) + ", void *arena, size_t arena_bytes"
+    )
+
+
+def _header(program: Program, name: str, placed: Plan) -> str:
+    upper = name.upper()
+    lines = [
+        f"/* {name}: a network in integers; written by lowbit. */",
+        f"#ifndef {upper}_H",
+        f"#define {upper}_H",
+        "",
+        "#include <stddef.h>",
+        "#include <stdint.h>",
+        "",
+        f"#define {upper}_ARENA_BYTES {placed.bytes}",
+    ]
+    for word, _, port in _ports(program):
+        shape = "x".join(map(str, port.shape[1:]))
+        lines += [
+            "",
+            f"/* {word} '{_comment(port.name)}': {shape} codes, last axis fastest; value = (code - zero) * scale */",
+            f"#define {upper}_{word.upper()}_BYTES {port.bytes}",
+            f"#define {upper}_{word.upper()}_SCALE {np.float32(port.scale)!s}f",
+            f"#define {upper}_{word.upper()}_ZERO {port.zero}",
+            f"#define {upper}_{word.upper()}_AT {placed.slots[port.name].offset} /* its own place in the arena */",
+        ]
+    lines += [
+        "",
+        "#ifdef __cplusplus",
+        'extern "C" {',
+        "#endif",
+        "",
+        "/* One sample. Returns 0; 1: the arena is too small; 2: it is not aligned to 4 bytes, and nothing is written.",
+        "   Inputs and outputs may lie anywhere, also in the arena at the places above. No state between calls. */",
+        f"int {name}_run({_parameters(program)});",
+        "",
+        "#ifdef __cplusplus",
+        "}",
+        "#endif",
+        "",
+        "#endif",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _run(program: Program, name: str, steps: Sequence[str]) -> Iterator[str]:
+    yield f"int {name}_run({_parameters(program)})\n{{"
+    yield "    int8_t *const bytes = (int8_t *)arena;"
+    if any("(i = 0;" in step for step in steps):
+        yield "    int i;"
+    yield f"    if (arena_bytes < {name.upper()}_ARENA_BYTES)\n        return 1;"
+    yield "    if ((uintptr_t)arena % 4)\n        return 2;"
+    yield "    (void)bytes;"
+    yield from steps
+    yield "    return 0;\n}"
+
+
+def _main(program: Program, name: str) -> Iterator[str]:
+    upper, ports = name.upper(), list(_ports(program))
+    yield ""
+    yield "/* Input codes from standard input, sample after sample; output codes to standard output. */"
+    yield "int main(void)\n{"
+    yield f"    static int32_t arena[({upper}_ARENA_BYTES + 3) / 4];"
+    yield from (f"    static int8_t {word}[{upper}_{word.upper()}_BYTES];" for word, _, _ in ports)
+    reads = [f"fread({word}, 1, sizeof {word}, stdin) == sizeof {word}" for word, const, _ in ports if const]
+    yield f"    while ({' && '.join(reads)}) {{"
+    words = ", ".join(word for word, _, _ in ports)
+    yield f"        if ({name}_run({words}, arena, sizeof arena))\n            return 1;"
+    for word, const, _ in ports:
+        if not const:
+            yield f"        if (fwrite({word}, 1, sizeof {word}, stdout) != sizeof {word})\n            return 1;"
+    yield "    }\n    return ferror(stdin) != 0;\n}"
+
+
+def _numbers(array: Ints) -> str:
+    """Decimal numbers in lines of at most 120 characters."""
+    lines, line = [], "   "
+    for number in array.reshape(-1).tolist():
+        word = f" {number},"
+        if len(line) + len(word) > 120:
+            lines.append(line)
+            line = "   "
+        line += word
+    return "\n".join([*lines, line])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f".{key} = {_value(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, (tuple, list)):
+        return "{ " + ", ".join(str(int(number)) for number in value) + " }"
+    return str(value)
+
+
+def _comment(text: str) -> str:
+    """A name as it may stand in a comment."""
+    return re.sub(r"[^ -~]|\*/|/\*|\\", "?", text)

@@ -1,0 +1,319 @@
+/* section window */
+/* A window of positions over depth, height and width. in, out: depth, height, width, channels. */
+struct window {
+    int in[4], out[4], taps[3], strides[3], pads[3], dilations[3];
+};
+
+/* section conv: window */
+/* What a convolution is made of; docs: y = zero + rescale(bias + sum of weight * x). */
+struct conv {
+    struct window at;
+    const int8_t *weight;
+    const int32_t *bias, *multiplier;
+    const uint8_t *shift;
+    int groups, in_zero, left, zero, low, high;
+};
+
+/* section rescale_once: conv */
+/* Accumulators to codes: multiplier * 2^(left - 31 - shift), the product rounded once, half up. */
+static void rescale(int32_t *acc, int count, const struct conv *c, int first, int8_t *y)
+{
+    const int32_t *multiplier = c->multiplier + first;
+    const uint8_t *shift = c->shift + first;
+    const int up = 1 << c->left, zero = c->zero, low = c->low, high = c->high;
+    int i;
+    for (i = 0; i < count; i++)
+        acc[i] = (int32_t)(((int64_t)(acc[i] * up) * multiplier[i]) >> 31);
+    for (i = 0; i < count; i++) {
+        int32_t code = (((acc[i] >> (shift[i] - 1)) + 1) >> 1) + zero;
+        code = code < low ? low : code;
+        y[i] = (int8_t)(code > high ? high : code);
+    }
+}
+
+/* section rescale_twice: conv */
+/* Accumulators to codes as TFLite rounds: the product at bit 31, to nearest; the shift, half away from zero. */
+static void rescale(int32_t *acc, int count, const struct conv *c, int first, int8_t *y)
+{
+    int i;
+    for (i = 0; i < count; i++) {
+        const int exponent = c->left - c->shift[first + i];
+        const int up = exponent > 0 ? exponent : 0, down = exponent > 0 ? 0 : -exponent;
+        const int64_t product = (int64_t)(acc[i] * (1 << up)) * c->multiplier[first + i];
+        const int64_t total = product + (product >= 0 ? 1 << 30 : 1 - (1 << 30));
+        const int32_t top = (int32_t)(total / ((int64_t)1 << 31));
+        const int32_t mask = (int32_t)(((int64_t)1 << down) - 1);
+        int32_t code = (top >> down) + ((top & mask) > (mask >> 1) + (top < 0)) + c->zero;
+        code = code < c->low ? c->low : code;
+        y[i] = (int8_t)(code > c->high ? c->high : code);
+    }
+}
+
+/* section convolve: conv */
+/* Copies `count` codes as 0 ... 255: machines multiply unsigned with signed bytes. */
+static uint8_t *lift(const int8_t *x, int count, uint8_t *window)
+{
+    int i;
+    for (i = 0; i < count; i++)
+        window[i] = (uint8_t)(x[i] + 128);
+    return window + count;
+}
+
+static uint8_t *fill(int code, int count, uint8_t *window)
+{
+    int i;
+    for (i = 0; i < count; i++)
+        window[i] = (uint8_t)(code + 128);
+    return window + count;
+}
+
+/* What the output at (d, h, w) is multiplied with, for the channels first ... first + count - 1. */
+static void gather(const struct conv *c, const int8_t *x, int d, int h, int w, int first, int count, uint8_t *window)
+{
+    const struct window *a = &c->at;
+    const int whole = count == a->in[3] && a->dilations[2] == 1;
+    int i, j, k;
+    for (i = 0; i < a->taps[0]; i++) {
+        const int from_d = d * a->strides[0] - a->pads[0] + i * a->dilations[0];
+        for (j = 0; j < a->taps[1]; j++) {
+            const int from_h = h * a->strides[1] - a->pads[1] + j * a->dilations[1];
+            const int from_w = w * a->strides[2] - a->pads[2];
+            const int8_t *row = x + (from_d * a->in[1] + from_h) * a->in[2] * a->in[3];
+            if (from_d < 0 || from_d >= a->in[0] || from_h < 0 || from_h >= a->in[1]) {
+                window = fill(c->in_zero, a->taps[2] * count, window);
+            } else if (whole) { /* taps beside each other lie beside each other */
+                const int begin = from_w < 0 ? 0 : from_w;
+                const int end = from_w + a->taps[2] > a->in[2] ? a->in[2] : from_w + a->taps[2];
+                window = fill(c->in_zero, (begin - from_w) * count, window);
+                window = lift(row + begin * count, (end - begin) * count, window);
+                window = fill(c->in_zero, (from_w + a->taps[2] - end) * count, window);
+            } else {
+                for (k = 0; k < a->taps[2]; k++) {
+                    const int at = from_w + k * a->dilations[2];
+                    if (at < 0 || at >= a->in[2])
+                        window = fill(c->in_zero, count, window);
+                    else
+                        window = lift(row + at * a->in[3] + first, count, window);
+                }
+            }
+        }
+    }
+}
+
+/* acc[o] = bias[o] + sum of window[i] * weight[o][i]; four outputs at a time read the window once. */
+static void multiply_rows(const uint8_t *window, const int8_t *weight, const int32_t *bias, int size, int rows,
+                          int32_t *acc)
+{
+    int o = 0, i;
+    for (; o + 4 <= rows; o += 4, weight += 4 * size) {
+        const int8_t *w0 = weight, *w1 = w0 + size, *w2 = w1 + size, *w3 = w2 + size;
+        int32_t a0 = bias[o], a1 = bias[o + 1], a2 = bias[o + 2], a3 = bias[o + 3];
+        for (i = 0; i < size; i++) {
+            a0 += window[i] * w0[i];
+            a1 += window[i] * w1[i];
+            a2 += window[i] * w2[i];
+            a3 += window[i] * w3[i];
+        }
+        acc[o] = a0;
+        acc[o + 1] = a1;
+        acc[o + 2] = a2;
+        acc[o + 3] = a3;
+    }
+    for (; o < rows; o++, weight += size) {
+        int32_t a = bias[o];
+        for (i = 0; i < size; i++)
+            a += window[i] * weight[i];
+        acc[o] = a;
+    }
+}
+
+static void convolve(const struct conv *c, const int8_t *x, int8_t *y, uint8_t *window)
+{
+    const struct window *a = &c->at;
+    const int inputs = a->in[3] / c->groups, outputs = a->out[3] / c->groups;
+    const int size = a->taps[0] * a->taps[1] * a->taps[2] * inputs;
+    int32_t acc[BLOCK];
+    int d, h, w, g, o;
+    for (d = 0; d < a->out[0]; d++)
+        for (h = 0; h < a->out[1]; h++)
+            for (w = 0; w < a->out[2]; w++)
+                for (g = 0; g < c->groups; g++) {
+                    gather(c, x, d, h, w, g * inputs, inputs, window);
+                    for (o = 0; o < outputs; o += BLOCK) {
+                        const int first = g * outputs + o, rows = outputs - o < BLOCK ? outputs - o : BLOCK;
+                        multiply_rows(window, c->weight + first * size, c->bias + first, size, rows, acc);
+                        rescale(acc, rows, c, first, y);
+                        y += rows;
+                    }
+                }
+}
+
+/* section depthwise: conv */
+/* Each output channel reads the input channel of its number; weight: taps, channels. */
+static void depthwise(const struct conv *c, const int8_t *x, int8_t *y)
+{
+    const struct window *a = &c->at;
+    const int channels = a->in[3];
+    int32_t acc[BLOCK];
+    int d, h, w, i, j, k, first, n;
+    for (d = 0; d < a->out[0]; d++)
+        for (h = 0; h < a->out[1]; h++)
+            for (w = 0; w < a->out[2]; w++)
+                for (first = 0; first < channels; first += BLOCK) {
+                    const int count = channels - first < BLOCK ? channels - first : BLOCK;
+                    const int8_t *weight = c->weight + first;
+                    for (n = 0; n < count; n++)
+                        acc[n] = c->bias[first + n];
+                    for (i = 0; i < a->taps[0]; i++)
+                        for (j = 0; j < a->taps[1]; j++)
+                            for (k = 0; k < a->taps[2]; k++, weight += channels) {
+                                const int from_d = d * a->strides[0] - a->pads[0] + i * a->dilations[0];
+                                const int from_h = h * a->strides[1] - a->pads[1] + j * a->dilations[1];
+                                const int from_w = w * a->strides[2] - a->pads[2] + k * a->dilations[2];
+                                if (from_d < 0 || from_d >= a->in[0] || from_h < 0 || from_h >= a->in[1] ||
+                                    from_w < 0 || from_w >= a->in[2]) {
+                                    for (n = 0; n < count; n++)
+                                        acc[n] += weight[n] * c->in_zero;
+                                } else {
+                                    const int8_t *from =
+                                        x + ((from_d * a->in[1] + from_h) * a->in[2] + from_w) * channels + first;
+                                    for (n = 0; n < count; n++)
+                                        acc[n] += weight[n] * from[n];
+                                }
+                            }
+                    rescale(acc, count, c, first, y);
+                    y += count;
+                }
+}
+
+/* section add */
+struct add {
+    int count, period, zeros[2], shift, zero, low, high;
+    int32_t multipliers[2];
+};
+
+/* y = zero + (sum of (operand - its zero) * its multiplier, rounded half up) >> shift; b repeats along a. */
+static void add(const struct add *s, const int8_t *a, const int8_t *b, int8_t *y)
+{
+    const int32_t ma = s->multipliers[0], mb = s->multipliers[1];
+    const int za = s->zeros[0], zb = s->zeros[1], shift = s->shift, zero = s->zero, low = s->low, high = s->high;
+    const int32_t half = 1 << (shift - 1);
+    int first, i;
+    for (first = 0; first < s->count; first += s->period, a += s->period, y += s->period)
+        for (i = 0; i < s->period; i++) {
+            int32_t code = (((a[i] - za) * ma + (b[i] - zb) * mb + half) >> shift) + zero;
+            code = code < low ? low : code;
+            y[i] = (int8_t)(code > high ? high : code);
+        }
+}
+
+/* section multiply */
+struct multiply {
+    int count, period, zeros[2], multiplier, shift, left, zero, low, high;
+};
+
+/* y = zero + rescale((a - its zero) * (b - its zero)); b repeats along a. */
+static void multiply(const struct multiply *s, const int8_t *a, const int8_t *b, int8_t *y)
+{
+    const int za = s->zeros[0], zb = s->zeros[1], up = 1 << s->left, zero = s->zero, low = s->low, high = s->high;
+    const int32_t multiplier = s->multiplier, shift = s->shift - 1;
+    int first, i;
+    for (first = 0; first < s->count; first += s->period, a += s->period, y += s->period)
+        for (i = 0; i < s->period; i++) {
+            const int32_t top = (int32_t)(((int64_t)((a[i] - za) * (b[i] - zb) * up) * multiplier) >> 31);
+            int32_t code = (((top >> shift) + 1) >> 1) + zero;
+            code = code < low ? low : code;
+            y[i] = (int8_t)(code > high ? high : code);
+        }
+}
+
+/* section average: window */
+struct average {
+    struct window at;
+    int in_zero, counted, shift, zero, low, high;
+    int32_t multiplier;
+};
+
+/* y = zero + sum of (x - in_zero) * multiplier / (places * 2^shift), the quotient rounded once, half up. */
+static void average(const struct average *s, const int8_t *x, int8_t *y)
+{
+    const struct window *a = &s->at;
+    int d, h, w, i, j, k, n, m;
+    for (d = 0; d < a->out[0]; d++)
+        for (h = 0; h < a->out[1]; h++)
+            for (w = 0; w < a->out[2]; w++) {
+                int begin[3], end[3];
+                int64_t places, divisor;
+                begin[0] = d * a->strides[0] - a->pads[0];
+                begin[1] = h * a->strides[1] - a->pads[1];
+                begin[2] = w * a->strides[2] - a->pads[2];
+                for (m = 0; m < 3; m++) {
+                    end[m] = begin[m] + a->taps[m] > a->in[m] ? a->in[m] : begin[m] + a->taps[m];
+                    begin[m] = begin[m] < 0 ? 0 : begin[m];
+                }
+                places = (int64_t)(end[0] - begin[0]) * (end[1] - begin[1]) * (end[2] - begin[2]);
+                divisor = (s->counted ? (int64_t)a->taps[0] * a->taps[1] * a->taps[2] : places) * ((int64_t)1 << s->shift);
+                for (n = 0; n < a->in[3]; n++) {
+                    int32_t total = (int32_t)(-places * s->in_zero);
+                    int64_t doubled, quotient;
+                    for (i = begin[0]; i < end[0]; i++)
+                        for (j = begin[1]; j < end[1]; j++)
+                            for (k = begin[2]; k < end[2]; k++)
+                                total += x[((i * a->in[1] + j) * a->in[2] + k) * a->in[3] + n];
+                    doubled = 2 * (int64_t)total * s->multiplier + divisor;
+                    quotient = doubled / (2 * divisor);
+                    quotient -= doubled % (2 * divisor) < 0; /* C divides toward zero */
+                    quotient += s->zero;
+                    quotient = quotient < s->low ? s->low : quotient;
+                    *y++ = (int8_t)(quotient > s->high ? s->high : quotient);
+                }
+            }
+}
+
+/* section largest: window */
+/* y = the largest code of a window; places outside do not count. */
+static void largest(const struct window *a, const int8_t *x, int8_t *y)
+{
+    int d, h, w, i, j, k, n;
+    for (d = 0; d < a->out[0]; d++)
+        for (h = 0; h < a->out[1]; h++)
+            for (w = 0; w < a->out[2]; w++, y += a->out[3]) {
+                for (n = 0; n < a->out[3]; n++)
+                    y[n] = -128;
+                for (i = 0; i < a->taps[0]; i++)
+                    for (j = 0; j < a->taps[1]; j++)
+                        for (k = 0; k < a->taps[2]; k++) {
+                            const int from_d = d * a->strides[0] - a->pads[0] + i * a->dilations[0];
+                            const int from_h = h * a->strides[1] - a->pads[1] + j * a->dilations[1];
+                            const int from_w = w * a->strides[2] - a->pads[2] + k * a->dilations[2];
+                            const int8_t *from = x + ((from_d * a->in[1] + from_h) * a->in[2] + from_w) * a->in[3];
+                            if (from_d < 0 || from_d >= a->in[0] || from_h < 0 || from_h >= a->in[1] || from_w < 0 ||
+                                from_w >= a->in[2])
+                                continue;
+                            for (n = 0; n < a->out[3]; n++)
+                                y[n] = from[n] > y[n] ? from[n] : y[n];
+                        }
+            }
+}
+
+/* section look_up */
+/* y = table[x + 128] */
+static void look_up(const int8_t *table, const int8_t *x, int8_t *y, int count)
+{
+    int i;
+    for (i = 0; i < count; i++)
+        y[i] = table[x[i] + 128];
+}
+
+/* section copy */
+/* Copies a block; loops from the outermost, each with its steps in the source and the target. */
+static void copy(int loops, const int *counts, const int *read, const int *write, const int8_t *x, int8_t *y)
+{
+    int i;
+    for (i = 0; i < counts[0]; i++, x += read[0], y += write[0]) {
+        if (loops == 1)
+            *y = *x;
+        else
+            copy(loops - 1, counts + 1, read + 1, write + 1, x, y);
+    }
+}

@@ -1,0 +1,150 @@
+"""The loops of the reference, as the formulas say them: one sample at a time, int32 accumulators, no float.
+
+All tensors are (samples, size) of int8 or int16 and lie channels last. numba compiles each function at its first call.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowbit.machine_code import kernel
+
+Ints = NDArray[Any]
+
+
+@kernel
+def once(accumulator: int, multiplier: int, shift: int, left: int) -> int:
+    """accumulator · multiplier · 2^(left − 31 − shift), the product rounded once, half up.
+
+    The product's low 31 bits are dropped first, so that the rest is 32-bit arithmetic; floor(floor(a / 2^i) / 2^j) =
+    floor(a / 2^(i + j)), so nothing is lost.
+    """
+    high = ((accumulator << left) * multiplier) >> 31
+    return ((high >> (shift - 1)) + 1) >> 1
+
+
+@kernel
+def twice(accumulator: int, multiplier: int, shift: int, left: int) -> int:
+    """The same product as TFLite and ARM round it: to nearest at bit 31 (ties up), then half away from zero."""
+    exponent = left - shift
+    up, down = max(exponent, 0), max(-exponent, 0)
+    product = (accumulator << up) * multiplier
+    nudge = (1 << 30) if product >= 0 else 1 - (1 << 30)
+    total = product + nudge
+    high = total >> 31 if total >= 0 else -((-total) >> 31)
+    mask = (1 << down) - 1
+    threshold = (mask >> 1) + (1 if high < 0 else 0)
+    return (high >> down) + (1 if (high & mask) > threshold else 0)
+
+
+@kernel
+def rescale(accumulator: int, multiplier: int, shift: int, left: int, double: bool) -> int:
+    """By the program's rule; see Rounding in program.py."""
+    return twice(accumulator, multiplier, shift, left) if double else once(accumulator, multiplier, shift, left)
+
+
+@kernel
+def convolve(
+    x: Ints, y: Ints, weight: Ints, bias: Ints, multiplier: Ints, shift: Ints, left: int, double: bool,
+    size: Any, out: Any, strides: Any, pads: Any, dilations: Any, zero: int, ends: Any,
+) -> None:  # fmt: skip
+    """y[position, o] = zero_y + rescale(bias[o] + Σ weight[group, tap, c, o] · x[position + tap, c]).
+
+    weight      int32, (groups, depth, height, width, inputs of a group, outputs of a group)
+    size, out   depth, height, width, channels of x and y
+    zero        what lies outside x
+    ends        (zero_y, lowest, highest code)
+    double      rounds twice
+    """
+    groups, taps_d, taps_h, taps_w, inputs, outputs = weight.shape
+    total = np.zeros(out[3], np.int32)
+    for s in range(x.shape[0]):
+        for at in range(out[0] * out[1] * out[2]):
+            d, h, w = at // (out[1] * out[2]), at // out[2] % out[1], at % out[2]
+            total[:] = bias
+            for i in range(taps_d):
+                from_d = d * strides[0] - pads[0] + i * dilations[0]
+                for j in range(taps_h):
+                    from_h = h * strides[1] - pads[1] + j * dilations[1]
+                    for k in range(taps_w):
+                        from_w = w * strides[2] - pads[2] + k * dilations[2]
+                        inside = 0 <= from_d < size[0] and 0 <= from_h < size[1] and 0 <= from_w < size[2]
+                        read = ((from_d * size[1] + from_h) * size[2] + from_w) * size[3]
+                        for g in range(groups):
+                            for c in range(inputs):
+                                value = np.int32(x[s, read + g * inputs + c] if inside else zero)
+                                row = weight[g, i, j, k, c]
+                                for o in range(outputs):
+                                    total[g * outputs + o] += value * row[o]
+            for o in range(out[3]):
+                code = rescale(int(total[o]), multiplier[o], shift[o], left, double) + ends[0]
+                y[s, at * out[3] + o] = min(max(code, ends[1]), ends[2])
+
+
+@kernel
+def add(a: Ints, b: Ints, y: Ints, zeros: Any, multipliers: Any, shift: int, ends: Any) -> None:
+    """y = zero_y + (Σ (operand − its zero) · its multiplier + 2^(shift−1)) >> shift; b's values repeat along a's."""
+    for s in range(a.shape[0]):
+        for i in range(a.shape[1]):
+            total = (np.int64(a[s, i]) - zeros[0]) * multipliers[0]
+            total += (np.int64(b[s % b.shape[0], i % b.shape[1]]) - zeros[1]) * multipliers[1]
+            code = ((total + (1 << (shift - 1))) >> shift) + ends[0]
+            y[s, i] = min(max(code, ends[1]), ends[2])
+
+
+@kernel
+def multiply(
+    a: Ints, b: Ints, y: Ints, zeros: Any, multiplier: int, shift: int, left: int, double: bool, ends: Any
+) -> None:
+    """y = zero_y + rescale((a − zero_a) · (b − zero_b)); b's values repeat along a's."""
+    for s in range(a.shape[0]):
+        for i in range(a.shape[1]):
+            product = (np.int64(a[s, i]) - zeros[0]) * (np.int64(b[s % b.shape[0], i % b.shape[1]]) - zeros[1])
+            code = rescale(int(product), multiplier, shift, left, double) + ends[0]
+            y[s, i] = min(max(code, ends[1]), ends[2])
+
+
+@kernel
+def average(
+    x: Ints, y: Ints, size: Any, out: Any, taps: Any, strides: Any, pads: Any, counted: bool, zero: int,
+    multiplier: int, shift: int, ends: Any,
+) -> None:  # fmt: skip
+    """y = zero_y + Σ (x − zero) · multiplier / (places · 2^shift), the quotient rounded once, half up."""
+    for s in range(x.shape[0]):
+        for at in range(out[0] * out[1] * out[2]):
+            d, h, w = at // (out[1] * out[2]), at // out[2] % out[1], at % out[2]
+            first_d, first_h, first_w = d * strides[0] - pads[0], h * strides[1] - pads[1], w * strides[2] - pads[2]
+            begin_d, end_d = max(first_d, 0), min(first_d + taps[0], size[0])
+            begin_h, end_h = max(first_h, 0), min(first_h + taps[1], size[1])
+            begin_w, end_w = max(first_w, 0), min(first_w + taps[2], size[2])
+            places = (end_d - begin_d) * (end_h - begin_h) * (end_w - begin_w)
+            divisor = (taps[0] * taps[1] * taps[2] if counted else places) << shift
+            for c in range(out[3]):
+                total = -np.int64(places) * zero
+                for i in range(begin_d, end_d):
+                    for j in range(begin_h, end_h):
+                        for k in range(begin_w, end_w):
+                            total += x[s, ((i * size[1] + j) * size[2] + k) * size[3] + c]
+                code = (2 * total * multiplier + divisor) // (2 * divisor) + ends[0]
+                y[s, at * out[3] + c] = min(max(code, ends[1]), ends[2])
+
+
+@kernel
+def largest(x: Ints, y: Ints, size: Any, out: Any, taps: Any, strides: Any, pads: Any, dilations: Any) -> None:
+    """y = the largest x of a window."""
+    for s in range(x.shape[0]):
+        for at in range(out[0] * out[1] * out[2]):
+            d, h, w = at // (out[1] * out[2]), at // out[2] % out[1], at % out[2]
+            for c in range(out[3]):
+                most = -(1 << 15)
+                for i in range(taps[0]):
+                    for j in range(taps[1]):
+                        for k in range(taps[2]):
+                            from_d = d * strides[0] - pads[0] + i * dilations[0]
+                            from_h = h * strides[1] - pads[1] + j * dilations[1]
+                            from_w = w * strides[2] - pads[2] + k * dilations[2]
+                            if 0 <= from_d < size[0] and 0 <= from_h < size[1] and 0 <= from_w < size[2]:
+                                read = ((from_d * size[1] + from_h) * size[2] + from_w) * size[3] + c
+                                most = max(most, int(x[s, read]))
+                y[s, at * out[3] + c] = most

@@ -1,0 +1,382 @@
+"""From a file of QuantizeLinear and DequantizeLinear to the integer program: one walk over the graph.
+
+Every float value of the file is a function of codes: what DequantizeLinear gives, or an accumulator that waits for the
+QuantizeLinear behind it. The float graph only says which; none of it is left in the program.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from lowbit.errors import LowbitError, ShapeError, UnsupportedError
+from lowbit.graph.fix_inputs import fix_inputs
+from lowbit.graph.load import read_file
+from lowbit.graph.weights import constant
+from lowbit.integer import forms
+from lowbit.integer.bounds import check_accumulators
+from lowbit.integer.functions import FUNCTIONS, evaluate
+from lowbit.integer.moves import FILLED, pieces_of, positions, run_node
+from lowbit.integer.program import Copy, Ints, Layer, Program, Rounding, Table, Tensor
+from lowbit.integer.values import Array, Coded, Constant, Waiting, channels_last, onnx_shape
+
+AGAIN = "Quantize the float network with --target integer."
+_MOVING = frozenset(
+    {
+        *("Identity", "Dropout", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat"),
+        *("Pad", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Gather", "Resize"),
+    }
+)
+
+
+def read_program(path: Path, rounding: Rounding = "once", sizes: Mapping[str, int] | None = None) -> Program:
+    """The integer program of a file that `lowbit quantize --target integer` wrote."""
+    return lower(read_file(path), rounding, sizes)
+
+
+def lower(source: ir.Model, rounding: Rounding = "once", sizes: Mapping[str, int] | None = None) -> Program:
+    """The integer program of a network with Q/DQ; UnsupportedError names all operators that have no integer form.
+
+    sizes   of dimensions that have only a name; the batch, the first of every input, is 1
+    """
+    program = source.clone()
+    _fix_sizes(program, dict(sizes or {}))
+    walk = _Walk(program.graph)
+    for node in program.graph:
+        walk.visit(node)
+    if walk.wrong:
+        raise UnsupportedError(f"these have no integer form: {'; '.join(walk.wrong)}. {AGAIN}")
+    outputs = walk.outputs()
+    lowered = Program(
+        walk.inputs(), outputs, tuple(str(v.name) for v in program.graph.outputs), tuple(walk.layers), rounding
+    )
+    check_accumulators(lowered)
+    return lowered
+
+
+def _fix_sizes(program: ir.Model, sizes: dict[str, int]) -> None:
+    """One sample at a time: the first axis of every input becomes 1; ShapeError where another has no size."""
+    for port in program.graph.inputs:
+        dims = list(port.shape or ())
+        others = [str(d.value) for d in dims[1:] if not isinstance(d, int) and str(d.value) not in sizes]
+        if others or not dims:
+            raise ShapeError(
+                f"input '{port.name}' has the shape {port.shape}: an integer program needs every size but the batch's. "
+                f"Fix it: --shape {','.join(f'{name}=…' for name in others) or '…'}."
+            )
+        if not isinstance(dims[0], int):
+            sizes[str(dims[0].value)] = 1
+        elif dims[0] != 1:
+            raise ShapeError(
+                f"input '{port.name}' has a fixed batch of {dims[0]}; an integer program takes one sample."
+            )
+    fix_inputs(program, sizes)
+
+
+@dataclass
+class _Codes:
+    """The output of a QuantizeLinear; the tensor is made by the first DequantizeLinear, which has the user's name."""
+
+    made: "Waiting | Coded | ir.Value"
+    scale: float
+    zero: int
+    bits: int
+    low: int
+    high: int
+    tensor: Coded | None = None
+
+
+_Known = Coded | Waiting | _Codes | Constant
+
+
+class _FollowsError(UnsupportedError):
+    """Reads what a node before, already named, could not make."""
+
+
+class _Walk:
+    """The state of `lower`: what each value of the graph is in the integer program, and the layers so far."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.layers: list[Layer] = []
+        self.known: dict[str, _Known] = {}
+        self.ports: dict[str, Tensor] = {}
+        self.wrong: list[str] = []
+
+    def visit(self, node: ir.Node) -> None:
+        try:
+            self._visit(node)
+        except _FollowsError:
+            pass
+        except LowbitError as error:
+            self.wrong.append(f"'{node.name}' ({node.op_type}): {error}")
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        if missing := [port.name for port in self.graph.inputs if str(port.name) not in self.ports]:
+            raise UnsupportedError(f"input '{missing[0]}' is not quantized. {AGAIN}")
+        return tuple(self.ports[str(port.name)] for port in self.graph.inputs)
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        found = []
+        for value in self.graph.outputs:
+            coded = self.known.get(str(value.name))
+            if not isinstance(coded, Coded) or coded.function is not None:
+                raise UnsupportedError(f"output '{value.name}' is computed in float. {AGAIN}")
+            found.append(coded.tensor)
+        return tuple(found)
+
+    # ---- values --------------------------------------------------------------------------------------------------
+
+    def _value(self, value: ir.Value | None) -> _Known:
+        name = "" if value is None else str(value.name)
+        if name not in self.known:
+            array = constant(value)
+            if array is None:
+                if value is not None and value.is_graph_input():
+                    raise UnsupportedError(f"reads the input '{name}', which is not quantized")
+                raise _FollowsError(f"'{name}' has no integer form")
+            self.known[name] = Constant(array)
+        return self.known[name]
+
+    def _is_constant(self, value: ir.Value) -> bool:
+        known = self.known.get(str(value.name))
+        return isinstance(known, Constant) if known is not None else constant(value) is not None
+
+    def _array(self, value: ir.Value | None) -> Array:
+        held = self._value(value)
+        if not isinstance(held, Constant):
+            raise UnsupportedError("an operand that has to be a constant is computed")
+        return held.real()
+
+    def _visit(self, node: ir.Node) -> None:
+        read = {i: v for i, v in enumerate(node.inputs) if v is not None}
+        data = [v for v in read.values() if not self._is_constant(v)]
+        name = str(node.outputs[0].name)
+        if node.op_type == "DequantizeLinear":
+            self.known[name] = self._decoded(node, name)
+        elif not data:
+            arrays = {i: np.asarray(self._array(v)) for i, v in read.items()}
+            arrays = {i: a.astype(np.float32) if a.dtype == np.float64 else a for i, a in arrays.items()}
+            self.known |= {str(v.name): Constant(a) for v, a in zip(node.outputs, run_node(node, arrays), strict=True)}
+        elif node.op_type == "QuantizeLinear":
+            self.known[name] = self._encoded(node)
+        elif isinstance(first := self._value(data[0]), _Codes):
+            self.known[name] = self._clipped(node, first)
+        elif isinstance(waiting := next((w for v in data if isinstance(w := self._value(v), Waiting)), None), Waiting):
+            self.known[name] = self._behind(node, waiting)
+        else:
+            self._compute(node, {i: self._value(v) for i, v in read.items()})
+
+    # ---- quantizers ----------------------------------------------------------------------------------------------
+
+    def _encoded(self, node: ir.Node) -> _Codes:
+        value, scale = node.inputs[0], self._array(node.inputs[1])
+        zero = self._array(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.uint8)
+        if scale.size != 1:
+            raise UnsupportedError("an activation with a scale for each channel")
+        assert value is not None
+        made = value if value.is_graph_input() else self._value(value)
+        if isinstance(made, (Constant, _Codes)):
+            raise UnsupportedError("quantizes what is no activation")
+        bits = 8 * zero.dtype.itemsize
+        half = 1 << (bits - 1)
+        signed = int(zero.reshape(())) - (half if zero.dtype.kind == "u" else 0)  # codes are signed in the program
+        return _Codes(made, float(scale.reshape(())), signed, bits, -half, half - 1)
+
+    def _clipped(self, node: ir.Node, codes: _Codes) -> _Codes:
+        """Codes between bounds: they have fewer bits, or a clip stood before the quantizer."""
+        if node.op_type != "Clip":
+            raise UnsupportedError("computes on codes as they are")
+        low, high = (self._array(value) for value in node.inputs[1:3])
+        half = 1 << (codes.bits - 1) if low.dtype.kind == "u" else 0
+        return replace(codes, low=int(low) - half, high=int(high) - half)
+
+    def _decoded(self, node: ir.Node, name: str) -> Coded | Constant:
+        value = node.inputs[0]
+        assert value is not None
+        if self._is_constant(value):
+            zero = self._array(node.inputs[2]) if len(node.inputs) > 2 else None
+            scale, axis = self._array(node.inputs[1]), node.attributes.get_int("axis", 1)
+            return Constant(self._array(value), scale, zero, axis if scale.ndim else None)
+        codes = self._value(value)
+        if not isinstance(codes, _Codes):
+            raise UnsupportedError("decodes what holds no codes")
+        if codes.tensor is None:
+            codes.tensor = self._tensor(codes, name)
+        return codes.tensor
+
+    def _tensor(self, codes: _Codes, name: str) -> Coded:
+        """The tensor that a QuantizeLinear makes, and the layer that computes it."""
+        made = codes.made
+        if isinstance(made, ir.Value):
+            shape = tuple(int(d) for d in made.shape or ())  # type: ignore[arg-type]
+            order = channels_last(len(shape))
+            tensor = Tensor(str(made.name), tuple(shape[a] for a in order), order, codes.scale, codes.zero, codes.bits)
+            if self.ports.setdefault(str(made.name), tensor) != tensor:
+                raise UnsupportedError(f"input '{made.name}' is quantized in two ways")
+            return Coded(tensor)
+        if isinstance(made, Coded):
+            return self._table(made, codes, name)
+        shape = tuple(made.shape[axis] for axis in made.order)
+        tensor = Tensor(name, shape, made.order, codes.scale, codes.zero, codes.bits)
+        ends = (np.rint(end / codes.scale) + codes.zero for end in (made.low, made.high))
+        low, high = (int(np.clip(end, codes.low, codes.high)) for end in ends)
+        self.layers.append(made.finish(tensor, low, high))
+        return Coded(tensor)
+
+    def _table(self, made: Coded, codes: _Codes, name: str) -> Coded:
+        before = made.tensor
+        same = (before.scale, before.zero, before.bits) == (codes.scale, codes.zero, codes.bits)
+        if made.function is None and same and (codes.low, codes.high) == before.ends:
+            return made  # it was quantized so already
+        if before.bits > 8 or codes.bits > 8:
+            raise UnsupportedError("a function of a 16-bit value, for which there is no table")
+        tensor = replace(before, name=name, scale=codes.scale, zero=codes.zero, bits=codes.bits)
+        table = np.clip(np.rint(made.values() / codes.scale) + codes.zero, codes.low, codes.high)
+        self.layers.append(Table(name, before, tensor, table.astype(np.int8)))
+        return Coded(tensor)
+
+    # ---- operators -----------------------------------------------------------------------------------------------
+
+    def _behind(self, node: ir.Node, waiting: Waiting) -> Waiting:
+        """What stands between a kernel and its QuantizeLinear: clips, and the constant that is a product's bias."""
+        if node.op_type in ("Relu", "Clip"):
+            low, high = self._bounds(node)
+            low, high = (float(np.clip(end, low, high)) for end in (waiting.low, waiting.high))
+            return replace(waiting, low=low, high=high)
+        added = [v for v in node.inputs if v is not None and self._is_constant(v)]
+        if node.op_type in ("Add", "Sum") and waiting.add_bias is not None and len(added) == 1:
+            bias = self._value(added[0])
+            assert isinstance(bias, Constant)
+            return waiting.add_bias(bias)
+        raise UnsupportedError("reads a value that no quantizer stands on")
+
+    def _bounds(self, clip: ir.Node) -> tuple[float, float]:
+        """(lowest, highest) value that a Relu or Clip lets through."""
+        if clip.op_type == "Relu":
+            return 0.0, np.inf
+        ends = [*clip.inputs[1:], None, None][:2]
+        low, high = (d if v is None else float(self._array(v)) for v, d in zip(ends, (-np.inf, np.inf), strict=True))
+        return low, high
+
+    def _compute(self, node: ir.Node, read: dict[int, _Known]) -> None:
+        name = str(node.outputs[0].name)
+        data = {i: v for i, v in read.items() if isinstance(v, Coded)}
+        operands = {i: v for i, v in read.items() if isinstance(v, (Coded, Constant))}
+        if node.op_type in _MOVING:
+            self._move(node, data, {i: v.real() for i, v in operands.items() if isinstance(v, Constant)})
+        elif self._is_function(node, operands):
+            first = next(iter(data.values()))
+            numbers = [
+                None if (v := operands.get(i)) is None else v.values() if isinstance(v, Coded) else v.real().reshape(())
+                for i in range(len(node.inputs))
+            ]
+            self.known[name] = Coded(first.tensor, evaluate(node, numbers))
+        elif node.op_type in ("MaxPool", "GlobalMaxPool"):
+            layer = forms.max_pool(node, {0: self._channels_last(data[0])})
+            self.layers.append(layer)
+            self.known[name] = Coded(layer.output)
+        elif node.op_type in forms.OVER_POSITIONS:
+            self.known[name] = forms.OVER_POSITIONS[node.op_type](node, operands | {0: self._channels_last(data[0])})
+        elif node.op_type in forms.ORDERED:
+            as_it_lies = node.op_type == "ReduceMean"
+            first = data[0] if as_it_lies else self._in_order(data[0], tuple(range(len(data[0].shape))))
+            self.known[name] = forms.ORDERED[node.op_type](node, operands | {0: first})
+        elif node.op_type in ("Add", "Sum", "Sub", "Mul") and len(node.inputs) == 2:
+            self.known[name] = self._elementwise(node, operands)
+        else:
+            raise UnsupportedError("an operator without integer form")
+
+    def _is_function(self, node: ir.Node, operands: dict[int, Coded | Constant]) -> bool:
+        """Whether it computes each value from one code: all it reads are functions of one tensor, and numbers."""
+        tensors = {v.tensor.name for v in operands.values() if isinstance(v, Coded)}
+        numbers = all(v.array.size == 1 for v in operands.values() if isinstance(v, Constant))
+        bits = max(v.tensor.bits for v in operands.values() if isinstance(v, Coded))
+        return node.op_type in FUNCTIONS and len(tensors) == 1 and numbers and bits <= 8
+
+    def _elementwise(self, node: ir.Node, operands: dict[int, Coded | Constant]) -> Waiting:
+        shape = tuple(int(d) for d in node.outputs[0].shape or ())  # type: ignore[arg-type]
+        first = next(i for i in (0, 1) if isinstance(v := operands[i], Coded) and v.shape == shape)
+        a, b = operands[first], operands[1 - first]
+        assert isinstance(a, Coded)
+        if any(isinstance(v, Coded) and v.function is not None for v in (a, b)):
+            raise UnsupportedError("reads a value that no quantizer stands on")
+        if isinstance(b, Coded):
+            held, rank = b.tensor, len(shape) - len(b.shape)
+            order = (*range(rank), *(axis + rank for axis in held.order))
+            wide = replace(held, shape=(*(1,) * rank, *held.shape), order=order)
+            b = self._in_order(Coded(wide), a.tensor.order)
+            if not forms.repeats(b.tensor.shape, a.tensor.shape):
+                raise UnsupportedError("an operand that is repeated along inner axes")
+        if node.op_type == "Mul":
+            return forms.multiply(a, b)
+        waiting = forms.add(a, b, -1 if node.op_type == "Sub" else 1)
+        if node.op_type == "Sub" and first == 1:
+            raise UnsupportedError("subtracts a larger tensor from a smaller one")
+        return waiting
+
+    # ---- moves ---------------------------------------------------------------------------------------------------
+
+    def _channels_last(self, coded: Coded) -> Coded:
+        return self._in_order(coded, channels_last(len(coded.shape)))
+
+    def _in_order(self, coded: Coded, order: tuple[int, ...]) -> Coded:
+        """The same values with their axes in this order in memory; copied where they lie otherwise."""
+        held = coded.tensor
+        if held.order == order or coded.function is not None:
+            return coded
+        where = _lies(held).transpose(order)
+        return self._copied(f"{held.name}.{''.join(map(str, order))}", [held], where, order)
+
+    def _copied(self, name: str, sources: list[Tensor], where: Ints, order: tuple[int, ...], fill: float = 0) -> Coded:
+        """Codes of these tensors in other places: where[i] counts through the memory of all of them."""
+        first = sources[0]
+        if len(sources) == 1 and np.array_equal(where.reshape(-1), np.arange(first.size)):
+            return Coded(replace(first, shape=where.shape, order=order))  # as it lies
+        tensor = replace(first, name=name, shape=where.shape, order=order)
+        pieces = pieces_of(where, [s.size for s in sources], name)
+        filled = np.any(where == FILLED)
+        code = int(np.clip(np.rint(fill / first.scale) + first.zero, *first.ends))
+        self.layers.append(Copy(name, tuple(sources), tensor, pieces, code if filled else None))
+        return Coded(tensor)
+
+    def _move(self, node: ir.Node, data: dict[int, Coded], constants: dict[int, Array]) -> None:
+        sources = [coded.tensor for coded in data.values()]
+        if any(coded.function is not None for coded in data.values()):
+            raise UnsupportedError("reads a value that no quantizer stands on")
+        if len({(s.scale, s.zero, s.bits) for s in sources}) > 1:
+            raise UnsupportedError("joins values of several scales")
+        if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
+            raise UnsupportedError("resizes by other than the nearest value")
+        filling = float(constants[2]) if node.op_type == "Pad" and 2 in constants else 0.0
+        starts = np.cumsum([0, *(s.size for s in sources)])
+        lies = np.concatenate([_lies(s).reshape(-1) + start for s, start in zip(sources, starts, strict=False)])
+        shapes = {i: onnx_shape(coded.tensor) for i, coded in data.items()}
+        keeps = {len(s.shape) for s in sources} if sources[0].order == channels_last(len(sources[0].shape)) else set()
+        for value, found in zip(node.outputs, positions(node, shapes, constants), strict=True):
+            order = channels_last(found.ndim) if found.ndim in keeps else tuple(range(found.ndim))
+            place = np.where(found == FILLED, FILLED, lies[np.maximum(found, 0)])
+            self.known[str(value.name)] = self._placed(str(value.name), sources, place, order, filling)
+
+    def _placed(self, name: str, sources: list[Tensor], place: Ints, order: tuple[int, ...], fill: float) -> Coded:
+        """In the order that needs no copy, if there is one: a transpose often only renames axes."""
+        for free in (order, tuple(range(place.ndim)), tuple(np.argsort(_strides(place))[::-1])):
+            where = place.transpose(free)
+            if len(sources) == 1 and np.array_equal(where.reshape(-1), np.arange(sources[0].size)):
+                return self._copied(name, sources, where, tuple(int(a) for a in free))
+        return self._copied(name, sources, place.transpose(order), order, fill)
+
+
+def _lies(tensor: Tensor) -> Ints:
+    """In ONNX's shape, where in memory each value lies."""
+    return np.arange(tensor.size).reshape(tensor.shape).transpose(np.argsort(tensor.order))
+
+
+def _strides(place: Ints) -> list[int]:
+    """How far one step along each axis moves through memory."""
+    return [
+        int(np.take(place, 1, axis).reshape(-1)[0] - place.reshape(-1)[0]) if place.shape[axis] > 1 else place.size + 1
+        for axis in range(place.ndim)
+    ]

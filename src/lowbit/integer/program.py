@@ -1,0 +1,277 @@
+"""The integer program: a network as plain data, from input codes to output codes without one float.
+
+Source of the arithmetic: Jacob et al. 2018 (arXiv 1712.05877), section 2; docs/integers.md derives it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowbit.errors import UnsupportedError
+
+Ints = NDArray[np.integer[Any]]
+Rounding = Literal["once", "twice"]
+"""How an accumulator becomes a code; the one place that says so.
+
+once    y = (acc · multiplier + 2^(30 + shift)) >> (31 + shift): the 64-bit product is rounded once, half up
+twice   TFLite's and ARM's rule: the product's high 31 bits rounded to nearest, then shifted with rounding half away
+        from zero. Two roundings: about one code in a thousand differs from `once` by one
+"""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A value of the program, for one sample: real = (code − zero) · scale.
+
+    shape   as it lies in memory, channels last; the first axis is the batch, 1
+    order   axis i of the memory is axis order[i] of the ONNX value: (0, 2, 3, 1) is NCHW turned to NHWC
+    bits    of a code: codes are signed, and of at most 8 bits int8, else int16
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    scale: float
+    zero: int
+    bits: int = 8
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.int8 if self.bits <= 8 else np.int16)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def bytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """A positive factor, or one an output channel, as integers: multiplier · 2^(left − 31 − shift).
+
+    multiplier   int32, 2^30 ≤ multiplier < 2^31 (Q31); 0 where the factor is below 2^−62
+    shift        int32, at least 1
+    left         bits that accumulators are shifted up before, the same for all; 0 unless a factor is 1/2 or more
+    """
+
+    multiplier: Ints
+    shift: Ints
+    left: int = 0
+
+    @staticmethod
+    def of(factors: "float | NDArray[np.float64]") -> "Rescale":
+        factor = np.atleast_1d(np.asarray(factors, np.float64))
+        if not np.all(np.isfinite(factor)) or np.any(factor < 0) or factor.max() >= 2**15:
+            raise UnsupportedError(
+                f"a scale is multiplied by {factor.max():g}, which no rescaling in integers reaches."
+            )
+        mantissa, exponent = np.frexp(factor)
+        multiplier = np.rint(mantissa * 2.0**31).astype(np.int64)
+        exponent = np.where(multiplier == 2**31, exponent + 1, exponent)
+        multiplier = np.where(multiplier == 2**31, 2**30, multiplier)
+        gone = (exponent < -31) | (factor == 0)
+        multiplier, exponent = np.where(gone, 0, multiplier), np.where(gone, -1, exponent)
+        left = max(0, int(exponent.max()) + 1)
+        return Rescale(multiplier.astype(np.int32), (left - exponent).astype(np.int32), left)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """y = zero_y + rescale(bias + Σ weight · x), x outside its tensor being zero_x. A matrix product has kernel 1.
+
+    weight    int8, (outputs, depth, height, width, inputs of a group): each row lies as what it is multiplied with
+    bias      int32, (outputs,): zero_x · Σ weight is taken off
+    strides, pads, dilations   over depth, height, width; pads in front. What has fewer axes has a depth of 1
+    low, high   the least and the largest code of y: a Relu or Clip behind is part of it
+    weight_bits   of a weight's code
+    """
+
+    name: str
+    input: Tensor
+    output: Tensor
+    weight: Ints
+    bias: Ints
+    rescale: Rescale
+    strides: tuple[int, int, int]
+    pads: tuple[int, int, int]
+    dilations: tuple[int, int, int]
+    groups: int
+    low: int
+    high: int
+    weight_bits: int = 8
+    weight_scale: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.input,)
+
+    @property
+    def products(self) -> int:
+        """Multiplications for one sample."""
+        return self.output.size * int(np.prod(self.weight.shape[1:]))
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel reads the input channel of the same number, and no other."""
+        return self.groups > 1 and self.groups == self.weight.shape[0] and self.weight.shape[-1] == 1
+
+
+@dataclass(frozen=True)
+class Add:
+    """y = zero_y + ((a − zero_a) · multipliers[0] + (b − zero_b) · multipliers[1] + 2^(shift−1)) >> shift.
+
+    multipliers   of a and b, below 2^21 in absolute value, so that the sum of 8-bit codes stays in int32; b's is
+                  negative in a subtraction
+    constant      codes of b where it is a constant of the network, of b's shape
+    """
+
+    name: str
+    a: Tensor
+    b: Tensor
+    output: Tensor
+    multipliers: tuple[int, int]
+    shift: int
+    low: int
+    high: int
+    constant: Ints | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.a,) if self.constant is not None else (self.a, self.b)
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """y = zero_y + rescale((a − zero_a) · (b − zero_b)); b's shape may have axes of 1 where a's has more."""
+
+    name: str
+    a: Tensor
+    b: Tensor
+    output: Tensor
+    rescale: Rescale
+    low: int
+    high: int
+    constant: Ints | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.a,) if self.constant is not None else (self.a, self.b)
+
+
+@dataclass(frozen=True)
+class AveragePool:
+    """y = zero_y + the mean over a window of (x − zero_x) · factor, divided exactly and rounded half up.
+
+    factor        multiplier / 2^shift, multiplier at most 2^30; (1, shift) where it is a power of two
+    count_padding whether places outside count, with (x − zero_x) = 0
+    """
+
+    name: str
+    input: Tensor
+    output: Tensor
+    kernel: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    pads: tuple[int, int, int]
+    count_padding: bool
+    multiplier: int
+    shift: int
+    low: int
+    high: int
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """The largest code of a window; places outside do not count."""
+
+    name: str
+    input: Tensor
+    output: Tensor
+    kernel: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    pads: tuple[int, int, int]
+    dilations: tuple[int, int, int]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class Table:
+    """y = table[x + 128]: any function of one value of at most 8 bits; int8, (256,)."""
+
+    name: str
+    input: Tensor
+    output: Tensor
+    table: Ints
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of codes that is copied: loops from the outermost, each with its steps in the source and the target."""
+
+    source: int
+    counts: tuple[int, ...]
+    read_from: int
+    read_steps: tuple[int, ...]
+    write_to: int
+    write_steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Codes in other places: transpose, concatenation, slices, padding, nearest resizing. Nothing is computed.
+
+    fill   the code of what no piece writes; None: pieces write everything
+    """
+
+    name: str
+    sources: tuple[Tensor, ...]
+    output: Tensor
+    pieces: tuple[Piece, ...]
+    fill: int | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.sources
+
+
+Layer = Conv | Add | Multiply | AveragePool | MaxPool | Table | Copy
+
+
+@dataclass(frozen=True)
+class Program:
+    """Layers in the order in which they run; each reads what inputs and layers before it gave.
+
+    names   of the outputs in the ONNX file
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    rounding: Rounding = "once"
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Inputs, then what each layer makes."""
+        yield from self.inputs
+        yield from (layer.output for layer in self.layers)

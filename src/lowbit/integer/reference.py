@@ -1,0 +1,106 @@
+"""The reference: what an integer program computes, by definition. Everything else is held against it byte for byte."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lowbit.integer import kernels
+from lowbit.integer.program import Add, AveragePool, Conv, Copy, Ints, Layer, MaxPool, Multiply, Program, Table, Tensor
+
+Codes = dict[str, Ints]  # tensor name → (samples, size), as the codes lie in memory
+
+
+def run(program: Program, inputs: Mapping[str, Ints]) -> Codes:
+    """All tensors of the program for these input codes, each (samples, size) int8 or int16 in its order of memory."""
+    samples = len(next(iter(inputs.values())))
+    held: Codes = {t.name: np.ascontiguousarray(inputs[t.name].reshape(samples, -1), t.dtype) for t in program.inputs}
+    for layer in program.layers:
+        y = np.empty((samples, layer.output.size), layer.output.dtype)
+        _KERNELS[type(layer)](layer, [held[t.name] for t in layer.inputs], y, program)
+        held[layer.output.name] = y
+    return held
+
+
+def spatial(tensor: Tensor) -> tuple[int, int, int, int]:
+    """Depth, height, width, channels: the axes behind the batch, missing ones 1."""
+    shape = tensor.shape[1:] or (1,)
+    *positions, channels = shape if len(shape) <= 4 else (int(np.prod(shape[:-3])), *shape[-3:])
+    d, h, w = (*(1,) * (3 - len(positions)), *positions)
+    return d, h, w, channels
+
+
+def _convolve(layer: Conv, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    outputs = len(layer.weight) // layer.groups
+    weight = layer.weight.reshape(layer.groups, outputs, *layer.weight.shape[1:]).astype(np.int32)
+    weight = np.ascontiguousarray(np.moveaxis(weight, 1, -1))
+    multiplier, shift = layer.rescale.multiplier.astype(np.int64), layer.rescale.shift.astype(np.int64)
+    kernels.convolve(
+        x[0], y, weight, layer.bias, multiplier, shift, layer.rescale.left, program.rounding == "twice",
+        spatial(layer.input), spatial(layer.output), layer.strides, layer.pads, layer.dilations, layer.input.zero, _ends(layer),
+    )  # fmt: skip
+
+
+def _add(layer: Add, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    b = x[1] if layer.constant is None else layer.constant.reshape(1, -1)
+    kernels.add(x[0], b, y, (layer.a.zero, layer.b.zero), layer.multipliers, layer.shift, _ends(layer))
+
+
+def _multiply(layer: Multiply, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    b = x[1] if layer.constant is None else layer.constant.reshape(1, -1)
+    factor = int(layer.rescale.multiplier[0]), int(layer.rescale.shift[0]), layer.rescale.left
+    kernels.multiply(x[0], b, y, (layer.a.zero, layer.b.zero), *factor, program.rounding == "twice", _ends(layer))
+
+
+def _average(layer: AveragePool, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    kernels.average(
+        x[0], y, spatial(layer.input), window_out(layer), layer.kernel, layer.strides, layer.pads,
+        layer.count_padding, layer.input.zero, layer.multiplier, layer.shift, _ends(layer),
+    )  # fmt: skip
+
+
+def _largest(layer: MaxPool, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    geometry = spatial(layer.input), spatial(layer.output), layer.kernel, layer.strides, layer.pads, layer.dilations
+    kernels.largest(x[0], y, *geometry)
+
+
+def _look_up(layer: Table, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    y[:] = layer.table[x[0].astype(np.int16) + 128]
+
+
+def _copy(layer: Copy, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    if layer.fill is not None:
+        y[:] = layer.fill
+    for piece in layer.pieces:
+        read = np.add.reduce(np.meshgrid(*_walks(piece.counts, piece.read_steps), indexing="ij")) + piece.read_from
+        write = np.add.reduce(np.meshgrid(*_walks(piece.counts, piece.write_steps), indexing="ij")) + piece.write_to
+        y[:, write.reshape(-1)] = x[piece.source][:, read.reshape(-1)]
+
+
+def _walks(counts: Sequence[int], steps: Sequence[int]) -> list[Ints]:
+    return [np.arange(count) * step for count, step in zip(counts, steps, strict=True)]
+
+
+def window_out(layer: AveragePool) -> tuple[int, int, int, int]:
+    """Positions and channels that a pooling makes of its input, whatever axes its output keeps."""
+    size = spatial(layer.input)
+    if layer.output.size == size[3]:
+        return 1, 1, 1, size[3]
+    shape = spatial(layer.output)
+    positions = layer.output.size // size[3]
+    return shape if shape[3] == size[3] else (1, positions, 1, size[3])
+
+
+def _ends(layer: Conv | Add | Multiply | AveragePool) -> tuple[int, int, int]:
+    return layer.output.zero, layer.low, layer.high
+
+
+_KERNELS: Mapping[type[Layer], Callable[[Any, Sequence[Ints], Ints, Program], None]] = {
+    Conv: _convolve,
+    Add: _add,
+    Multiply: _multiply,
+    AveragePool: _average,
+    MaxPool: _largest,
+    Table: _look_up,
+    Copy: _copy,
+}

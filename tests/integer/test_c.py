@@ -1,0 +1,78 @@
+"""The C that is written compiles without a warning and computes the reference's bytes."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compiled import STRICT, codes_of, program_of, quantized, reference_bytes, run_c
+from small_networks import mobile, residual
+from toy_networks import convolutions, images
+
+from lowbit.errors import InputError
+from lowbit.integer.c import write_c
+from lowbit.integer.plan import plan
+from lowbit.integer.program import Rounding
+
+NETWORKS = {"convolutions": lambda: (convolutions(), {"x": images()}), "mobile": mobile, "residual": residual}
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_c_and_reference_give_the_same_bytes(name: str, compiler: str, tmp_path: Path):
+    model, batch = NETWORKS[name]()
+    program = program_of(quantized(model, batch))
+    codes = codes_of(program, batch)
+    sanitized = ["-fsanitize=undefined", "-fno-sanitize-recover"] if compiler == "gcc" else []
+    assert run_c(program, codes, tmp_path, compiler, *sanitized) == reference_bytes(program, codes)
+
+
+@pytest.mark.parametrize("rounding", ["once", "twice"])
+def test_both_rounding_rules_are_the_same_in_c_and_in_the_reference(rounding: Rounding, tmp_path: Path):
+    program = program_of(quantized(convolutions(), {"x": images()}), rounding)
+    codes = {"x": np.random.default_rng(0).integers(-128, 128, (300, 192)).astype(np.int8)}
+    assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
+
+
+def test_an_arena_that_is_too_small_is_refused_and_nothing_is_written(tmp_path: Path):
+    program = program_of(quantized(convolutions(), {"x": images()}))
+    source = write_c(program, "net")
+    (tmp_path / "net.c").write_text(source.code)
+    (tmp_path / "net.h").write_text(source.header)
+    (tmp_path / "try.c").write_text("""
+        #include "net.h"
+        int main(void) {
+            static int32_t arena[NET_ARENA_BYTES / 4 + 1];
+            static int8_t input[NET_INPUT_BYTES], output[NET_OUTPUT_BYTES];
+            if (net_run(input, output, arena, NET_ARENA_BYTES - 1) != 1) return 1;
+            if (net_run(input, output, (char *)arena + 1, NET_ARENA_BYTES) != 2) return 2;
+            for (int i = 0; i < NET_ARENA_BYTES / 4; i++) if (arena[i]) return 3;
+            return net_run(input, output, arena, NET_ARENA_BYTES);
+        }""")
+    subprocess.run(["gcc", *STRICT, "net.c", "try.c", "-o", "try"], check=True, cwd=tmp_path)
+    assert subprocess.run([tmp_path / "try"], check=False).returncode == 0
+    assert source.arena_bytes == plan(program).bytes
+
+
+def test_cpp_can_include_the_header(tmp_path: Path):
+    source = write_c(program_of(quantized(convolutions(), {"x": images()})), "net")
+    (tmp_path / "net.h").write_text(source.header)
+    (tmp_path / "try.cpp").write_text('#include "net.h"\nint main() { return net_run(0, 0, 0, 0) - 1; }\n')
+    subprocess.run(["g++", "-Wall", "-Werror", "-pedantic", "-c", "try.cpp", "-o", "try.o"], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["9lives", "a-b", "while", "", "größe"])
+def test_a_name_that_c_cannot_call_is_an_error(name: str):
+    program = program_of(quantized(convolutions(), {"x": images()}))
+    with pytest.raises(InputError, match="is no name for C functions"):
+        write_c(program, name)
+
+
+def test_values_that_live_together_never_share_bytes():
+    model, batch = residual()
+    placed = plan(program_of(quantized(model, batch)))
+    slots = list(placed.slots.values())
+    together = [(a, b) for a in slots for b in slots if a is not b and a.first <= b.last and b.first <= a.last]
+    assert len(together) > 10
+    assert not [(a, b) for a, b in together if a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes]
+    assert placed.bytes < sum(slot.bytes for slot in slots)
