@@ -15,6 +15,7 @@ import typer
 import lowbit
 from lowbit.cli.compare import compare
 from lowbit.cli.compress import compress
+from lowbit.cli.diagnose import diagnose
 from lowbit.cli.formats import formats
 from lowbit.cli.pack import pack, unpack
 from lowbit.cli.process import collect_garbage_rarely, keep_freed_memory, leave
@@ -23,7 +24,7 @@ from lowbit.cli.run import run
 from lowbit.cli.show import show
 from lowbit.errors import InputError, LowbitError
 
-COMMANDS = (quantize, compare, show, run, formats, compress, pack, unpack)
+COMMANDS = (quantize, compare, diagnose, show, run, formats, compress, pack, unpack)
 app = typer.Typer(
     name="lowbit",
     add_completion=False,
