@@ -14,10 +14,11 @@ import onnx_ir as ir
 import torch
 
 from lowbit.data import Data
+from lowbit.data.samples import Batching, SampleBatch
 from lowbit.engines.compile import ENGINES, Batch
 from lowbit.engines.profile import OperatorTime, operator_times
-from lowbit.errors import DataError, LowbitError
-from lowbit.flows.causes import Context, Finding, dead_channels, explain, percent, too_few_samples
+from lowbit.errors import DataError, LowbitError, UnsupportedError
+from lowbit.flows.causes import Context, Finding, dead_channels, explain, too_few_samples, with_lines
 from lowbit.flows.compare import Comparison, compare
 from lowbit.flows.fidelity import layer_fidelity
 from lowbit.flows.inputs import InputFacts, input_facts, prepared_unlike
@@ -28,7 +29,7 @@ from lowbit.flows.shifts import Shift, shifted, usual_shifts
 from lowbit.flows.tensor_facts import TensorFacts, decibels, growth, tensor_facts, walk_once
 from lowbit.graph.layer import layer_names
 from lowbit.graph.smooth import smoothable
-from lowbit.model import Model
+from lowbit.model import Model, Port
 from lowbit.network.network import Network
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe
@@ -36,14 +37,15 @@ from lowbit.repair.leave_in_float import layers_around
 from lowbit.repair.prove import Outputs, output_error
 from lowbit.repair.ranges import quantizer_costs
 from lowbit.report.ledger import Ledger
-from lowbit.report.words import plain
+from lowbit.report.words import plain, share_text
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SAMPLES = 200  # that shifts are tried on, and that are compared where there is no test data
-TRIED = 6  # tensors that are taken out of the quantized network one at a time
+COST_SAMPLES = 32  # that costs are estimated on: a backward pass each
+TRIED = 3  # remedies: each calibrates anew, but for the pass over the data
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Diagnosis:
     """
 
     source: str
+    recipe_name: str
     recipe: str
     samples: int
     on_test_data: bool
@@ -112,11 +115,18 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """Whether it keeps the job, and what costs most: plain sentences with numbers."""
-        main = next((f for f in self.findings if f.share), None)
-        if main is None:
-            return self.comparison.verdict
-        where = f" in '{main.tensor}'" if main.tensor else ""
-        return f"{self.comparison.verdict} The largest part of its error, {percent(main.share)}: {main.cause}{where}."
+        return f"{self.comparison.verdict} {self.main}"
+
+    @property
+    def main(self) -> str:
+        """What costs most, in a sentence."""
+        first = next((f for f in self.findings if f.share or f.cause == "preprocessing"), None)
+        if first is None:
+            return "No single cause stands out."
+        if first.share is None:
+            return f"First of all, {first.told}."
+        where = f" of '{first.tensors[0]}'" + " and others" * (len(first.tensors) > 1) if first.tensors else ""
+        return f"The largest cause is {first.cause}{where}: {share_text(first.share)} of the error."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -152,6 +162,7 @@ def diagnose(
     target: str | None = None,
     shifts: Sequence[str] | None = None,
     tries: Iterable[Any] = (),
+    latency: bool = True,
     memory: int = MEMORY,
     stage: Stage = _silent,
 ) -> Diagnosis:
@@ -162,31 +173,37 @@ def diagnose(
     metric   as in `compare`
     shifts   "noise:0.5", "blur:1", "brightness:0.5", "contrast:0.5", "length:2"; None: the usual ones; (): none
     tries    rows of a search: mappings or dataclasses of (what, metric, bytes, latency, seconds)
+    latency  measure it, of the whole networks and of their operators
     """
     if calibration is None:
         raise DataError("diagnose measures on samples: give some hundred typical inputs as calibration data.")
     asked = None if shifts is None else [Shift.parse(words) for words in shifts]
     model, data, chosen = _given(model, calibration, recipe, target)
     chosen.check_deployable()
-    ready = settled(observed(model, data, chosen, memory, stage), chosen)
+    seen = observed(model, data, chosen, memory, stage)
+    ready = settled(seen, chosen)
     quantized = written(ready, stage)
     stage("comparing")
     judged = data.take(SAMPLES) if test is None else Data.of(test, model.inputs)
-    comparison = compare(model, quantized, judged, metric, layers=False)
+    comparison = compare(model, quantized, judged, metric, layers=False, latency=latency)
     inputs = input_facts(ready.calibration.observed(), model.inputs)
     tested = input_facts((s.inputs for s in judged.take(SAMPLES).samples(16)), model.inputs)
     stage("measuring tensors")
     kept = list(ready.calibration.observed())
-    facts, measured = _facts(ready, kept)
+    facts, measured = _facts(ready, kept, model.inputs)
     context = _context(ready.network)
-    findings = [*explain(facts, context), *too_few_samples(facts, data.count or sum(map(_count, kept)))]
-    findings = sorted(findings, key=lambda f: -(f.share or 0.0))
+    samples = data.count or sum(map(_count, kept))
+    findings = sorted(
+        [*explain(facts, context), *too_few_samples(facts, samples)], key=lambda finding: -(finding.share or 0.0)
+    )
+    stage("trying remedies")
+    findings = _tried(findings, model, data, seen, ready, memory)
     findings = [*prepared_unlike(inputs, tested), *findings, *dead_channels(facts)]
     ledger, program = Ledger.of(quantized), ready.network.program
-    seen = walk_once(ready.network, kept[0])
-    counts = multiply_adds(program, seen.shapes, _count(kept[0]))
+    counts = multiply_adds(program, walk_once(ready.network, kept[0]).shapes, _count(kept[0]))
     layers = _layers(ready.network, quantized, facts, counts, kept[0], ledger)
     sample = judged.cut(next(judged.samples(1)), 1).inputs
+    times = [tuple(operator_times(net.program, sample)) if latency else () for net in (model, quantized)]
     stage("shifting inputs")
     kinds = usual_shifts(model.inputs, inputs) if asked is None else asked
     bits = {row.node: row.bits for row in layers if row.bits is not None}
@@ -194,8 +211,9 @@ def diagnose(
     float_bytes = sum(w.nbytes for w in weights if w is not None and w.dtype.is_floating_point())
     return Diagnosis(
         source=model.source,
+        recipe_name=recipe if isinstance(recipe, str) else "recipe",
         recipe=quantized.metadata["lowbit.recipe"],
-        samples=data.count or sum(map(_count, kept)),
+        samples=samples,
         on_test_data=test is not None,
         comparison=comparison,
         layers=tuple(layers),
@@ -208,7 +226,7 @@ def diagnose(
             operations(counts, {}, float_bytes),
             operations(counts, bits, sum(row["bytes"] for row in ledger.stored("quantized", "float"))),
         ),
-        times=(tuple(operator_times(model.program, sample)), tuple(operator_times(quantized.program, sample))),
+        times=(times[0], times[1]),
         bytes_by_kind=ledger.bytes_by_kind(),
         left_in_float=tuple(row for row in ledger.rows if row.get("status") == "float"),
         steps=tuple(ready.notes),
@@ -220,23 +238,43 @@ def _count(batch: Batch) -> int:
     return max((len(array) for array in batch.values() if array.ndim), default=1)
 
 
-def _facts(ready: Observed, kept: Sequence[Batch]) -> tuple[list[TensorFacts], float]:
-    """What is measured of each tensor, and the error of the outputs with all of them quantized.
-
-    The costliest are taken out of the quantized network one at a time, which shows what leaving them in float gains.
-    """
+def _facts(ready: Observed, kept: Sequence[Batch], ports: Sequence[Port]) -> tuple[list[TensorFacts], float]:
+    """What is measured of each tensor, and the error of the outputs with all of them quantized."""
     network, judging = ready.network, ready.calibration.judging
     outputs = sum(v.dtype is not None and v.dtype.is_floating_point() for v in network.program.graph.outputs)
-    sums = quantizer_costs(network, judging)
-    costs = {name: cost / len(judging) / max(1, outputs) for name, cost in sums.items()}
+    # One sample at a time: a weight's error is the same for all that go through together, and tells its cost once.
+    batching = Batching.of(ports)
+    whole = [SampleBatch(batch, None, _count(batch)) for batch in kept]
+    singles = [batching.slice(s, i, i + 1).inputs for s in whole for i in range(1 if batching.fixed else s.count)]
+    sums = quantizer_costs(network, singles[:COST_SAMPLES])
+    costs = {name: cost / len(singles[:COST_SAMPLES]) / max(1, outputs) for name, cost in sums.items()}
     facts = tensor_facts(network, costs, walk_once(network, judging[0]), growth(network, kept))
-    exact = _exact(network, judging)
-    measured = output_error(network, judging, exact)
-    every = set(network.quantizers.values())
-    for x in sorted(facts, key=lambda x: -(x.cost or 0.0))[:TRIED]:
-        rest = output_error(network, judging, exact, every - {network.quantizers[x.name]})
-        facts[facts.index(x)] = replace(x, without_db=decibels(rest))
-    return facts, measured
+    return facts, output_error(network, judging, _exact(network, judging))
+
+
+def _tried(
+    findings: Sequence[Finding], model: Model, data: Data, seen: Observed, ready: Observed, memory: int
+) -> list[Finding]:
+    """The findings; of the first TRIED that have lines for the recipe, with the error of the outputs that these leave.
+
+    Ranges, codes and steps are found anew: taking one tensor out of the quantized network would not do, since its
+    biases, and what GPTQ made of the layers behind, make up for that tensor's error too.
+    """
+    recipe, judging = ready.network.placement.recipe, ready.calibration.judging
+    assert recipe is not None
+    exact, found, left = _exact(ready.network, judging), [], TRIED
+    for finding in findings:
+        better = with_lines(recipe, finding)
+        if left and better != recipe:
+            left -= 1
+            try:
+                again = seen.again(better) if better.passes == recipe.passes else observed(model, data, better, memory)
+                error = output_error(settled(again, better).network, judging, exact)
+                finding = replace(finding, mended_db=decibels(error))
+            except UnsupportedError:
+                finding = replace(finding, recipe="", remedy=f"{finding.remedy} Nothing would be left in integers.")
+        found.append(finding)
+    return found
 
 
 def _exact(network: Network, batches: Sequence[Batch]) -> Outputs:
@@ -249,11 +287,18 @@ def _context(network: Network) -> Context:
     placement, program = network.placement, network.program
     assert placement.recipe is not None
     target = find_target(placement.recipe.target)
+
+    def around(value: str) -> list[str]:
+        """Without clips and moves: these have no format of their own, and follow."""
+        layers = layers_around(program, placement, placement.sites[value].group, target)
+        return [layer for layer in layers if layer in placement.integer] or layers
+
     return Context(
         placement.recipe,
         placement,
+        {str(node.name): placement.recipe.specs(layer_names(node)) for node in program.graph},
         {str(node.name): _word(node) for node in program.graph},
-        lambda value: layers_around(program, placement, placement.sites[value].group, target),
+        around,
         frozenset(smoothable(program)),
     )
 
@@ -278,6 +323,7 @@ def _layers(
     weights: dict[str, str] = {}
     inputs = [str(v.name) for v in network.program.graph.inputs if v.name in sites]
     found = [LayerRow(name, name, "input", None, name, None, 0, None, "") for name in inputs]
+    shown: set[str | None] = set(inputs)
     for site in (site for name, site in sites.items() if name not in inputs):
         (made if site.role == "activation" else weights).setdefault(site.layer, site.value)
     db = {x.value: x.sqnr_db for x in layer_fidelity(network.program, quantized.program, [batch])}
@@ -285,8 +331,10 @@ def _layers(
     for node in network.program.graph:
         node_name = str(node.name)
         activation, weight = made.get(node_name), weights.get(node_name)
-        if activation is None and weight is None and node_name not in counts:
-            continue
+        tensor = None if activation is None else names.get(id(network.quantizers[activation]))
+        if weight is None and node_name not in counts and (tensor is None or tensor in shown):
+            continue  # it only moves values
+        shown.add(tensor)
         value = activation or str(node.outputs[0].name)
         weight_row = rows.get(weight or "", {})
         read = sites.get(str(node.inputs[0].name)) if node.inputs and node.inputs[0] is not None else None
@@ -300,7 +348,7 @@ def _layers(
                 node=node_name,
                 operator=node.op_type,
                 weight=weight,
-                activation=None if activation is None else names.get(id(network.quantizers[activation])),
+                activation=tensor,
                 accumulated_db=db.get(value),
                 multiply_adds=counts.get(node_name, 0),
                 bits=(stored.grid.bits, kind.grid.bits)

@@ -40,7 +40,6 @@ class TensorFacts:
     channel_ranges  least, median and greatest of its channels' largest magnitudes, channels that are always 0 aside:
                     `dead_channels` of `channels`
     cost            squared error that its rounding alone adds to the outputs, in parts of their power, to first order
-    without_db      SQNR of the outputs where all is quantized but this tensor; None where it was not tried
     counts          of its values in BINS equal parts of minimum … maximum
     """
 
@@ -67,9 +66,8 @@ class TensorFacts:
     dead_channels: int = 0
     channels: int = 0
     cost: float | None = None
-    without_db: float | None = None
     solver: str = ""
-    bits: float = 8
+    bits: int = 8
     counts: tuple[int, ...] = ()
 
     @property
@@ -187,7 +185,7 @@ def _activation(
     largest = seen.channels.get(site.value)
     return TensorFacts(
         name=site.value, role="activation", layer=site.layer, format=describe_format(q.format),
-        range=range_words(q.spec.range), one_scale=q.format.block == TENSOR, bits=q.format.bits_per_element(),
+        range=range_words(q.spec.range), one_scale=q.format.block == TENSOR, bits=q.format.grid.bits,
         minimum=float(statistics.minimum.min()), maximum=float(statistics.maximum.max()),
         **_magnitudes(values, weights), step=step,
         sqnr_db=inf if q.dynamic else _ratio_db(power, total), low=low, high=high,
@@ -214,7 +212,7 @@ def _weight(network: Network, site: Site, q: WeightQuant, cost: float | None) ->
     return TensorFacts(
         name=site.value, role=site.role, layer=site.layer, format=describe_format(q.stored.format),
         range=range_words(q.spec.range), one_scale=one_scale, solver=q.spec.solve,
-        bits=q.stored.format.bits_per_element(q.stored.shape),
+        bits=q.stored.format.grid.bits,
         minimum=float(values.min(initial=0)), maximum=float(values.max(initial=0)),
         **_magnitudes(values, np.ones(len(values))), step=step if one_scale else 0.0,
         sqnr_db=_ratio_db(float(weight.square().sum()), float((weight - rounded).square().sum())),

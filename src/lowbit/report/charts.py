@@ -3,7 +3,7 @@
 So a chart reads alike at 1,280 and at 390 pixels. Dots are lines of no length with round ends: they stay round.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import log10
@@ -88,13 +88,38 @@ def bars(rows: Iterable[tuple[str, float, str]], kind: str = "activation") -> st
 def spans(rows: Sequence[tuple[str, float, float, float, str]]) -> str:
     """Rows (name, least, middle, most, words) on one logarithmic axis."""
     axis = Axis(log10(min(row[1] for row in rows)), log10(max(row[3] for row in rows)))
-    part: Callable[[float], float] = lambda value: 100 * axis.at(log10(value))  # noqa: E731
+
+    def part(value: float) -> float:
+        return 100 * axis.at(log10(value))
+
     return '<div class="bars">' + "".join(
         f'<div><span class="name">{escape(name)}</span><span class="track"><span class="fill span" '
         f'style="left:{part(low):.2f}%;width:{part(high) - part(low):.2f}%"></span><span class="mark" '
         f'style="left:{part(middle):.2f}%"></span></span><span class="number">{escape(words)}</span></div>'
         for name, low, middle, high, words in rows
     ) + "</div>"  # fmt: skip
+
+
+def legend(**entries: str) -> str:
+    """Colour → what it stands for."""
+    return (
+        '<ul class="legend">'
+        + "".join(f'<li><i class="{k}"></i>{escape(w)}</li>' for k, w in entries.items())
+        + "</ul>"
+    )
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table that scrolls by itself where the page is narrow.
+
+    heads   one that starts with > stands over numbers; one with ~ over text that may take several lines
+    """
+    kinds = [{">": ' class="n"', "~": ' class="wide"'}.get(head[:1], "") for head in heads]
+    head = "".join(f"<th{k}>{escape(h.lstrip('>~'))}</th>" for h, k in zip(heads, kinds, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{k}>{escape(c)}</td>" for c, k in zip(row, kinds, strict=True)) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _y(part: float) -> str:
