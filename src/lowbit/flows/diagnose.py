@@ -363,10 +363,10 @@ def _layers(
 def _shifts(
     model: Model, quantized: Model, data: Data, kinds: Sequence[Shift], inputs: Mapping[str, InputFacts], metric: Any
 ) -> Iterator[Shifted]:
-    """Both networks on each shift; a network that cannot take it (positions beyond its table) is told, not hidden."""
-    for shift in kinds:
-        samples = shifted(data, shift, model.inputs, inputs, SAMPLES)
+    """Both networks on the samples as they are, then on each shift; a network that cannot take it (positions beyond its table) is told, not hidden."""
+    for shift in (None, *kinds) if kinds else ():
+        samples = data.take(SAMPLES) if shift is None else shifted(data, shift, model.inputs, inputs, SAMPLES)
         try:
-            yield Shifted(str(shift), compare(model, quantized, samples, metric, latency=False, layers=False))
+            yield Shifted(str(shift or "none"), compare(model, quantized, samples, metric, latency=False, layers=False))
         except LowbitError as problem:
             yield Shifted(str(shift), None, str(problem))

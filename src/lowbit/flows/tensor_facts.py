@@ -21,6 +21,7 @@ from lowbit.numerics import TENSOR, describe_format
 from lowbit.ranges import Histogram, range_words
 
 BINS = 60  # of a histogram that is drawn
+NEARLY_ZERO = 1e-6  # of the largest channel: training switches channels off by weights of 1e-12
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class TensorFacts:
     clipping_noise  share of Σ (x − x̂)² that these values make
     below_zero      share of its values that are negative, and `codes_below_zero` that they have
     growth          change of the range from half of the samples to all, in parts of its width
-    channel_ranges  least, median and greatest of its channels' largest magnitudes, channels that are always 0 aside:
-                    `dead_channels` of `channels`
+    channel_ranges  least, median and greatest of its channels' largest magnitudes; dead channels, `dead_channels` of
+                    `channels`, aside: those that are always 0, to 1e-6 of the largest
     cost            squared error that its rounding alone adds to the outputs, in parts of their power, to first order
     counts          of its values in BINS equal parts of minimum … maximum
     """
@@ -225,7 +226,7 @@ def _channels(largest: Tensor | None) -> dict[str, Any]:
     """channel_ranges, dead_channels and channels out of the largest magnitude of each channel."""
     if largest is None or not len(largest):
         return {}
-    alive = largest[largest > 0]
+    alive = largest[largest > NEARLY_ZERO * largest.max()]
     ranges = tuple(map(float, (alive.min(), alive.median(), alive.max()))) if len(alive) else None
     return {"channel_ranges": ranges, "dead_channels": len(largest) - len(alive), "channels": len(largest)}
 

@@ -123,11 +123,12 @@ def _shifts(found: "Diagnosis") -> str:
         return ""
     metric = found.comparison.metric
     heads = ["shift", f">{metric}, float", ">quantized", ">difference", ">same answer", ">SQNR"]
-    rows = [_shift_row("none", found.comparison, ""), *(_shift_row(s.shift, s.told, s.problem) for s in found.shifts)]
+    rows = [_shift_row(s.shift, s.told, s.problem) for s in found.shifts]
+    samples = max((s.told.samples for s in found.shifts if s.told), default=0)
     kept = range(6) if metric else (0, 4, 5)
     shown = html_table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows])
     return (
-        "<h2>Off its distribution</h2><p>Both networks on the same shifted samples: noise and brightness in standard "
+        f"<h2>Off its distribution</h2><p>Both networks on the same {samples} samples, shifted: noise and brightness in standard "
         "deviations of the inputs, blur in pixels, contrast and length as factors. Where the quantized network loses "
         f"more than the float one, it generalises worse.</p>{shown}"
     )
@@ -139,7 +140,7 @@ def _shift_row(name: str, c: "Comparison | None", problem: str) -> list[str]:
     same = "" if c.agreement is None else f"{100 * c.agreement:.1f} %"
     values = [c.metric_text(c.reference.metric), c.metric_text(c.candidate.metric)]
     change = c.change_text if c.metric_change is not None else ""
-    return [f"{name}, {c.samples:,} samples", *values, change, same, db_text(min(o.sqnr_db for o in c.outputs))]
+    return [name, *values, change, same, db_text(min(o.sqnr_db for o in c.outputs))]
 
 
 def _float(found: "Diagnosis") -> str:

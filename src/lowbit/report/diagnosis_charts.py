@@ -97,7 +97,7 @@ def spread(found: "Diagnosis") -> str:
     """Output channels of weights, smallest to largest."""
     known = [x for x in found.tensors if x.role == "weight" and x.channel_ranges and x.channels > 1]
     worst = sorted(known, key=lambda x: -(x.channel_spread or 0))[:ROWS]
-    rows = [(x.name, *(x.channel_ranges or (1, 1, 1)), f"{x.channel_spread:.1f}×") for x in worst]
+    rows = [(x.name, *(x.channel_ranges or (1, 1, 1)), f"{x.channel_spread:.3g}×") for x in worst]
     one = sum(x.one_scale for x in known)
     return (
         "<h2>Channel spread of weights</h2><p>Largest magnitude of each output channel, from the smallest channel to "
