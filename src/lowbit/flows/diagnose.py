@@ -363,7 +363,10 @@ def _layers(
 def _shifts(
     model: Model, quantized: Model, data: Data, kinds: Sequence[Shift], inputs: Mapping[str, InputFacts], metric: Any
 ) -> Iterator[Shifted]:
-    """Both networks on the samples as they are, then on each shift; a network that cannot take it (positions beyond its table) is told, not hidden."""
+    """Both networks on the samples as they are, then on each shift.
+
+    A network that cannot take a shift, as a position beyond its table, is told, not hidden.
+    """
     for shift in (None, *kinds) if kinds else ():
         samples = data.take(SAMPLES) if shift is None else shifted(data, shift, model.inputs, inputs, SAMPLES)
         try:

@@ -128,8 +128,8 @@ def _shifts(found: "Diagnosis") -> str:
     kept = range(6) if metric else (0, 4, 5)
     shown = html_table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows])
     return (
-        f"<h2>Off its distribution</h2><p>Both networks on the same {samples} samples, shifted: noise and brightness in standard "
-        "deviations of the inputs, blur in pixels, contrast and length as factors. Where the quantized network loses "
+        f"<h2>Off its distribution</h2><p>Both networks on the same {samples} samples, shifted: noise and brightness in "
+        "standard deviations of the inputs, blur in pixels, contrast and length as factors. Where the quantized network loses "
         f"more than the float one, it generalises worse.</p>{shown}"
     )
 
