@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve"},
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
     "integer": {"machine_code", "graph", "engines"},
-    "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve"},
+    "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve", "recipe"},
     "train": {"storage"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {

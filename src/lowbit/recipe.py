@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from json import dumps
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -97,6 +98,12 @@ class Rule:
                 "the nearest code at every input. Leave out solve."
             )
 
+    def to_toml(self) -> str:
+        """Lines that may stand at the end of a recipe; each spec on a line of its own."""
+        pairs = {"layers": self.layers, "weights": self.weights, "activations": self.activations}
+        told = {key: value if isinstance(value, str) else _spell(value) for key, value in pairs.items() if value}
+        return "[[rules]]\n" + "".join(f"{key} = {_inline(value)}\n" for key, value in told.items())
+
     def matches(self, names: Iterable[str]) -> bool:
         """Whether it speaks of the layer that goes by these names."""
         return any(fnmatchcase(name, self.layers) for name in names)
@@ -166,11 +173,8 @@ class Recipe:
         return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
 
     def to_toml(self) -> str:
-        rules: list[dict[str, Any]] = []
-        for rule in self.rules:
-            specs = {k: _spell(s) for k in ("weights", "activations") if (s := getattr(rule, k)) is not None}
-            rules.append({"layers": rule.layers} | specs)
-        return tomli_w.dumps({"target": self.target, "passes": list(self.passes), "rules": rules})
+        head = tomli_w.dumps({"target": self.target, "passes": list(self.passes)})
+        return "\n".join([head, *(rule.to_toml() for rule in self.rules)])
 
     @staticmethod
     def from_toml(text: str, source: str = "recipe") -> "Recipe":
@@ -201,6 +205,13 @@ def _spell(spec: TensorSpec) -> str | dict[str, Any]:
         return "float"
     rest = {key: value for key in ("solve", "dynamic") if (value := getattr(spec, key)) != getattr(FLOAT, key)}
     return {"format": spell_format(spec.format), "range": range_words(spec.range)} | rest
+
+
+def _inline(value: Any) -> str:
+    """A string, a number or a table of them as TOML, on one line; TOML writes strings and numbers as JSON does."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_inline(inner)}" for key, inner in value.items()) + " }"
+    return dumps(value, ensure_ascii=False)
 
 
 def _parse(row: Any) -> TensorSpec:

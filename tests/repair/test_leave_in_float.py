@@ -9,7 +9,8 @@ import lowbit as lb
 from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.repair import leave_in_float as module
-from lowbit.repair.leave_in_float import around
+from lowbit.repair.leave_in_float import layers_around
+from lowbit.targets import find_target
 
 
 def wide_range(spread: float) -> Model:
@@ -33,17 +34,11 @@ def wide_range(spread: float) -> Model:
     )
 
 
-<<<<<<< HEAD
 def test_the_layer_before_an_absorbed_clip_is_around_the_value_and_the_clip_is_no_layer():
     model = wide_range(1.0)
     simulation = calibrated(model, in_batches(images(32)))
-    names = _around(simulation.program, simulation.placement, "b", find_target("onnxruntime"))
+    names = layers_around(simulation.program, simulation.placement, "b", find_target("onnxruntime"))
     assert names == ["conv_0", "conv_2"]
-=======
-def test_the_layers_around_a_value_are_those_that_would_quantize_it_the_one_before_a_clip_too():
-    model = wide_range(1.0)
-    assert around(calibrated(model, in_batches(images(32))), "b") == ["conv_0", "conv_2"]
->>>>>>> f1b52e8 (lb.search: int8, repairs, then the fewest layers in float, each a file that ran on the test data; resumable; settings on optuna)
 
 
 def test_a_network_that_int8_ruins_ends_in_a_file_that_does_its_job():

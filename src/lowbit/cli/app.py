@@ -15,6 +15,7 @@ import typer
 import lowbit
 from lowbit.cli.compare import compare
 from lowbit.cli.compress import compress
+from lowbit.cli.diagnose import diagnose
 from lowbit.cli.export import export
 from lowbit.cli.formats import formats
 from lowbit.cli.pack import pack, unpack
@@ -25,7 +26,7 @@ from lowbit.cli.search import search
 from lowbit.cli.show import show
 from lowbit.errors import InputError, LowbitError
 
-COMMANDS = (quantize, search, compare, show, run, export, formats, compress, pack, unpack)
+COMMANDS = (quantize, search, compare, diagnose, show, run, export, formats, compress, pack, unpack)
 app = typer.Typer(
     name="lowbit",
     add_completion=False,

@@ -5,7 +5,7 @@ A command takes a group of them as one parameter: `samples: SampleOptions`.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +81,10 @@ class SampleOptions:
             source, inputs, preprocess=self.preprocess, names=self._names(), skip=self.skip, limit=self.limit
         )
         return data if bar is None else Data.of(data, inputs, watch=lambda done: bar(phase, done, data.count))
+
+    def whole(self) -> "SampleOptions":
+        """The same preparation, of all samples."""
+        return replace(self, limit=None, skip=0)
 
     def _names(self) -> dict[str, str]:
         """{'input': 'images'} out of 'input=images,labels=y'."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lowbit.data import Data, Preprocessing
 from lowbit.data.samples import SampleBatch
-from lowbit.engines.profile import OperatorTime, slowest_operator
+from lowbit.engines.profile import OperatorTime, operator_times
 from lowbit.errors import ModelError
 from lowbit.flows.evaluate import Subject
 from lowbit.flows.fidelity import Closeness, Fidelity, LayerFidelity, layer_fidelity
@@ -234,7 +234,7 @@ def compare(
         left_in_float=Ledger.of(second.model).float_text(),
     )
     if engine == "onnxruntime" and found.times_faster is not None and found.times_faster < NOT_SLOWER:
-        return replace(found, slowest=slowest_operator(second.program, sample, threads))
+        return replace(found, slowest=operator_times(second.program, sample, threads)[0])
     return found
 
 

@@ -24,13 +24,11 @@ from lowbit.flows.ptq import MEMORY, Stage, given
 from lowbit.flows.study import study
 from lowbit.flows.tries import PREFER, Save, Tries, Try
 from lowbit.model import Model
-from lowbit.network.network import Network
-from lowbit.network.sites import Site
 from lowbit.numerics import Int
 from lowbit.ranges import Auto
-from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
-from lowbit.repair.leave_in_float import around, costliest, literal
-from lowbit.repair.ranges import quantizer_costs
+from lowbit.recipe import Recipe, TensorSpec
+from lowbit.repair.sensitivity import quantizer_costs
+from lowbit.repair.wider import wider
 from lowbit.report.words import plain
 from lowbit.targets import find_target
 
@@ -238,17 +236,16 @@ def _fewest_wider(bench: Bench, tries: Tries, base: Try) -> Try:
     recipe, share = Recipe.from_toml(base.recipe), min(0.5, tries.max_drop / base.drop / 2)
     bench.title = "looking for sensitive layers"
     ready = bench.settled(recipe)
-    costs = quantizer_costs(ready.network, ready.calibration.judging)
-    few = {name for name in costs if _has_few_bits(ready.network.placement.sites[name], recipe.target)}
-    costs = {name: cost for name, cost in costs.items() if name in few or not few}
+    samples = ready.calibration.single or ready.calibration.judging
+    costs = quantizer_costs(ready.network, samples)
     fails, reaches, at = 0.0, None, log2(max(share, LEAST_SHARE))  # logarithms of shares
     before, found = recipe, base
     for _ in range(HALVINGS):
-        what, wider = _widened(recipe, ready.network, costliest(costs, 2**at))
-        if wider in (before, recipe):
+        other, told = wider(ready.network, costs, 2**at)
+        if other in (before, recipe):
             break
-        bench.title = what
-        before, row = wider, tries.attempt(f"{base.what}, {what}", wider, bench.make)
+        bench.title = f"{base.what}, {told}"
+        before, row = other, tries.attempt(bench.title, other, bench.make)
         if row.reaches(tries.max_drop):
             reaches, found = at, row
         elif row.measured is None:  # nothing is left to quantize
@@ -257,39 +254,6 @@ def _fewest_wider(bench: Bench, tries: Tries, base: Try) -> Try:
             fails, found = at, row if reaches is None else found
         at = 2 * at if reaches is None else (fails + reaches) / 2
     return found
-
-
-def _widened(recipe: Recipe, network: Network, names: list[str]) -> tuple[str, Recipe]:
-    """The recipe with the layers around these quantizers in a wider format, and that in words.
-
-    Less than the target's bits become the target's format; else a layer computes in float, and its weights stay stored
-    in integers unless it is they that cost.
-    """
-    target, sites = find_target(recipe.target), network.placement.sites
-    weights: dict[str, TensorSpec] = {}
-    activations: dict[str, TensorSpec] = {}
-    for name in names:
-        site = sites[name]
-        spec, own, given = site.spec, target.activations, activations
-        if site.role == "weight":
-            own, given = target.weights, weights
-        fewer = _has_few_bits(site, recipe.target)
-        layers = [site.layer] if site.role != "activation" else around(network, name)
-        for layer in layers:
-            given[layer] = TensorSpec(own, "minmax" if given is weights else spec.range, spec.solve) if fewer else FLOAT
-            if not fewer:
-                activations[layer] = FLOAT
-    rules = [Rule(literal(layer), weights.get(layer), activations.get(layer)) for layer in {**weights, **activations}]
-    floats = sum(FLOAT in (rule.weights, rule.activations) for rule in rules)
-    counts = {f"in {target.activations.grid.bits} bits": len(rules) - floats, "in float": floats}
-    words = [f"{count} layer{'s' * (count != 1)} {where}" for where, count in counts.items() if count]
-    return ", ".join(words), replace(recipe, rules=(*recipe.rules, *rules))
-
-
-def _has_few_bits(site: Site, target: str) -> bool:
-    """Whether its format has fewer bits than the target's own."""
-    own = find_target(target).weights if site.role == "weight" else find_target(target).activations
-    return site.spec.format is not None and site.spec.format.grid.bits < own.grid.bits
 
 
 def _key(bench: Bench, judge: Judge) -> dict[str, str]:

@@ -104,7 +104,7 @@ class Network:
         return found
 
     @contextmanager
-    def mode(self, mode: Mode, chosen: "Iterable[Quantizer] | None" = None) -> Iterator[None]:
+    def mode(self, mode: Mode, chosen: "Iterable[Quantizer | FakeBias] | None" = None) -> Iterator[None]:
         """These quantizers in this mode, all others off; by default all, and to observe those of activations."""
         modules = [m for m in self.module.modules() if isinstance(m, Quantizer | FakeBias)]
         before = [m.mode for m in modules]

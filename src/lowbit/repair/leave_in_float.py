@@ -73,7 +73,7 @@ def fewest_in_float(network: Network, batches: Sequence[Batch], share: float) ->
     if recipe is None:
         return []
     target, costs = find_target(recipe.target), quantizer_costs(network, batches)
-    beside = {name: around(network.program, network.placement, name, target) for name in costs}
+    beside = {name: layers_around(network.program, network.placement, name, target) for name in costs}
     losses = _losses(network, dict.fromkeys(layer for layers in beside.values() for layer in layers))
     options = {layer: (Option({}), Option({"loss": loss}, in_float=True)) for layer, loss in losses.items()}
     program = Program(options, [Between({"error": cost}, beside[name]) for name, cost in costs.items()])
@@ -90,7 +90,7 @@ def _losses(network: Network, layers: Iterable[str]) -> dict[str, float]:
     return {layer: (layer in integer) / max(1, len(integer)) + size / total for layer, size in sizes.items()}
 
 
-def around(program: ir.Model, placement: Placement, name: str, target: Target) -> list[str]:
+def layers_around(program: ir.Model, placement: Placement, name: str, target: Target) -> list[str]:
     """Layers that would quantize this value (or any that shares its scale) again if they stayed in integers.
 
     Where a clip makes the value, what computes before it is one of them: a kernel does both at once.

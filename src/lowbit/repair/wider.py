@@ -7,12 +7,11 @@ An integer program chooses (`solve.program`); what an error costs at the outputs
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 
 from lowbit.network.network import Network
 from lowbit.network.sites import Site
 from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
-from lowbit.repair.leave_in_float import around, literal
+from lowbit.repair.leave_in_float import layers_around, literal
 from lowbit.solve.program import Between, Option, Program
 from lowbit.targets import Target, find_target
 
@@ -35,7 +34,7 @@ def wider(network: Network, costs: Mapping[str, float], share: float) -> tuple[R
 
     def options(layer: str) -> Iterator[tuple[tuple[bool, bool], Option]]:
         """((weights, activations) get a wider format, what that takes); float weights need float activations."""
-        for chosen in product((False, True), repeat=2):
+        for chosen in ((False, False), (False, True), (True, False), (True, True)):
             if chosen[0] and (layer not in weights or not (few or chosen[1])):
                 continue
             name = weights.get(layer)
@@ -54,8 +53,13 @@ def wider(network: Network, costs: Mapping[str, float], share: float) -> tuple[R
     best = program.least("loss", {"error": share * sum(counted.values())}) or {}
     asked = {layer: several[layer][index][0] for layer, index in best.items()}
     rules = list(_rules(recipe, sites, weights, asked, target, bool(few)))
-    where = f"in {target.weights.grid.bits} bits" if few else "in float"
-    words = f"{len(rules)} layer{'s' * (len(rules) != 1)} {where}"
+    words = f"{len(rules)} layer{'s' * (len(rules) != 1)} in "
+    if few:
+        words += f"{target.weights.grid.bits} bits"
+    elif (whole := sum(rule.weights is not None for rule in rules)) and whole < len(rules):
+        words += f"float, the weights of {whole} too"
+    else:
+        words += "float" if whole else "float but for their weights"
     return replace(recipe, rules=(*recipe.rules, *rules)), words
 
 
@@ -75,7 +79,7 @@ def _rules(
 def _layers_at(network: Network, name: str, target: Target) -> Sequence[str]:
     """Layers that keep a value, or a constant operand, quantized while one of them is in integers."""
     site = network.placement.sites[name]
-    return [site.layer] if site.role == "constant" else around(network.program, network.placement, name, target)
+    return [site.layer] if site.role == "constant" else layers_around(network.program, network.placement, name, target)
 
 
 def _has_few_bits(site: Site, target: Target) -> bool:

@@ -25,6 +25,17 @@ def times_text(ratio: float, more: str = "smaller", less: str = "larger", same: 
     return f"{ratio:.1f}× {more}" if ratio >= 1 else f"{1 / ratio:.1f}× {less}"
 
 
+def share_text(share: float | None) -> str:
+    """A share of 1 in percent, to two digits."""
+    value = 100 * (share or 0.0)
+    return "" if share is None else f"{value:.0f} %" if value >= 9.5 else f"{value:.2g} %"
+
+
+def joules_text(picojoules: float) -> str:
+    """Energy: 56.7 µJ."""
+    return f"{picojoules / 1e9:.3g} mJ" if picojoules >= 1e9 else f"{picojoules / 1e6:.3g} µJ"
+
+
 def written_text(output: Path, seconds: float, after: int, before: int, note_bytes: int = 0) -> str:
     """That a file was written, and how much smaller it is; an exporter's notes are not counted as saved."""
     without = f" less {bytes_text(note_bytes)} of the exporter's notes" if note_bytes else ""

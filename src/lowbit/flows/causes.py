@@ -1,0 +1,247 @@
+"""Why a tensor's rounding costs what it costs: each cause is read from one measurement, and comes with a remedy.
+
+`CAUSES` is the table, the most specific first: a function takes what was measured of a tensor and says what it found,
+or None. Thresholds are where the effect exceeds a bit or two: a range 4 times as wide as 99.9 % of its values takes two
+bits from them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from glob import escape
+
+import tomli_w
+
+from lowbit.flows.tensor_facts import TensorFacts
+from lowbit.network.sites import Placement
+from lowbit.numerics import Int, channel
+from lowbit.ranges import Auto
+from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
+from lowbit.report.words import share_text
+
+OUTLIER = 4.0  # largest value over the 99.9th percentile
+SPREAD_WEIGHTS, SPREAD_ACTIVATIONS = 4.0, 8.0  # largest channel over the median one
+MASK = 1e4  # a number that only "never" needs: −10,000 in the masks of BERT's exporters
+FEW_CODES, NEGATIVE = 16, 0.2  # codes that more than a fifth of the values share
+CLIPPING = 0.5  # share of a tensor's noise that clipping makes
+COARSE_DB = 25.0  # of a weight; int8 per channel gives 35 to 45, int4 12 to 22
+GROWS, MANY = 0.1, 0.25  # of a range's width, from half of the samples to all; of the activations
+COSTLY = 0.05  # share of the outputs' error below which a cause is not told, and a tensor is not left in float
+LARGE = 0.2  # share above which a tensor without a cause is told
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause of error, with the measurement in words and what to do.
+
+    cause    a name of CAUSES, "sensitive", "too few samples", "preprocessing" or "dead channels"
+    tensors  those that it was found in and the remedy is for, the costliest first; an input; none: the whole network
+    told     what was measured of the first
+    share    of the outputs' squared error that these tensors add, each alone and to first order; None: not known
+    recipe   lines of TOML that do what `remedy` says, to put behind a recipe; empty: a recipe cannot
+    mended_db  SQNR of the outputs, simulated, with these lines; None where it was not tried
+    """
+
+    cause: str
+    tensors: tuple[str, ...]
+    told: str
+    remedy: str
+    recipe: str = ""
+    share: float | None = None
+    mended_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What remedies follow from.
+
+    specs       layer → what the recipe asks for its weights and activations
+    words       layer → what a rule calls it
+    around      activation → the layers that must stay in float for it to stay in float
+    smoothable  activations whose outlier channels the pass `smooth` can move into weights
+    """
+
+    recipe: Recipe
+    placement: Placement
+    specs: Mapping[str, tuple[TensorSpec, TensorSpec]]
+    words: Mapping[str, str]
+    around: Callable[[str], Sequence[str]]
+    smoothable: frozenset[str]
+
+    def spec(self, x: TensorFacts) -> TensorSpec:
+        """What the recipe asked for, before `auto` was decided."""
+        return self.specs[x.layer][0] if x.role == "weight" else self.placement.sites[x.name].spec
+
+
+# What is told, the remedy in words, and what does it: specs for the tensor, a pass, or None for leaving it in float.
+Told = tuple[str, str, TensorSpec | str | None]
+Cause = Callable[[TensorFacts, Context], Told | None]
+IN_FLOAT = "Leave it in float, and so the layers around it."
+BY_ERROR = "Let its range be chosen by the error that reaches the outputs."
+
+
+def mask_constant(x: TensorFacts, context: Context) -> Told | None:
+    """A number that means "never" stretches the range, and all others share its first codes."""
+    if x.role == "weight" or max(-x.minimum, x.maximum) < max(MASK, MASK / 10 * x.median) or (x.low or 0) > -MASK:
+        return None
+    told = f"its values reach {x.minimum:.4g}, a mask; half of them are below {x.median:.3g}, a step is {x.step:.3g}"
+    return told, IN_FLOAT, None
+
+
+def few_bits(x: TensorFacts, context: Context) -> Told | None:
+    """The format of a weight is too coarse for how it was rounded."""
+    spec = context.spec(x)
+    if x.role != "weight" or spec.format is None or x.sqnr_db >= COARSE_DB or x.bits >= 8:
+        return None
+    told = f"{x.bits} bits, rounded by '{x.solver}', leave its values {x.sqnr_db:.1f} dB"
+    if spec.solve == "nearest":
+        return told, "Round it by the errors that its inputs make of it.", replace(spec, solve="gptq")
+    return told, "Give it 8 bits.", TensorSpec(replace(spec.format, grid=Int(8)), "minmax")
+
+
+def range_outlier(x: TensorFacts, context: Context) -> Told | None:
+    """Few values lie far outside: a range that holds them is coarse for all others, one that does not clips them."""
+    if x.role == "weight" or x.low is None or x.high is None:
+        return None
+    reach, largest = max(-x.low, x.high), max(-x.minimum, x.maximum)
+    told = f"its largest value, {largest:.3g}, is {x.tail:.1f} times the 99.9th percentile, {x.p999:.3g}"
+    if x.tail >= OUTLIER and reach >= x.p999 * OUTLIER:
+        codes = (2 if x.minimum < 0 else 1) * x.p999 / max(x.step, 1e-30)
+        told += f": 99.9 % of the values share {codes:.0f} of {2**x.bits} codes"
+    elif x.tail >= OUTLIER / 2 and (x.clipping_noise or 0) >= CLIPPING:
+        share = share_text(x.clipping_noise)
+        ends = f"the range ends at {reach:.3g}"
+        told += f"; {ends}, and clipping {share_text(x.clipped)} of the values makes {share} of its noise"
+    else:
+        return None
+    return told, *_range_by_error(x, context)
+
+
+def channel_spread(x: TensorFacts, context: Context) -> Told | None:
+    """One scale for channels of unequal size: the small ones get few codes (Nagel et al. 2019, figure 2)."""
+    spread, spec = x.channel_spread or 0.0, context.spec(x)
+    limit = SPREAD_WEIGHTS if x.role == "weight" else SPREAD_ACTIVATIONS
+    if not x.one_scale or spread < limit or x.channels < 4:
+        return None
+    told = f"its largest channel is {spread:.1f} times the median one, and all {x.channels} share one scale"
+    if x.role == "weight" and spec.format is not None:
+        remedy = "Give each output channel its own scale; where the engine cannot, add the pass 'equalize_weights'."
+        return told, remedy, TensorSpec(spec.format.with_block(channel(0)), spec.range, spec.solve)
+    if x.name in context.smoothable and "smooth" not in context.recipe.passes:
+        return told, "Move the large channels into the weights behind: the pass 'smooth'.", "smooth"
+    return told, IN_FLOAT, None
+
+
+def asymmetric_tail(x: TensorFacts, context: Context) -> Told | None:
+    """SiLU, GELU and HardSwish: many values in a small negative part, which one scale for both sides leaves coarse."""
+    below, codes = x.below_zero or 0.0, x.codes_below_zero
+    if x.role != "activation" or not codes or codes > FEW_CODES or below < NEGATIVE or -x.minimum > x.maximum / 10:
+        return None
+    ends = f"from {x.minimum:.3g} to 0, beside {x.maximum:.3g} as the largest"
+    return f"{share_text(below)} of its values are {ends}, and share {codes} codes", *_range_by_error(x, context)
+
+
+def constant_tensor(x: TensorFacts, context: Context) -> Told | None:
+    """One value throughout: a weight that never trained, or an activation that the calibration data never moved."""
+    if x.minimum != x.maximum:
+        return None
+    if x.role == "weight":
+        return f"it is {x.minimum:.4g} throughout", "Look whether it was trained.", None
+    told = f"it is {x.minimum:.4g} throughout the calibration data"
+    return told, "Give calibration data that moves it, or leave it in float.", None
+
+
+def _range_by_error(x: TensorFacts, context: Context) -> tuple[str, TensorSpec | None]:
+    """Another range, unless ranges are chosen by the error already: then float."""
+    spec = context.spec(x)
+    return (IN_FLOAT, None) if isinstance(spec.range, Auto) else (BY_ERROR, TensorSpec(spec.format, "auto"))
+
+
+CAUSES: Mapping[str, Cause] = {
+    "constant tensor": constant_tensor,
+    "mask constant": mask_constant,
+    "few bits": few_bits,
+    "channel spread": channel_spread,
+    "range outlier": range_outlier,
+    "asymmetric tail": asymmetric_tail,
+}
+
+
+def explain(facts: Sequence[TensorFacts], context: Context) -> list[Finding]:
+    """Causes of at least COSTLY of the error, the most costly first; constants and masks in any case."""
+    total = sum(x.cost or 0.0 for x in facts) or 1.0
+    found: dict[tuple[str, str], list[tuple[TensorFacts, Told]]] = {}
+    for x in sorted(facts, key=lambda x: -(x.cost or 0.0)):
+        told = {name: told for name, cause in CAUSES.items() if (told := cause(x, context)) is not None}
+        if not told and (x.cost or 0.0) >= LARGE * total:
+            words = f"no single fault: rounded at {x.sqnr_db:.1f} dB, and the outputs depend on it much"
+            told = {"sensitive": (words, IN_FLOAT, None)}
+        for name, (_, remedy, change) in list(told.items())[:1]:  # the others say more of the same tensor
+            words = "; ".join(each for each, *_ in told.values())
+            found.setdefault((name, remedy), []).append((x, (words, remedy, change)))
+    findings = [_finding(name, members, total, context) for (name, _), members in found.items()]
+    told_anyway = ("constant tensor", "mask constant")
+    findings = [f for f in findings if (f.share or 0.0) >= COSTLY or f.cause in told_anyway]
+    return sorted(findings, key=lambda f: -(f.share or 0.0))
+
+
+def _finding(name: str, members: list[tuple[TensorFacts, Told]], total: float, context: Context) -> Finding:
+    """One cause in several tensors. Another format serves all of them; in float the costly ones are left, at least one.
+
+    Costs of single tensors say little where a solver has the next layer make up for them: of MobileNet 0.25 in w4a8 the
+    two costliest weights make a third of the sum, and 8 bits for both gain 0.1 dB; for all they gain 11.
+    """
+    told, remedy, change = members[0][1]
+    if change is None:
+        members = [m for m in members if (m[0].cost or 0.0) >= COSTLY * total] or members[:1]
+    rules: dict[str, Rule] = {}
+    for x, (_, _, better) in members:
+        if better is None:
+            layers = [x.layer] if x.role == "weight" else context.around(x.name)
+            words = [escape(context.words.get(layer, layer)) for layer in layers]
+            rules |= {word: Rule(word, FLOAT, FLOAT) for word in words}
+        elif isinstance(better, TensorSpec):
+            word = escape(context.words.get(x.layer, x.layer))
+            rules[word] = Rule(word, better if x.role == "weight" else None, None if x.role == "weight" else better)
+    lines = "\n".join(rule.to_toml() for rule in rules.values())
+    if isinstance(change, str):
+        first = [p for p in context.recipe.passes if p not in ("correct_bias", "leave_in_float")]
+        lines = tomli_w.dumps({"passes": [*first, change, *context.recipe.passes[len(first) :]]})
+    share = sum(x.cost or 0.0 for x, _ in members) / total
+    return Finding(name, tuple(x.name for x, _ in members), told, remedy, lines, share)
+
+
+def with_lines(recipe: Recipe, *findings: Finding) -> Recipe:
+    """The recipe with the lines of these findings."""
+    for lines in (f.recipe for f in findings if f.recipe):
+        more = Recipe.from_toml(lines)
+        recipe = replace(recipe, passes=more.passes or recipe.passes, rules=(*recipe.rules, *more.rules))
+    return recipe
+
+
+def too_few_samples(facts: Sequence[TensorFacts], samples: int) -> list[Finding]:
+    """Ranges that still move when the samples are doubled were not seen whole."""
+    known = [x for x in facts if x.growth is not None]
+    moving = sorted((x for x in known if (x.growth or 0.0) > GROWS), key=lambda x: -(x.growth or 0.0))
+    if not known or len(moving) < MANY * len(known):
+        return []
+    total = sum(x.cost or 0.0 for x in facts) or 1.0
+    told = (
+        f"{len(moving)} of {len(known)} ranges moved by more than {share_text(GROWS)} of their width from half of the "
+        f"{samples} samples to all, '{moving[0].name}' by {share_text(moving[0].growth)}"
+    )
+    remedy = f"Give more samples: {max(200, 4 * samples)} or so."
+    share = sum(x.cost or 0.0 for x in moving) / total
+    return [Finding("too few samples", tuple(x.name for x in moving), told, remedy, share=share)]
+
+
+def dead_channels(facts: Sequence[TensorFacts]) -> list[Finding]:
+    """Channels that are always 0 cost time and bytes, but no accuracy."""
+    dead = sorted((x for x in facts if 0 < x.dead_channels < x.channels), key=lambda x: -x.dead_channels / x.channels)
+    if not dead:
+        return []
+    told = (
+        f"{dead[0].dead_channels} of {dead[0].channels} channels are always 0; "
+        f"{sum(x.dead_channels for x in dead)} in all {len(dead)} tensors"
+    )
+    remedy = "They add no error. Prune them from the network to save their time."
+    return [Finding("dead channels", tuple(x.name for x in dead), told, remedy)]

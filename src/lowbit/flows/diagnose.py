@@ -1,0 +1,375 @@
+"""Diagnosis: where the error of a quantized network arises, why, and what to do; each number is measured.
+
+The file that would be deployed is made and run. What each tensor's rounding costs is estimated from a few backward
+passes (`repair.sensitivity`); the error at each layer is read off the file beside the float network.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+
+from lowbit.data import Data
+from lowbit.data.samples import Batching, SampleBatch
+from lowbit.engines.compile import ENGINES, Batch
+from lowbit.engines.profile import OperatorTime, operator_times
+from lowbit.errors import DataError, LowbitError, UnsupportedError
+from lowbit.flows.causes import Context, Finding, dead_channels, explain, too_few_samples, with_lines
+from lowbit.flows.compare import Comparison, compare
+from lowbit.flows.fidelity import layer_fidelity
+from lowbit.flows.inputs import InputFacts, input_facts, prepared_unlike
+from lowbit.flows.metrics import Metric
+from lowbit.flows.operations import Operations, multiply_adds, operations
+from lowbit.flows.ptq import MEMORY, Observed, Stage, _silent, given, observed, settled, written
+from lowbit.flows.shifts import Shift, shifted, usual_shifts
+from lowbit.flows.tensor_facts import TensorFacts, decibels, growth, tensor_facts, walk_once
+from lowbit.graph.layer import layer_names
+from lowbit.graph.smooth import smoothable
+from lowbit.model import Model, Port
+from lowbit.network.network import Network
+from lowbit.numerics import Format
+from lowbit.recipe import Recipe
+from lowbit.repair.leave_in_float import layers_around
+from lowbit.repair.prove import Outputs, output_error
+from lowbit.repair.sensitivity import quantizer_costs
+from lowbit.report.ledger import Ledger
+from lowbit.report.words import plain, share_text
+from lowbit.targets import find_target
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SAMPLES = 200  # that shifts are tried on, and that are compared where there is no test data
+COST_SAMPLES = 32  # that costs are estimated on: a backward pass each
+TRIED = 3  # remedies: each calibrates anew, but for the pass over the data
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A node that has a quantized weight, makes a quantized value, or multiplies.
+
+    name            what a rule calls it
+    weight, activation   names of its tensors; an activation that shares another's scale goes by that one's name
+    accumulated_db  SQNR of what it makes in the file, errors of all layers before it included
+    multiply_adds   of one sample
+    bits            of the weights and activations that it multiplies as integers; None: it computes in float
+    reason          why it computes in float, where anything is known of that
+    """
+
+    name: str
+    node: str
+    operator: str
+    weight: str | None
+    activation: str | None
+    accumulated_db: float | None
+    multiply_adds: int
+    bits: tuple[int, int] | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Both networks on shifted samples; `problem` says why there is no comparison."""
+
+    shift: str
+    told: Comparison | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Where the error arises, why, what to do, and what it is worth.
+
+    recipe       TOML of what was done; lines of a finding's recipe go behind it
+    comparison   float beside the file, on the test data, or where there is none on the calibration data
+    tensors      of the layers, in the network's order
+    findings     causes, the most costly first
+    measured_db  SQNR of the outputs, simulated on the judging samples; estimated_db: what the tensors' costs add up to
+    operations, times   float, quantized
+    tries        rows of a search, as they were given
+    """
+
+    source: str
+    recipe_name: str
+    recipe: str
+    samples: int
+    on_test_data: bool
+    comparison: Comparison
+    layers: tuple[LayerRow, ...]
+    tensors: tuple[TensorFacts, ...]
+    findings: tuple[Finding, ...]
+    measured_db: float
+    estimated_db: float
+    shifts: tuple[Shifted, ...]
+    operations: tuple[Operations, Operations]
+    times: tuple[tuple[OperatorTime, ...], tuple[OperatorTime, ...]]
+    bytes_by_kind: Mapping[str, int]
+    left_in_float: tuple[Mapping[str, Any], ...]
+    steps: tuple[str, ...]
+    tries: tuple[Mapping[str, Any], ...]
+
+    @property
+    def verdict(self) -> str:
+        """Whether it keeps the job, and what costs most: plain sentences with numbers."""
+        return f"{self.comparison.verdict} {self.main}"
+
+    @property
+    def main(self) -> str:
+        """What costs most, in a sentence."""
+        first = next((f for f in self.findings if f.share or f.cause == "preprocessing"), None)
+        if first is None:
+            return "No single cause stands out."
+        if first.share is None:
+            return f"First of all, {first.told}."
+        where = f" of '{first.tensors[0]}'" + " and others" * (len(first.tensors) > 1) if first.tensors else ""
+        return f"The largest cause is {first.cause}{where}: {share_text(first.share)} of the error."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found: dict[str, Any] = plain(asdict(self))
+        found["comparison"] = self.comparison.to_dict()
+        found["shifts"] = [plain(asdict(s)) | {"told": s.told and s.told.to_dict()} for s in self.shifts]
+        for row, x in zip(found["tensors"], self.tensors, strict=True):
+            row |= plain({"alone_db": x.alone_db, "tail": x.tail})
+        return {"verdict": self.verdict} | found
+
+    def to_json(self) -> str:
+        return dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def to_html(self) -> str:
+        """One page that needs no network."""
+        from lowbit.report.diagnosis import page
+
+        return page(self)
+
+    def __rich__(self) -> "RenderableType":
+        from lowbit.report.diagnosis import summary
+
+        return summary(self)
+
+
+def diagnose(
+    model: Any,
+    calibration: Any,
+    recipe: "str | Path | Format | Recipe" = "int8",
+    *,
+    test: Any = None,
+    metric: str | Metric | Callable[..., float] | None = None,
+    target: str | None = None,
+    shifts: Sequence[str] | None = None,
+    tries: Iterable[Any] = (),
+    latency: bool = True,
+    memory: int = MEMORY,
+    stage: Stage = _silent,
+) -> Diagnosis:
+    """Quantize a network and say where its error arises, why, and what to do.
+
+    model, calibration, recipe, target, memory, stage   as in `quantize`
+    test     other samples, with labels where there are any; None: the calibration data are compared on
+    metric   as in `compare`
+    shifts   "noise:0.5", "blur:1", "brightness:0.5", "contrast:0.5", "length:2"; None: the usual ones; (): none
+    tries    rows of a search: mappings or dataclasses of (what, metric, bytes, latency, seconds)
+    latency  measure it, of the whole networks and of their operators
+    """
+    if calibration is None:
+        raise DataError("diagnose measures on samples: give some hundred typical inputs as calibration data.")
+    asked = None if shifts is None else [Shift.parse(words) for words in shifts]
+    model, data, chosen = given(model, calibration, recipe, target)
+    chosen.check_deployable()
+    seen = observed(model, data, chosen, memory, stage)
+    ready = settled(seen, chosen)
+    quantized = written(ready, stage)
+    stage("comparing")
+    judged = data.take(SAMPLES) if test is None else Data.of(test, model.inputs)
+    comparison = compare(model, quantized, judged, metric, layers=False, latency=latency)
+    inputs = input_facts(ready.calibration.observed(), model.inputs)
+    tested = input_facts((s.inputs for s in judged.take(SAMPLES).samples(16)), model.inputs)
+    stage("measuring tensors")
+    kept = list(ready.calibration.observed())
+    facts, measured = _facts(ready, kept, model.inputs)
+    context = _context(ready.network)
+    samples = data.count or sum(map(_count, kept))
+    findings = sorted(
+        [*explain(facts, context), *too_few_samples(facts, samples)], key=lambda finding: -(finding.share or 0.0)
+    )
+    stage("trying remedies")
+    findings = _tried(findings, model, data, seen, ready, memory)
+    findings = [*prepared_unlike(inputs, tested), *findings, *dead_channels(facts)]
+    ledger, program = Ledger.of(quantized), ready.network.program
+    counts = multiply_adds(program, walk_once(ready.network, kept[0]).shapes, _count(kept[0]))
+    layers = _layers(ready.network, quantized, facts, counts, kept[0], ledger)
+    sample = judged.cut(next(judged.samples(1)), 1).inputs
+    times = [tuple(operator_times(net.program, sample)) if latency else () for net in (model, quantized)]
+    stage("shifting inputs")
+    kinds = usual_shifts(model.inputs, inputs) if asked is None else asked
+    bits = {row.node: row.bits for row in layers if row.bits is not None}
+    weights = [value.const_value for value in program.graph.initializers.values()]
+    float_bytes = sum(w.nbytes for w in weights if w is not None and w.dtype.is_floating_point())
+    return Diagnosis(
+        source=model.source,
+        recipe_name=recipe if isinstance(recipe, str) else "recipe",
+        recipe=quantized.metadata["lowbit.recipe"],
+        samples=samples,
+        on_test_data=test is not None,
+        comparison=comparison,
+        layers=tuple(layers),
+        tensors=tuple(facts),
+        findings=tuple(findings),
+        measured_db=decibels(measured),
+        estimated_db=decibels(sum(x.cost or 0.0 for x in facts)),
+        shifts=tuple(_shifts(model, quantized, judged, kinds, inputs, metric)),
+        operations=(
+            operations(counts, {}, float_bytes),
+            operations(counts, bits, sum(row["bytes"] for row in ledger.stored("quantized", "float"))),
+        ),
+        times=(times[0], times[1]),
+        bytes_by_kind=ledger.bytes_by_kind(),
+        left_in_float=tuple(row for row in ledger.rows if row.get("status") == "float"),
+        steps=tuple(ready.notes),
+        tries=tuple(row if isinstance(row, Mapping) else asdict(row) for row in tries),
+    )
+
+
+def _count(batch: Batch) -> int:
+    return max((len(array) for array in batch.values() if array.ndim), default=1)
+
+
+def _facts(ready: Observed, kept: Sequence[Batch], ports: Sequence[Port]) -> tuple[list[TensorFacts], float]:
+    """What is measured of each tensor, and the error of the outputs with all of them quantized."""
+    network, judging = ready.network, ready.calibration.judging
+    outputs = sum(v.dtype is not None and v.dtype.is_floating_point() for v in network.program.graph.outputs)
+    # One sample at a time: a weight's error is the same for all that go through together, and tells its cost once.
+    batching = Batching.of(ports)
+    whole = [SampleBatch(batch, None, _count(batch)) for batch in kept]
+    singles = [batching.slice(s, i, i + 1).inputs for s in whole for i in range(1 if batching.fixed else s.count)]
+    sums = quantizer_costs(network, singles[:COST_SAMPLES])
+    costs = {name: cost / len(singles[:COST_SAMPLES]) / max(1, outputs) for name, cost in sums.items()}
+    facts = tensor_facts(network, costs, walk_once(network, judging[0]), growth(network, kept))
+    return facts, output_error(network, judging, _exact(network, judging))
+
+
+def _tried(
+    findings: Sequence[Finding], model: Model, data: Data, seen: Observed, ready: Observed, memory: int
+) -> list[Finding]:
+    """The findings; of the first TRIED that have lines for the recipe, with the error of the outputs that these leave.
+
+    Ranges, codes and steps are found anew: taking one tensor out of the quantized network would not do, since its
+    biases, and what GPTQ made of the layers behind, make up for that tensor's error too.
+    """
+    recipe, judging = ready.network.placement.recipe, ready.calibration.judging
+    assert recipe is not None
+    exact, found, left = _exact(ready.network, judging), [], TRIED
+    for finding in findings:
+        better = with_lines(recipe, finding)
+        if left and better != recipe:
+            left -= 1
+            try:
+                again = seen.again(better) if better.passes == recipe.passes else observed(model, data, better, memory)
+                error = output_error(settled(again, better).network, judging, exact)
+                finding = replace(finding, mended_db=decibels(error))
+            except UnsupportedError:
+                finding = replace(finding, recipe="", remedy=f"{finding.remedy} Nothing would be left in integers.")
+        found.append(finding)
+    return found
+
+
+def _exact(network: Network, batches: Sequence[Batch]) -> Outputs:
+    """What the float network gives: its program, since steps may have corrected the network's own biases."""
+    run = ENGINES["onnxruntime"].compile(network.program)
+    return [{name: torch.from_numpy(array) for name, array in run(dict(batch)).items()} for batch in batches]
+
+
+def _context(network: Network) -> Context:
+    placement, program = network.placement, network.program
+    assert placement.recipe is not None
+    target = find_target(placement.recipe.target)
+
+    def around(value: str) -> list[str]:
+        """Without clips and moves: these have no format of their own, and follow."""
+        layers = layers_around(program, placement, placement.sites[value].group, target)
+        return [layer for layer in layers if layer in placement.integer] or layers
+
+    return Context(
+        placement.recipe,
+        placement,
+        {str(node.name): placement.recipe.specs(layer_names(node)) for node in program.graph},
+        {str(node.name): _word(node) for node in program.graph},
+        around,
+        frozenset(smoothable(program)),
+    )
+
+
+def _word(node: ir.Node) -> str:
+    """What a rule calls a node: its weight without '.weight', or its own name."""
+    names = layer_names(node)
+    return names[2] if len(names) > 3 else names[0]
+
+
+def _layers(
+    network: Network,
+    quantized: Model,
+    facts: Sequence[TensorFacts],
+    counts: Mapping[str, int],
+    batch: Batch,
+    ledger: Ledger,
+) -> list[LayerRow]:
+    """Rows in the network's order, those of quantized inputs first."""
+    sites, names = network.placement.sites, {id(network.quantizers[x.name]): x.name for x in facts}
+    made: dict[str, str] = {}
+    weights: dict[str, str] = {}
+    inputs = [str(v.name) for v in network.program.graph.inputs if v.name in sites]
+    found = [LayerRow(name, name, "input", None, name, None, 0, None, "") for name in inputs]
+    shown: set[str | None] = set(inputs)
+    for site in (site for name, site in sites.items() if name not in inputs):
+        (made if site.role == "activation" else weights).setdefault(site.layer, site.value)
+    db = {x.value: x.sqnr_db for x in layer_fidelity(network.program, quantized.program, [batch])}
+    rows = {str(row["tensor"]): row for row in ledger.rows}
+    for node in network.program.graph:
+        node_name = str(node.name)
+        activation, weight = made.get(node_name), weights.get(node_name)
+        tensor = None if activation is None else names.get(id(network.quantizers[activation]))
+        if weight is None and node_name not in counts and (tensor is None or tensor in shown):
+            continue  # it only moves values
+        shown.add(tensor)
+        value = activation or str(node.outputs[0].name)
+        weight_row = rows.get(weight or "", {})
+        read = sites.get(str(node.inputs[0].name)) if node.inputs and node.inputs[0] is not None else None
+        kind = None if read is None else read.spec.format
+        stored = sites[weight].spec.format if weight is not None else None
+        integers = weight_row.get("arithmetic") == "integers"
+        reason = rows.get(str(node.outputs[0].name), {}).get("reason") or weight_row.get("reason") or ""
+        found.append(
+            LayerRow(
+                name=_word(node),
+                node=node_name,
+                operator=node.op_type,
+                weight=weight,
+                activation=tensor,
+                accumulated_db=db.get(value),
+                multiply_adds=counts.get(node_name, 0),
+                bits=(stored.grid.bits, kind.grid.bits)
+                if integers and stored is not None and kind is not None
+                else None,
+                reason=str(reason),
+            )
+        )
+    return found
+
+
+def _shifts(
+    model: Model, quantized: Model, data: Data, kinds: Sequence[Shift], inputs: Mapping[str, InputFacts], metric: Any
+) -> Iterator[Shifted]:
+    """Both networks on the samples as they are, then on each shift.
+
+    A network that cannot take a shift, as a position beyond its table, is told, not hidden.
+    """
+    for shift in (None, *kinds) if kinds else ():
+        samples = data.take(SAMPLES) if shift is None else shifted(data, shift, model.inputs, inputs, SAMPLES)
+        try:
+            yield Shifted(str(shift or "none"), compare(model, quantized, samples, metric, latency=False, layers=False))
+        except LowbitError as problem:
+            yield Shifted(str(shift), None, str(problem))
