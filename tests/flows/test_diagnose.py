@@ -10,6 +10,7 @@ from toy_networks import convolutions, images, network, sqnr_db
 
 import lowbit as lb
 from lowbit.errors import DataError, InputError
+from lowbit.flows.causes import Remedy
 from lowbit.flows.diagnose import Diagnosis, diagnose
 from lowbit.flows.inputs import InputFacts
 from lowbit.flows.operations import multiply_adds, operations
@@ -24,8 +25,12 @@ def quick(model: lb.Model, data: Any, recipe: Any = "int8-fast", **more: Any) ->
 
 def mended(found: Diagnosis, cause: str) -> lb.Recipe:
     """The recipe that was used with the lines of this cause behind it, as a user pastes them."""
-    lines = next(f.recipe for f in found.findings if f.cause == cause)
-    return lb.Recipe.from_toml(found.recipe + "\n" + lines)
+    return lb.Recipe.from_toml(found.recipe + "\n" + remedy(found, cause).recipe)
+
+
+def remedy(found: Diagnosis, cause: str) -> Remedy:
+    """The mildest remedy of a cause that has lines for the recipe."""
+    return next(r for f in found.findings if f.cause == cause for r in f.remedies if r.recipe)
 
 
 def outputs_db(model: lb.Model, recipe: Any, x: np.ndarray) -> float:
@@ -66,8 +71,7 @@ def test_a_range_that_one_value_stretches_is_told_and_mended():
     told = next(f for f in found.findings if f.cause == "range outlier")
     p999 = np.quantile(np.abs(x), 0.999)
     assert told.told.startswith(f"its largest value, 330, is {330 / p999:.1f} times the 99.9th percentile, {p999:.3g}")
-    assert told.mended_db is not None
-    assert told.mended_db > found.measured_db + 10  # calibrated anew with the lines
+    assert remedy(found, "range outlier").outputs_db > found.measured_db + 10  # calibrated anew with the lines
     recipes = "int8-fast", mended(found, "range outlier")
     exact = model.run({"x": x[:500]})["y"]
     before, after = (lb.quantize(model, x, r).run({"x": x[:500]})["y"] for r in recipes)
@@ -115,7 +119,10 @@ def test_four_bits_are_told_with_their_ratio_and_eight_mend_it():
     found = quick(model, x, recipe)
     told = next(f for f in found.findings if f.cause == "few bits")
     assert told.told.startswith("4 bits, rounded by 'gptq'")
-    assert outputs_db(model, mended(found, "few bits"), x) > outputs_db(model, recipe, x) + 1
+    rounded, wider = told.remedies
+    assert (rounded.told, wider.told) == ("Round by 'adaround'.", "Give them 8 bits.")
+    better = lb.Recipe.from_toml(found.recipe + "\n" + wider.recipe)
+    assert outputs_db(model, better, x) > outputs_db(model, recipe, x) + 15  # 4 bits are 24 dB
 
 
 def test_ranges_that_still_grow_are_told_as_too_few_samples():

@@ -7,7 +7,6 @@ bits from them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from glob import escape
 
 import tomli_w
 
@@ -16,6 +15,7 @@ from lowbit.network.sites import Placement
 from lowbit.numerics import Int, channel
 from lowbit.ranges import Auto
 from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
+from lowbit.repair.leave_in_float import literal
 from lowbit.report.words import share_text
 
 OUTLIER = 4.0  # largest value over the 99.9th percentile
@@ -30,24 +30,33 @@ LARGE = 0.2  # share above which a tensor without a cause is told
 
 
 @dataclass(frozen=True)
+class Remedy:
+    """What to do, in words.
+
+    recipe      lines of TOML that do it, to put behind a recipe; empty: no recipe can
+    outputs_db  SQNR of the outputs, simulated, with these lines; None where it was not tried
+    """
+
+    told: str
+    recipe: str = ""
+    outputs_db: float | None = None
+
+
+@dataclass(frozen=True)
 class Finding:
     """A cause of error, with the measurement in words and what to do.
 
     cause    a name of CAUSES, "sensitive", "too few samples", "preprocessing" or "dead channels"
-    tensors  those that it was found in and the remedy is for, the costliest first; an input; none: the whole network
+    tensors  those that it was found in, the costliest first; an input; none: the whole network
     told     what was measured of the first
     share    of the outputs' squared error that these tensors add, each alone and to first order; None: not known
-    recipe   lines of TOML that do what `remedy` says, to put behind a recipe; empty: a recipe cannot
-    mended_db  SQNR of the outputs, simulated, with these lines; None where it was not tried
     """
 
     cause: str
     tensors: tuple[str, ...]
     told: str
-    remedy: str
-    recipe: str = ""
+    remedies: tuple[Remedy, ...]
     share: float | None = None
-    mended_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,11 @@ class Context:
         return self.specs[x.layer][0] if x.role == "weight" else self.placement.sites[x.name].spec
 
 
-# What is told, the remedy in words, and what does it: specs for the tensor, a pass, or None for leaving it in float.
-Told = tuple[str, str, TensorSpec | str | None]
+# What to do about a tensor, in words, and what does it: another spec, a pass, FLOAT, or None where no recipe can.
+Change = tuple[str, TensorSpec | str | None]
+Told = tuple[str, tuple[Change, ...]]  # what was measured; the remedies, the mildest first
 Cause = Callable[[TensorFacts, Context], Told | None]
-IN_FLOAT = "Leave it in float, and so the layers around it."
-BY_ERROR = "Let its range be chosen by the error that reaches the outputs."
+IN_FLOAT: Change = ("Leave in float what costs most, and so the layers around it.", FLOAT)
 
 
 def mask_constant(x: TensorFacts, context: Context) -> Told | None:
@@ -84,7 +93,7 @@ def mask_constant(x: TensorFacts, context: Context) -> Told | None:
     if x.role == "weight" or max(-x.minimum, x.maximum) < max(MASK, MASK / 10 * x.median) or (x.low or 0) > -MASK:
         return None
     told = f"its values reach {x.minimum:.4g}, a mask; half of them are below {x.median:.3g}, a step is {x.step:.3g}"
-    return told, IN_FLOAT, None
+    return told, (IN_FLOAT,)
 
 
 def few_bits(x: TensorFacts, context: Context) -> Told | None:
@@ -93,9 +102,10 @@ def few_bits(x: TensorFacts, context: Context) -> Told | None:
     if x.role != "weight" or spec.format is None or x.sqnr_db >= COARSE_DB or x.bits >= 8:
         return None
     told = f"{x.bits} bits, rounded by '{x.solver}', leave its values {x.sqnr_db:.1f} dB"
-    if spec.solve == "nearest":
-        return told, "Round it by the errors that its inputs make of it.", replace(spec, solve="gptq")
-    return told, "Give it 8 bits.", TensorSpec(replace(spec.format, grid=Int(8)), "minmax")
+    better = {"nearest": "gptq", "gptq": "adaround"}.get(spec.solve)
+    rounded = (f"Round by '{better}'.", replace(spec, solve=better)) if better else None
+    wider = ("Give them 8 bits.", TensorSpec(replace(spec.format, grid=Int(8)), "minmax"))
+    return told, (rounded, wider) if rounded else (wider,)
 
 
 def range_outlier(x: TensorFacts, context: Context) -> Told | None:
@@ -113,7 +123,7 @@ def range_outlier(x: TensorFacts, context: Context) -> Told | None:
         told += f"; {ends}, and clipping {share_text(x.clipped)} of the values makes {share} of its noise"
     else:
         return None
-    return told, *_range_by_error(x, context)
+    return told, _range_by_error(x, context)
 
 
 def channel_spread(x: TensorFacts, context: Context) -> Told | None:
@@ -124,11 +134,12 @@ def channel_spread(x: TensorFacts, context: Context) -> Told | None:
         return None
     told = f"its largest channel is {spread:.1f} times the median one, and all {x.channels} share one scale"
     if x.role == "weight" and spec.format is not None:
-        remedy = "Give each output channel its own scale; where the engine cannot, add the pass 'equalize_weights'."
-        return told, remedy, TensorSpec(spec.format.with_block(channel(0)), spec.range, spec.solve)
+        own = TensorSpec(spec.format.with_block(channel(0)), spec.range, spec.solve)
+        equalized = ("Or equalize the channels.", "equalize_weights")
+        return told, (("Give each output channel a scale of its own.", own), equalized)
     if x.name in context.smoothable and "smooth" not in context.recipe.passes:
-        return told, "Move the large channels into the weights behind: the pass 'smooth'.", "smooth"
-    return told, IN_FLOAT, None
+        return told, (("Move the large channels into the weights behind.", "smooth"), IN_FLOAT)
+    return told, (IN_FLOAT,)
 
 
 def asymmetric_tail(x: TensorFacts, context: Context) -> Told | None:
@@ -137,7 +148,7 @@ def asymmetric_tail(x: TensorFacts, context: Context) -> Told | None:
     if x.role != "activation" or not codes or codes > FEW_CODES or below < NEGATIVE or -x.minimum > x.maximum / 10:
         return None
     ends = f"from {x.minimum:.3g} to 0, beside {x.maximum:.3g} as the largest"
-    return f"{share_text(below)} of its values are {ends}, and share {codes} codes", *_range_by_error(x, context)
+    return f"{share_text(below)} of its values are {ends}, and share {codes} codes", _range_by_error(x, context)
 
 
 def constant_tensor(x: TensorFacts, context: Context) -> Told | None:
@@ -145,15 +156,16 @@ def constant_tensor(x: TensorFacts, context: Context) -> Told | None:
     if x.minimum != x.maximum:
         return None
     if x.role == "weight":
-        return f"it is {x.minimum:.4g} throughout", "Look whether it was trained.", None
+        return f"it is {x.minimum:.4g} throughout", (("Look whether it was trained.", None),)
     told = f"it is {x.minimum:.4g} throughout the calibration data"
-    return told, "Give calibration data that moves it, or leave it in float.", None
+    return told, (("Give calibration data that moves it.", None), IN_FLOAT)
 
 
-def _range_by_error(x: TensorFacts, context: Context) -> tuple[str, TensorSpec | None]:
-    """Another range, unless ranges are chosen by the error already: then float."""
+def _range_by_error(x: TensorFacts, context: Context) -> tuple[Change, ...]:
+    """Another range, unless ranges are chosen by the error already; or float."""
     spec = context.spec(x)
-    return (IN_FLOAT, None) if isinstance(spec.range, Auto) else (BY_ERROR, TensorSpec(spec.format, "auto"))
+    chosen = ("Let the range be chosen by the error that reaches the outputs.", TensorSpec(spec.format, "auto"))
+    return (IN_FLOAT,) if isinstance(spec.range, Auto) else (chosen, IN_FLOAT)
 
 
 CAUSES: Mapping[str, Cause] = {
@@ -169,53 +181,64 @@ CAUSES: Mapping[str, Cause] = {
 def explain(facts: Sequence[TensorFacts], context: Context) -> list[Finding]:
     """Causes of at least COSTLY of the error, the most costly first; constants and masks in any case."""
     total = sum(x.cost or 0.0 for x in facts) or 1.0
-    found: dict[tuple[str, str], list[tuple[TensorFacts, Told]]] = {}
+    found: dict[tuple[str, ...], list[tuple[TensorFacts, Told]]] = {}
     for x in sorted(facts, key=lambda x: -(x.cost or 0.0)):
         told = {name: told for name, cause in CAUSES.items() if (told := cause(x, context)) is not None}
         if not told and (x.cost or 0.0) >= LARGE * total:
             words = f"no single fault: rounded at {x.sqnr_db:.1f} dB, and the outputs depend on it much"
-            told = {"sensitive": (words, IN_FLOAT, None)}
-        for name, (_, remedy, change) in list(told.items())[:1]:  # the others say more of the same tensor
-            words = "; ".join(each for each, *_ in told.values())
-            found.setdefault((name, remedy), []).append((x, (words, remedy, change)))
-    findings = [_finding(name, members, total, context) for (name, _), members in found.items()]
+            told = {"sensitive": (words, (IN_FLOAT,))}
+        for name, (_, changes) in list(told.items())[:1]:  # the others say more of the same tensor
+            words = "; ".join(each for each, _ in told.values())
+            found.setdefault((name, *(words for words, _ in changes)), []).append((x, (words, changes)))
+    findings = [_finding(name, members, total, context) for (name, *_), members in found.items()]
     told_anyway = ("constant tensor", "mask constant")
     findings = [f for f in findings if (f.share or 0.0) >= COSTLY or f.cause in told_anyway]
     return sorted(findings, key=lambda f: -(f.share or 0.0))
 
 
 def _finding(name: str, members: list[tuple[TensorFacts, Told]], total: float, context: Context) -> Finding:
-    """One cause in several tensors. Another format serves all of them; in float the costly ones are left, at least one.
+    """One cause in several tensors.
 
-    Costs of single tensors say little where a solver has the next layer make up for them: of MobileNet 0.25 in w4a8 the
-    two costliest weights make a third of the sum, and 8 bits for both gain 0.1 dB; for all they gain 11.
+    Another format serves all of them, not the costliest: costs of single tensors say little where a solver has the next
+    layer make up for them. Of MobileNet 0.25 in w4a8 two weights make a third of the sum; 8 bits for both gain 0.1 dB,
+    for all 11 dB. In float only the costly ones are left, at least one.
     """
-    told, remedy, change = members[0][1]
-    if change is None:
-        members = [m for m in members if (m[0].cost or 0.0) >= COSTLY * total] or members[:1]
+    told, changes = members[0][1]
+    costly = [m for m in members if (m[0].cost or 0.0) >= COSTLY * total] or members[:1]
+    remedies = []
+    for index, (words, change) in enumerate(changes):
+        served = costly if change == FLOAT else members
+        lines = _lines([(x, each[index][1]) for x, (_, each) in served], context)
+        remedies.append(Remedy(words, _passes(context.recipe, change) if isinstance(change, str) else lines))
+    share = sum(x.cost or 0.0 for x, _ in members) / total
+    return Finding(name, tuple(x.name for x, _ in members), told, tuple(remedies), share)
+
+
+def _lines(changes: Sequence[tuple[TensorFacts, TensorSpec | str | None]], context: Context) -> str:
+    """Rules that give each tensor its new spec."""
     rules: dict[str, Rule] = {}
-    for x, (_, _, better) in members:
-        if better is None:
+    for x, better in changes:
+        if better == FLOAT:
             layers = [x.layer] if x.role == "weight" else context.around(x.name)
-            words = [escape(context.words.get(layer, layer)) for layer in layers]
+            words = [literal(context.words.get(layer, layer)) for layer in layers]
             rules |= {word: Rule(word, FLOAT, FLOAT) for word in words}
         elif isinstance(better, TensorSpec):
-            word = escape(context.words.get(x.layer, x.layer))
-            rules[word] = Rule(word, better if x.role == "weight" else None, None if x.role == "weight" else better)
-    lines = "\n".join(rule.to_toml() for rule in rules.values())
-    if isinstance(change, str):
-        first = [p for p in context.recipe.passes if p not in ("correct_bias", "leave_in_float")]
-        lines = tomli_w.dumps({"passes": [*first, change, *context.recipe.passes[len(first) :]]})
-    share = sum(x.cost or 0.0 for x, _ in members) / total
-    return Finding(name, tuple(x.name for x, _ in members), told, remedy, lines, share)
+            word, is_weight = literal(context.words.get(x.layer, x.layer)), x.role == "weight"
+            rules[word] = Rule(word, better if is_weight else None, None if is_weight else better)
+    return "\n".join(rule.to_toml() for rule in rules.values())
 
 
-def with_lines(recipe: Recipe, *findings: Finding) -> Recipe:
-    """The recipe with the lines of these findings."""
-    for lines in (f.recipe for f in findings if f.recipe):
-        more = Recipe.from_toml(lines)
-        recipe = replace(recipe, passes=more.passes or recipe.passes, rules=(*recipe.rules, *more.rules))
-    return recipe
+def _passes(recipe: Recipe, name: str) -> str:
+    """The recipe's passes with one more, before the steps that correct."""
+    steps = ("correct_bias", "leave_in_float")
+    ordered = [*(p for p in recipe.passes if p not in steps), name, *(p for p in recipe.passes if p in steps)]
+    return tomli_w.dumps({"passes": ordered})
+
+
+def with_lines(recipe: Recipe, lines: str) -> Recipe:
+    """The recipe with these lines behind it; passes take the place of its own."""
+    more = Recipe.from_toml(lines)
+    return replace(recipe, passes=more.passes or recipe.passes, rules=(*recipe.rules, *more.rules))
 
 
 def too_few_samples(facts: Sequence[TensorFacts], samples: int) -> list[Finding]:
@@ -229,9 +252,9 @@ def too_few_samples(facts: Sequence[TensorFacts], samples: int) -> list[Finding]
         f"{len(moving)} of {len(known)} ranges moved by more than {share_text(GROWS)} of their width from half of the "
         f"{samples} samples to all, '{moving[0].name}' by {share_text(moving[0].growth)}"
     )
-    remedy = f"Give more samples: {max(200, 4 * samples)} or so."
+    remedy = Remedy(f"Give more samples: {max(200, 4 * samples)} or so.")
     share = sum(x.cost or 0.0 for x in moving) / total
-    return [Finding("too few samples", tuple(x.name for x in moving), told, remedy, share=share)]
+    return [Finding("too few samples", tuple(x.name for x in moving), told, (remedy,), share)]
 
 
 def dead_channels(facts: Sequence[TensorFacts]) -> list[Finding]:
@@ -243,5 +266,5 @@ def dead_channels(facts: Sequence[TensorFacts]) -> list[Finding]:
         f"{dead[0].dead_channels} of {dead[0].channels} channels are always 0; "
         f"{sum(x.dead_channels for x in dead)} in all {len(dead)} tensors"
     )
-    remedy = "They add no error. Prune them from the network to save their time."
-    return [Finding("dead channels", tuple(x.name for x in dead), told, remedy)]
+    remedy = Remedy("They add no error. Prune them from the network to save their time.")
+    return [Finding("dead channels", tuple(x.name for x in dead), told, (remedy,))]

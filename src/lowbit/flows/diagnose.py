@@ -14,11 +14,10 @@ import onnx_ir as ir
 import torch
 
 from lowbit.data import Data
-from lowbit.data.samples import Batching, SampleBatch
 from lowbit.engines.compile import ENGINES, Batch
 from lowbit.engines.profile import OperatorTime, operator_times
 from lowbit.errors import DataError, LowbitError, UnsupportedError
-from lowbit.flows.causes import Context, Finding, dead_channels, explain, too_few_samples, with_lines
+from lowbit.flows.causes import Context, Finding, Remedy, dead_channels, explain, too_few_samples, with_lines
 from lowbit.flows.compare import Comparison, compare
 from lowbit.flows.fidelity import layer_fidelity
 from lowbit.flows.inputs import InputFacts, input_facts, prepared_unlike
@@ -29,7 +28,7 @@ from lowbit.flows.shifts import Shift, shifted, usual_shifts
 from lowbit.flows.tensor_facts import TensorFacts, decibels, growth, tensor_facts, walk_once
 from lowbit.graph.layer import layer_names
 from lowbit.graph.smooth import smoothable
-from lowbit.model import Model, Port
+from lowbit.model import Model
 from lowbit.network.network import Network
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe
@@ -44,8 +43,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SAMPLES = 200  # that shifts are tried on, and that are compared where there is no test data
-COST_SAMPLES = 32  # that costs are estimated on: a backward pass each
-TRIED = 3  # remedies: each calibrates anew, but for the pass over the data
+TRIED = 4  # remedies: each calibrates anew, but for the pass over the data
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Shifted:
 class Diagnosis:
     """Where the error arises, why, what to do, and what it is worth.
 
-    recipe       TOML of what was done; lines of a finding's recipe go behind it
+    recipe       TOML of what was done; the lines of a remedy go behind it
     comparison   float beside the file, on the test data, or where there is none on the calibration data
     tensors      of the layers, in the network's order
     findings     causes, the most costly first
@@ -190,7 +188,7 @@ def diagnose(
     tested = input_facts((s.inputs for s in judged.take(SAMPLES).samples(16)), model.inputs)
     stage("measuring tensors")
     kept = list(ready.calibration.observed())
-    facts, measured = _facts(ready, kept, model.inputs)
+    facts, measured = _facts(ready, kept)
     context = _context(ready.network)
     samples = data.count or sum(map(_count, kept))
     findings = sorted(
@@ -238,16 +236,13 @@ def _count(batch: Batch) -> int:
     return max((len(array) for array in batch.values() if array.ndim), default=1)
 
 
-def _facts(ready: Observed, kept: Sequence[Batch], ports: Sequence[Port]) -> tuple[list[TensorFacts], float]:
+def _facts(ready: Observed, kept: Sequence[Batch]) -> tuple[list[TensorFacts], float]:
     """What is measured of each tensor, and the error of the outputs with all of them quantized."""
     network, judging = ready.network, ready.calibration.judging
     outputs = sum(v.dtype is not None and v.dtype.is_floating_point() for v in network.program.graph.outputs)
-    # One sample at a time: a weight's error is the same for all that go through together, and tells its cost once.
-    batching = Batching.of(ports)
-    whole = [SampleBatch(batch, None, _count(batch)) for batch in kept]
-    singles = [batching.slice(s, i, i + 1).inputs for s in whole for i in range(1 if batching.fixed else s.count)]
-    sums = quantizer_costs(network, singles[:COST_SAMPLES])
-    costs = {name: cost / len(singles[:COST_SAMPLES]) / max(1, outputs) for name, cost in sums.items()}
+    batches = ready.calibration.single or judging
+    sums = quantizer_costs(network, batches)
+    costs = {name: cost / len(batches) / max(1, outputs) for name, cost in sums.items()}
     facts = tensor_facts(network, costs, walk_once(network, judging[0]), growth(network, kept))
     return facts, output_error(network, judging, _exact(network, judging))
 
@@ -255,26 +250,28 @@ def _facts(ready: Observed, kept: Sequence[Batch], ports: Sequence[Port]) -> tup
 def _tried(
     findings: Sequence[Finding], model: Model, data: Data, seen: Observed, ready: Observed, memory: int
 ) -> list[Finding]:
-    """The findings; of the first TRIED that have lines for the recipe, with the error of the outputs that these leave.
+    """The findings; of the first TRIED remedies that have lines for the recipe, with the outputs that these give.
 
     Ranges, codes and steps are found anew: taking one tensor out of the quantized network would not do, since its
     biases, and what GPTQ made of the layers behind, make up for that tensor's error too.
     """
     recipe, judging = ready.network.placement.recipe, ready.calibration.judging
     assert recipe is not None
-    exact, found, left = _exact(ready.network, judging), [], TRIED
-    for finding in findings:
-        better = with_lines(recipe, finding)
-        if left and better != recipe:
-            left -= 1
-            try:
-                again = seen.again(better) if better.passes == recipe.passes else observed(model, data, better, memory)
-                error = output_error(settled(again, better).network, judging, exact)
-                finding = replace(finding, mended_db=decibels(error))
-            except UnsupportedError:
-                finding = replace(finding, recipe="", remedy=f"{finding.remedy} Nothing would be left in integers.")
-        found.append(finding)
-    return found
+    exact, left = _exact(ready.network, judging), TRIED
+
+    def tried(remedy: Remedy) -> Remedy:
+        nonlocal left
+        if not left or not remedy.recipe:
+            return remedy
+        left, better = left - 1, with_lines(recipe, remedy.recipe)
+        try:
+            again = seen.again(better) if better.passes == recipe.passes else observed(model, data, better, memory)
+            error = output_error(settled(again, better).network, judging, exact)
+        except UnsupportedError:
+            return Remedy(f"{remedy.told} Nothing would be left in integers.")
+        return replace(remedy, outputs_db=decibels(error))
+
+    return [replace(finding, remedies=tuple(map(tried, finding.remedies))) for finding in findings]
 
 
 def _exact(network: Network, batches: Sequence[Batch]) -> Outputs:
@@ -287,18 +284,12 @@ def _context(network: Network) -> Context:
     placement, program = network.placement, network.program
     assert placement.recipe is not None
     target = find_target(placement.recipe.target)
-
-    def around(value: str) -> list[str]:
-        """Without clips and moves: these have no format of their own, and follow."""
-        layers = layers_around(program, placement, placement.sites[value].group, target)
-        return [layer for layer in layers if layer in placement.integer] or layers
-
     return Context(
         placement.recipe,
         placement,
         {str(node.name): placement.recipe.specs(layer_names(node)) for node in program.graph},
         {str(node.name): _word(node) for node in program.graph},
-        around,
+        lambda value: layers_around(program, placement, placement.sites[value].group, target),
         frozenset(smoothable(program)),
     )
 

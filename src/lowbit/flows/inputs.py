@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowbit.engines.compile import Batch
-from lowbit.flows.causes import Finding
+from lowbit.flows.causes import Finding, Remedy
 from lowbit.model import Port
 
 MOVED, WIDENED = 0.5, 1.5  # of the calibration's standard deviation: means apart; ratio of the two deviations
@@ -62,5 +62,9 @@ def prepared_unlike(calibration: Mapping[str, InputFacts], test: Mapping[str, In
         apart, wider = abs(given.mean - known.mean) / max(known.std, 1e-30), given.std / max(known.std, 1e-30)
         if apart > MOVED or not 1 / WIDENED < wider < WIDENED:
             told = f"input '{name}' is {given} in the test data, {known} in the calibration data"
-            found.append(Finding("preprocessing", (name,), told, "Prepare both alike: the same --preprocess for both."))
+            found.append(
+                Finding(
+                    "preprocessing", (name,), told, (Remedy("Prepare both alike: the same --preprocess for both."),)
+                )
+            )
     return found

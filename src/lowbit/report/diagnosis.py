@@ -17,7 +17,7 @@ from lowbit.report.table import table
 from lowbit.report.words import bytes_text, db_text, joules_text, share_text, times_text
 
 if TYPE_CHECKING:
-    from lowbit.flows.causes import Finding
+    from lowbit.flows.causes import Finding, Remedy
     from lowbit.flows.compare import Comparison
     from lowbit.flows.diagnose import Diagnosis
     from lowbit.flows.tensor_facts import TensorFacts
@@ -44,9 +44,10 @@ def page(found: "Diagnosis") -> str:
 def summary(found: "Diagnosis") -> RenderableType:
     """The verdict, and what costs most."""
     rows = [
-        (share_text(f.share), f.cause, ", ".join(f.tensors[:1]), f.told, f.remedy, f.mended_db and db_text(f.mended_db))
-        for f in found.findings
-    ]
+        (*((share_text(f.share), f.cause, ", ".join(f.tensors[:1]), f.told) if not i else ("", "", "", "")), r.told,
+         None if r.outputs_db is None else db_text(r.outputs_db))
+        for f in found.findings for i, r in enumerate(f.remedies)
+    ]  # fmt: skip
     head = (">of the error", "cause", "tensor", "measured", "remedy", ">outputs then")
     style = {"good": "bold green", "fair": "bold yellow"}.get(COLOURS[found.comparison.kept], "bold red")
     parts: list[RenderableType] = [Text(found.verdict, style=style)]
@@ -106,16 +107,19 @@ def _card(f: "Finding", now_db: float) -> str:
     names += f" and {len(f.tensors) - 6} more" if len(f.tensors) > 6 else ""
     first = f"In <code>{escape(f.tensors[0])}</code>, " if len(f.tensors) > 1 else ""
     told = escape(f.told) if first else escape(f.told[:1].upper() + f.told[1:])
-    gained = ""
-    if f.mended_db is not None:
-        gained = (
-            f"<p>Calibrated anew with these lines: outputs at <b>{db_text(f.mended_db)}</b>, now {db_text(now_db)}.</p>"
-        )
-    lines = f"<details><summary>lines for the recipe</summary><pre>{escape(f.recipe.strip())}</pre></details>"
+    remedies = "".join(_remedy(r, now_db) for r in f.remedies)
     return (
         f'<div class="card"><h3>{share}{escape(f.cause.capitalize())}</h3><p class="quiet">{names}</p>'
-        f"<p>{first}{told}. <b>{escape(f.remedy)}</b></p>{gained}{lines if f.recipe else ''}</div>"
+        f"<p>{first}{told}.</p>{remedies}</div>"
     )
+
+
+def _remedy(r: "Remedy", now_db: float) -> str:
+    gained = ""
+    if r.outputs_db is not None:
+        gained = f" Calibrated anew so: outputs at <b>{db_text(r.outputs_db)}</b>, now {db_text(now_db)}."
+    lines = f"<details><summary>lines for the recipe</summary><pre>{escape(r.recipe.strip())}</pre></details>"
+    return f"<p><b>{escape(r.told)}</b>{gained}</p>{lines if r.recipe else ''}"
 
 
 def _shifts(found: "Diagnosis") -> str:
