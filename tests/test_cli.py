@@ -84,7 +84,7 @@ def test_help_names_every_command_and_a_first_try(capsys):
         assert word in text
 
 
-@pytest.mark.parametrize("command", ["quantize", "compare", "show", "run"])
+@pytest.mark.parametrize("command", ["quantize", "compare", "diagnose", "show", "run"])
 def test_every_command_shows_an_example(command, capsys):
     assert call(command, "--help") == 0
     assert f"lowbit {command} net" in " ".join(capsys.readouterr().out.split())
