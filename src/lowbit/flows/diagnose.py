@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SAMPLES = 200  # that shifts are tried on, and that are compared where there is no test data
+SLOW = frozenset({"adaround"})  # solvers that take minutes
 TRIED = 4  # remedies: each calibrates anew, but for the pass over the data
 
 
@@ -228,8 +229,16 @@ def diagnose(
         bytes_by_kind=ledger.bytes_by_kind(),
         left_in_float=tuple(row for row in ledger.rows if row.get("status") == "float"),
         steps=tuple(ready.notes),
-        tries=tuple(row if isinstance(row, Mapping) else asdict(row) for row in tries),
+        tries=tuple(map(_flat, tries)),
     )
+
+
+def _flat(row: Any) -> dict[str, Any]:
+    """A row of a search, what it measured beside the rest; recipes are too long for a table."""
+    flat: dict[str, Any] = {}
+    for key, value in (row if isinstance(row, Mapping) else asdict(row)).items():
+        flat |= value if isinstance(value, Mapping) else {} if key == "recipe" else {key: value}
+    return flat
 
 
 def _count(batch: Batch) -> int:
@@ -263,7 +272,10 @@ def _tried(
         nonlocal left
         if not left or not remedy.recipe:
             return remedy
-        left, better = left - 1, with_lines(recipe, remedy.recipe)
+        better = with_lines(recipe, remedy.recipe)
+        if any(rule.weights is not None and rule.weights.solve in SLOW for rule in better.rules[len(recipe.rules) :]):
+            return replace(remedy, told=f"{remedy.told} It takes minutes, and was not tried here.")
+        left -= 1
         try:
             again = seen.again(better) if better.passes == recipe.passes else observed(model, data, better, memory)
             error = output_error(settled(again, better).network, judging, exact)
