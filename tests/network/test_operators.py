@@ -37,8 +37,8 @@ SKIPPED = {
 # (BitShift of signed integers, an integer convolution with padded zero points), or that it does not exchange as arrays
 # (bfloat16, float8, and everything narrower than 8 bits).
 WHOLE = (
-    "BitwiseAnd BitwiseNot BitwiseOr BitwiseXor BlackmanWindow CenterCropPad CumProd DFT DeformConv Det "
-    "DynamicQuantizeLinear EyeLike HammingWindow HannWindow Hardmax LpPool MatMulInteger MelWeightMatrix "
+    "BitwiseAnd BitwiseNot BitwiseOr BitwiseXor BlackmanWindow CenterCropPad Col2Im CumProd DFT DeformConv Det "
+    "DynamicQuantizeLinear EyeLike HammingWindow HannWindow Hardmax IsInf LpPool MatMulInteger MelWeightMatrix "
     "NegativeLogLikelihoodLoss QLinearConv QLinearMatMul RoiAlign STFT SequenceInsert SoftmaxCrossEntropyLoss "
     "SplitToSequence TensorScatter"
 )

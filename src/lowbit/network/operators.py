@@ -52,6 +52,15 @@ def _shares(function: Callable[..., Any], literals: tuple[int, ...] = ()) -> Ope
     return Operator(function, True, literals)
 
 
+def _has_one_output(node: ir.Node) -> bool:
+    return not any(value.name for value in node.outputs[1:])
+
+
+def _infers(node: ir.Node) -> bool:
+    """Whether a normalization has its statistics given."""
+    return node.attributes.get_int("training_mode", 0) == 0
+
+
 OPERATORS: dict[str, Operator] = {
     # convolution, products
     "Conv": Operator(spatial.conv),
@@ -59,9 +68,8 @@ OPERATORS: dict[str, Operator] = {
     "Gemm": Operator(reduce.gemm),
     "MatMul": Operator(torch.matmul),
     "Einsum": Operator(reduce.einsum),
-    "Col2Im": Operator(spatial.col2im, literals=(1, 2)),
     # pooling
-    "MaxPool": _shares(spatial.max_pool),
+    "MaxPool": Operator(spatial.max_pool, True, forms=_has_one_output),
     "GlobalMaxPool": _shares(spatial.global_max_pool),
     "MaxUnpool": _shares(spatial.max_unpool, literals=(2,)),
     "AveragePool": Operator(spatial.average_pool),
@@ -164,9 +172,9 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSumSquare": Operator(reduce.reduce_sum_square, literals=(1,)),
     "CumSum": Operator(reduce.cumulative_sum, literals=(1,)),
     # normalization
-    "BatchNormalization": Operator(normalization.batch_normalization, statistics=(3, 4)),
+    "BatchNormalization": Operator(normalization.batch_normalization, statistics=(3, 4), forms=_infers),
     "InstanceNormalization": Operator(normalization.instance_normalization),
-    "LayerNormalization": Operator(normalization.layer_normalization),
+    "LayerNormalization": Operator(normalization.layer_normalization, forms=_has_one_output),
     "GroupNormalization": Operator(normalization.group_normalization),
     "RMSNormalization": Operator(normalization.rms_normalization),
     "MeanVarianceNormalization": Operator(normalization.mean_variance_normalization),
@@ -188,7 +196,6 @@ OPERATORS: dict[str, Operator] = {
     "Or": Operator(torch.logical_or),
     "Xor": Operator(torch.logical_xor),
     "Not": Operator(torch.logical_not),
-    "IsInf": Operator(elementwise.is_inf),
     "IsNaN": Operator(torch.isnan),
     # indices and shapes
     "ArgMax": Operator(reduce.argmax),

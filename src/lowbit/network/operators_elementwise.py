@@ -1,6 +1,5 @@
 """Elementwise arithmetic, activations, comparisons and logic."""
 
-import math
 from functools import reduce
 
 import torch
@@ -96,14 +95,6 @@ def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
 
 def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return torch.where(x > alpha, x, 0)
-
-
-def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
-    if detect_negative and detect_positive:
-        return torch.isinf(x)
-    return (
-        x == (math.inf if detect_positive else -math.inf) if detect_negative or detect_positive else x != x.nan_to_num()
-    )
 
 
 def dropout(

@@ -17,15 +17,8 @@ def batch_normalization(
     epsilon: float = 1e-5,
     momentum: float = 0.9,
     training_mode: int = 0,
-    outputs: int = 1,
-) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    if not training_mode:
-        return F.batch_norm(x, mean, variance, scale, b, False, 0.0, epsilon)
-    axes = [0, *range(2, x.dim())]
-    batch_variance, batch_mean = torch.var_mean(x, axes, correction=0)
-    y = F.batch_norm(x, batch_mean, batch_variance, scale, b, False, 0.0, epsilon)
-    running = (mean * momentum + batch_mean * (1 - momentum), variance * momentum + batch_variance * (1 - momentum))
-    return y if outputs == 1 else (y, *running)
+) -> Tensor:
+    return F.batch_norm(x, mean, variance, scale, b, False, 0.0, epsilon)
 
 
 def instance_normalization(x: Tensor, scale: Tensor, b: Tensor, *, epsilon: float = 1e-5) -> Tensor:
@@ -40,20 +33,13 @@ def layer_normalization(
     axis: int = -1,
     epsilon: float = 1e-5,
     stash_type: int = 1,
-    outputs: int = 1,
-) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    axis %= x.dim()
-    over = x.shape[axis:]
-    if outputs == 1:
-        if scale.shape == over and (b is None or b.shape == over):
-            return F.layer_norm(x, over, scale, b, epsilon)
-        y = F.layer_norm(x, over, None, None, epsilon) * scale
-        return y if b is None else y + b
-    wide = x.to(TORCH_TYPES[stash_type])
-    variance, mean = torch.var_mean(wide, tuple(range(axis, x.dim())), correction=0, keepdim=True)
-    inverse = torch.rsqrt(variance + epsilon)
-    y = ((wide - mean) * inverse).to(x.dtype) * scale
-    return (y if b is None else y + b), mean, inverse
+) -> Tensor:
+    """Without the mean and the deviation, which onnxruntime computes (`engine_node`)."""
+    over = x.shape[axis % x.dim() :]
+    if scale.shape == over and (b is None or b.shape == over):
+        return F.layer_norm(x, over, scale, b, epsilon)
+    y = F.layer_norm(x, over, None, None, epsilon) * scale
+    return y if b is None else y + b
 
 
 def rms_normalization(

@@ -18,7 +18,6 @@ Sizes = tuple[int, ...] | None
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_INDEXED_MAX_POOLS = {1: F.max_pool1d_with_indices, 2: F.max_pool2d_with_indices, 3: F.max_pool3d_with_indices}
 _AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
@@ -157,43 +156,17 @@ def max_pool(
     pads: Sizes = None,
     storage_order: int = 0,
     strides: Sizes = None,
-    outputs: int = 1,
-) -> Tensor | tuple[Tensor, Tensor]:
-    if not x.is_floating_point():  # torch pools floats only; float32 holds 8-bit integers exactly
-        pooled = max_pool(
-            x.float(), kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations,
-            pads=pads, storage_order=storage_order, strides=strides, outputs=outputs,
-        )  # fmt: skip
-        return pooled.to(x.dtype) if isinstance(pooled, Tensor) else (pooled[0].to(x.dtype), pooled[1])
-    n = len(kernel_shape)
+) -> Tensor:
+    """Without the places of the maxima, which onnxruntime computes (`engine_node`)."""
+    n, dtype = len(kernel_shape), x.dtype
+    x = x if x.is_floating_point() else x.float()  # torch pools floats only; float32 holds 8-bit integers exactly
     stride, dilation = strides or (1,) * n, dilations or (1,) * n
     before, after = conv_pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
-    lengths = x.shape[2:]
     within = all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True))
-    offset = [0] * n
     if before != after or not within:
         after = _windows(x, kernel_shape, stride, dilation, before, after, ceil_mode)
-        x, before, offset, ceil_mode = pad_sides(x, before, after, -math.inf), [0] * n, before, 0
-    if outputs == 1:
-        return _MAX_POOLS[n](x, kernel_shape, stride, before, dilation, bool(ceil_mode))
-    values, indices = _INDEXED_MAX_POOLS[n](x, kernel_shape, stride, before, dilation, bool(ceil_mode))
-    return values, _flat_indices(indices, x.shape[2:], lengths, offset, storage_order)
-
-
-def _flat_indices(
-    indices: Tensor, padded: Sequence[int], lengths: Sequence[int], offset: Sequence[int], storage_order: int
-) -> Tensor:
-    """ONNX counts a maximum's place over the whole tensor; torch counts it in its (padded) plane."""
-    places: list[Tensor] = []
-    for length, shift in zip(reversed(padded), reversed(offset), strict=True):
-        places.insert(0, indices % length - shift)
-        indices = indices // length
-    flat = torch.zeros_like(indices)
-    axes = range(len(lengths)) if not storage_order else reversed(range(len(lengths)))
-    for axis in axes:
-        flat = flat * lengths[axis] + places[axis]
-    planes = torch.arange(indices.shape[0] * indices.shape[1], device=indices.device)
-    return flat + planes.reshape(indices.shape[:2] + (1,) * len(lengths)) * math.prod(lengths)
+        x, before, ceil_mode = pad_sides(x, before, after, -math.inf), [0] * n, 0
+    return _MAX_POOLS[n](x, kernel_shape, stride, before, dilation, bool(ceil_mode)).to(dtype)
 
 
 def average_pool(
@@ -258,28 +231,3 @@ def max_unpool(
     # Indices count over the tensor that was pooled, whose size is the tight one; a larger output holds it at its start.
     result = x.new_zeros(math.prod(tight)).scatter(0, indices.flatten(), x.flatten()).reshape(tight)
     return pad_sides(result, [0] * n, [w - t for w, t in zip(wanted[2:], lengths, strict=True)])
-
-
-def col2im(
-    x: Tensor,
-    image_shape: Ints,
-    block_shape: Ints,
-    *,
-    dilations: Sizes = None,
-    pads: Sizes = None,
-    strides: Sizes = None,
-) -> Tensor:
-    """Adds each column's block into the image: unfolding transposed, so a transposed convolution with unit kernels."""
-    image, block = ints(image_shape), ints(block_shape)
-    n, area = len(image), math.prod(block)
-    stride, dilation, amounts = strides or (1,) * n, dilations or (1,) * n, pads or (0,) * 2 * n
-    counts = [
-        (i + amounts[a] + amounts[a + n] - dilation[a] * (block[a] - 1) - 1) // stride[a] + 1
-        for a, i in enumerate(image)
-    ]
-    columns = x.reshape(x.shape[0] * x.shape[1] // area, area, *counts)
-    kernel = torch.eye(area, dtype=x.dtype, device=x.device).reshape(area, 1, *block)
-    whole = _TRANSPOSED[n](columns, kernel, None, stride, 0, 0, 1, dilation)
-    after = [i + amounts[a] - whole.shape[2 + a] for a, i in enumerate(image)]
-    result = pad_sides(whole, [-p for p in amounts[:n]], after)
-    return result.reshape(x.shape[0], -1, *image)
