@@ -22,7 +22,13 @@ from lowbit.solve import NEED_MOMENTS, SOLVERS
 from lowbit.targets import find_target
 
 _MSE = MSE()
-IMPROVE = ("smooth", "correct_bias", "leave_in_float")  # passes that look at the calibration data
+IMPROVE = (
+    "smooth",
+    "reconstruct",
+    "learn_ranges",
+    "correct_bias",
+    "leave_in_float",
+)  # passes that look at the calibration data
 
 
 @dataclass(frozen=True, init=False)
@@ -247,7 +253,7 @@ def _preset(
 RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
     {
         # 8 bits, in the formats of the target.
-        "int8": _preset("minmax", "auto", IMPROVE),
+        "int8": _preset("minmax", "auto", ("smooth", "correct_bias", "leave_in_float")),
         # The same by the extremes of the calibration data alone: nothing is tried out, nothing corrected.
         "int8-fast": _preset("minmax", "minmax"),
         "int8-weights": _preset("minmax"),

@@ -6,7 +6,7 @@ is one. A new linear operator is one row of LAYERS.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -238,13 +238,51 @@ def linear_before(value: ir.Value | None) -> Layer | None:
 
 
 def layer_names(node: ir.Node) -> tuple[str, ...]:
-    """What a rule may call this layer: node name, weight names with and without '.weight', 'op:Type'."""
+    """What a rule may call this layer: node name, weight names with and without '.weight', 'op:Type'.
+
+    'at:input' is a layer with no other before it, and 'at:output' one with none behind it; so are nodes without weights
+    that lie further out.
+    """
     names = [node.name or ""]
     for index in LAYERS[node.op_type].weights if node.op_type in LAYERS else ():
         weight = node.inputs[index] if index < len(node.inputs) else None
         if weight is not None and weight.const_value is not None and weight.name:
             names += [weight.name, weight.name.removesuffix(".weight")]
+    names += [word for word, step in _ENDS.items() if not _has_layers(node, step)]
     return (*names, f"op:{node.op_type}")
+
+
+def _before(node: ir.Node) -> Iterator[ir.Node]:
+    yield from (maker for value in node.inputs if value is not None and (maker := value.producer()) is not None)
+
+
+def _behind(node: ir.Node) -> Iterator[ir.Node]:
+    yield from (use.node for value in node.outputs for use in value.uses())
+
+
+_ENDS = MappingProxyType({"at:input": _before, "at:output": _behind})
+
+
+def _has_weight(node: ir.Node) -> bool:
+    at = LAYERS[node.op_type].weights if node.op_type in LAYERS else ()
+    return any(i < len(node.inputs) and (v := node.inputs[i]) is not None and v.const_value is not None for i in at)
+
+
+def _has_layers(node: ir.Node, step: Callable[[ir.Node], Iterator[ir.Node]]) -> bool:
+    """Whether layers lie in this direction: one is enough, or two for a node without weights, one behind the other."""
+    wanted = 1 if _has_weight(node) else 2
+    seen: dict[ir.Node, int] = {}
+    todo = [(node, 0)]
+    while todo:
+        here, passed = todo.pop()
+        for other in step(here):
+            count = passed + _has_weight(other)
+            if count >= wanted:
+                return True
+            if seen.get(other, -1) < count:
+                seen[other] = count
+                todo.append((other, count))
+    return False
 
 
 def number(node: ir.Node, name: str, default: float = 0) -> float:

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from lowbit.errors import DataError
 from lowbit.network.in_step import Walk
 from lowbit.network.moments import moments_in_step
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
-from lowbit.network.stored import WeightQuant
-from lowbit.recipe import TensorSpec
 from lowbit.solve import NEED_MOMENTS, SOLVERS
 
 if TYPE_CHECKING:
@@ -61,15 +59,23 @@ def solve_weights(simulation: Network, batches: "Sequence[Batch]" = ()) -> None:
     batches   what solvers that need moments are fitted to; without any, and for weights without moments, these round to
               nearest. `spec.solve` of a weight's quantizer says what it really got
     """
-    waiting: dict[str, tuple[WeightQuant, TensorSpec]] = {}
+    waits = False
     for name, (site, quantizer) in simulation.constants().items():
         weight, solve = simulation.parameter(name), site.spec.solve
         quantizer.store(SOLVERS[solve](weight, site.spec, None))
         if solve in NEED_MOMENTS:
-            quantizer.spec = replace(site.spec, solve="nearest")
-            waiting[name] = quantizer, site.spec
-    if waiting and batches:
+            quantizer.spec, waits = replace(site.spec, solve="nearest"), True
+    if waits and batches:
         with simulation.mode("quantize"):
-            for name, moments in moments_in_step(*both_walks(simulation, batches), waiting):
-                quantizer, quantizer.spec = waiting[name]
-                quantizer.store(SOLVERS[quantizer.spec.solve](simulation.parameter(name), quantizer.spec, moments))
+            solve_in_step(simulation, *both_walks(simulation, batches))
+
+
+def solve_in_step(
+    simulation: Network, exact: Sequence[Walk], quantized: Sequence[Walk], nodes: Iterable[fx.Node] | None = None
+) -> None:
+    """Take batches through the network, or these nodes of it; each weight whose solver needs moments gets its codes."""
+    specs = {name: site.spec for name, (site, _) in simulation.constants().items() if site.spec.solve in NEED_MOMENTS}
+    for name, moments in moments_in_step(exact, quantized, specs, nodes):
+        _, quantizer = simulation.constants()[name]
+        quantizer.spec = specs[name]
+        quantizer.store(SOLVERS[quantizer.spec.solve](simulation.parameter(name), quantizer.spec, moments))

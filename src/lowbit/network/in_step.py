@@ -4,7 +4,7 @@ Whoever walks sees each node before it is computed, can compute it at once, look
 nobody will read any more are freed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,10 @@ class Walk(fx.Interpreter):
         return self.env[source] if isinstance(source, fx.Node) else super().run_node(n)
 
     def compute(self, node: fx.Node) -> Any:
-        """The node's value, computed unless it was."""
+        """The node's value, computed unless it was, and so what it is made of."""
         if node not in self.env:
+            for source in node.all_input_nodes:
+                self.compute(source)
             with torch.no_grad():
                 self.env[node] = self.run_node(node)
         return self.env[node]
@@ -45,9 +47,9 @@ class Walk(fx.Interpreter):
             del self.env[done]
 
 
-def in_step(*walks: Walk) -> Iterator[fx.Node]:
-    """Each node of the walks' module in turn, before they compute it; the last is the output."""
-    for node in walks[0].graph.nodes:
+def in_step(*walks: Walk, nodes: Iterable[fx.Node] | None = None) -> Iterator[fx.Node]:
+    """Each node of the walks' module in turn, or of a part of it, before they compute it; the last is the output."""
+    for node in walks[0].graph.nodes if nodes is None else nodes:
         yield node
         for walk in walks:
             walk.compute(node)

@@ -17,18 +17,19 @@ ROWS_AN_INPUT = 128  # positions summed for each input, about: neighbours are co
 
 
 def moments_in_step(
-    exact: Sequence[Walk], quantized: Sequence[Walk], names: Iterable[str]
+    exact: Sequence[Walk], quantized: Sequence[Walk], names: Iterable[str], nodes: Iterable[fx.Node] | None = None
 ) -> Iterator[tuple[str, Moments]]:
     """(name, moments) for the weights of these names, in the order of the network.
 
     exact, quantized   the same batches; the weight, or the codes in its quantizer, may be replaced before the next is
                        asked for
+    nodes              of the network that the batches go through; None: all
 
     Left out are weights of operators that do not sum channels or windows, of more than LARGEST inputs, those that
     several nodes read, and those that are multiplied with nothing or with what is not finite.
     """
     wanted = set(names)
-    for node in in_step(*exact, *quantized):
+    for node in in_step(*exact, *quantized, nodes=nodes):
         layer: Layer | None = node.meta.get("layer")
         if layer is None or len(layer.value.uses()) > 1 or layer.kind.reads == "scattered" or _inputs(layer) > LARGEST:
             continue

@@ -90,6 +90,27 @@ def straight_through(x: Tensor, y: Tensor) -> Tensor:
     return StraightThrough.apply(x, y) if asks else y  # type: ignore[no-untyped-call]
 
 
+class LearnedStep(torch.autograd.Function):
+    """x rounded to the integers low … high, times a scalar step; both have a gradient.
+
+    Source: Esser et al. 2020 (LSQ, arXiv 1902.08153), eq. 3: round(x/s) − x/s inside the range, its end outside. Their
+    factor of the gradient is left out: Adam does not see it.
+    """
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+        y = x.div(scale).round_().clamp_(low, high).mul_(scale)
+        context.save_for_backward(x, y, scale)
+        return y
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, y, scale = context.saved_tensors
+        along = gradients[0]
+        passed = along * ((y - x).abs_() <= 0.501 * scale)
+        return passed, ((along * y).sum() - (passed * x).sum()).reshape(scale.shape) / scale, None, None
+
+
 class Quantizer(nn.Module, ABC):
     """What all quantizers of a format have: a mode, and what passed through while probing."""
 
@@ -165,6 +186,24 @@ class FakeQuant(Quantizer):
     def set_parameters(self, scale: Tensor, zero: Tensor) -> None:
         self.scale, self.zero = scale.to(self.scale.device), zero.to(self.scale.device)
 
+    @property
+    def learns(self) -> bool:
+        """Whether the step is a Parameter now."""
+        return isinstance(self.scale, nn.Parameter)
+
+    def learn(self) -> nn.Parameter:
+        """Let the step learn, until `settle`. Only a single step of an integer grid can."""
+        scale = nn.Parameter(self.scale.detach().clone())
+        del self._buffers["scale"]
+        self.register_parameter("scale", scale)
+        return scale
+
+    def settle(self) -> None:
+        """Keep the step that was learned."""
+        scale = self.scale.detach().clone()
+        del self._parameters["scale"]
+        self.register_buffer("scale", scale)
+
     def limits(self) -> tuple[float, float]:
         """Smallest and largest number that a per-tensor quantizer can give."""
         values = self.grid.values()
@@ -174,6 +213,10 @@ class FakeQuant(Quantizer):
         """x in the format, with a straight-through gradient; as it is where no range is known yet."""
         if self.dynamic:
             return straight_through(x, self._measured(x))
+        if self.learns:
+            low, high = (float(end - self.zero) for end in self.grid.values()[[0, -1]])
+            learned: Tensor = LearnedStep.apply(x, self.scale, low, high)  # type: ignore[no-untyped-call]
+            return learned
         return fake_quantize(x, self.format, self.scale, self.zero) if self.ready else x
 
     def _measured(self, x: Tensor) -> Tensor:

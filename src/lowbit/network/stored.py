@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowbit.errors import InputError
 from lowbit.network.quantizers import FakeQuant, Mode, Quantizer, straight_through
 from lowbit.numerics import QuantTensor
-from lowbit.numerics.rows import from_rows
+from lowbit.numerics.rows import expand_tiles, from_rows
 from lowbit.recipe import TensorSpec
 
 
@@ -25,10 +25,12 @@ class WeightQuant(Quantizer):
     trains   "codes": they follow the weight, each at its nearest value, and the gradient reaches the weight straight
              through; "values": codes stay and `table` trains; None: what is stored stays
     table    a Parameter, the table of `stored` while it trains
+    latent   a Parameter, the weight in steps of its tiles that codes follow after `follow`, until `store`
     """
 
     mask: Tensor | None
     table: nn.Parameter | None
+    latent: nn.Parameter | None
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__(spec)
@@ -38,6 +40,8 @@ class WeightQuant(Quantizer):
         self.positions: Tensor | None = None  # where in the table each value is, while the table trains
         self.register_buffer("mask", None)
         self.register_parameter("table", None)
+        self.register_parameter("latent", None)
+        self.steps = torch.empty(0)  # of each weight's tile, while there is a latent weight
 
     @property
     def ready(self) -> bool:
@@ -52,16 +56,31 @@ class WeightQuant(Quantizer):
     def store(self, stored: QuantTensor, trains: Literal["codes", "values"] | None = None) -> None:
         """Take codes with the scales or tables that belong to them, and say what of them trains from now on."""
         self.stored, self.trains, self.decoded, self.table, self.positions = stored, trains, None, None, None
+        self.latent = None
         if trains == "values":
             if stored.table is None:
                 raise InputError(f"{stored!r} has no table of values that could train.")
             self.table, self.positions = nn.Parameter(torch.as_tensor(stored.table).clone()), stored.table_positions()
+
+    def follow(self, weight: Tensor) -> nn.Parameter:
+        """Let codes follow a weight of their own that learns; scales and tables stay, and so does the network's weight.
+
+        It begins half way between what is stored and `weight`, but not so far that it rounds to another code.
+        """
+        assert self.stored is not None
+        before = torch.as_tensor(self.stored.dequantize())
+        self.steps = expand_tiles(self.stored.steps(), self.stored.shape, self.stored.tile)
+        half = self.steps / 2
+        self.latent = nn.Parameter((before + (weight.detach() - before).clamp(-half, half) / 2) / self.steps)
+        return self.latent
 
     def current(self, weight: Tensor) -> QuantTensor:
         """What is stored, with the codes or the table that it has now."""
         assert self.stored is not None
         if self.trains == "codes":
             return self.stored.encode(self._masked(weight.detach()))
+        if self.latent is not None:
+            return self.stored.encode(self.latent.detach() * self.steps)
         return self.stored if self.table is None else replace(self.stored, table=self.table.detach().clone())
 
     def rounded(self, x: Tensor) -> Tensor:
@@ -70,6 +89,8 @@ class WeightQuant(Quantizer):
             return x if self.mask is None else straight_through(x, self._masked(x.detach()))
         if self.trains == "codes":
             return straight_through(x, torch.as_tensor(self.current(x).dequantize()))
+        if self.latent is not None:
+            return straight_through(self.latent * self.steps, torch.as_tensor(self.current(x).dequantize()))
         if self.table is not None:
             # A value of exactly 0 stays 0: it is what pruned weights have.
             values = torch.where(self.table != 0, self.table, 0.0)

@@ -54,6 +54,14 @@ class QuantTensor:
         """The zero of each tile in units of the grid's values, in the shape of the grid of tiles; zeros where none."""
         return _like(self._zero(), self.codes)
 
+    def steps(self) -> Tensor:
+        """Mean distance of neighbouring values of each tile, in the shape of the grid of tiles."""
+        table = (
+            torch.from_numpy(grid_table(self.format.grid).values)[None] if self.table is None else as_torch(self.table)
+        )
+        mean = (table[:, -1] - table[:, 0]) / max(1, table.shape[1] - 1)
+        return self._scale() * (mean if self.table is None else mean.reshape(self.tiles))
+
     def dequantize(self) -> Array:
         """The numbers that are stored, in the dtype and kind of the original."""
         rows = decode_rows(tiles_to_rows(as_torch(self.codes), self.tile), **self._by_row())

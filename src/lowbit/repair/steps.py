@@ -5,10 +5,19 @@ from types import MappingProxyType
 
 from lowbit.network.network import Network
 from lowbit.repair.correct_bias import correct_bias
+from lowbit.repair.learn_ranges import learn_ranges
 from lowbit.repair.leave_in_float import leave_in_float
 from lowbit.repair.prove import Calibration, Step, fit, prove
+from lowbit.repair.reconstruct import reconstruct
 
-STEPS: Mapping[str, Step] = MappingProxyType({"correct_bias": correct_bias, "leave_in_float": leave_in_float})
+STEPS: Mapping[str, Step] = MappingProxyType(
+    {
+        "reconstruct": reconstruct,
+        "learn_ranges": learn_ranges,
+        "correct_bias": correct_bias,
+        "leave_in_float": leave_in_float,
+    }
+)
 
 
 def take_steps(network: Network, names: Iterable[str], calibration: Calibration) -> list[str]:
