@@ -1,6 +1,6 @@
 """Calibration: one pass over the data fills the statistics that answer every range."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from lowbit.network.moments import moments_in_step
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
 from lowbit.network.stored import WeightQuant
+from lowbit.numerics import QuantTensor
 from lowbit.recipe import TensorSpec
 from lowbit.solve import NEED_MOMENTS, SOLVERS
 
@@ -73,3 +74,20 @@ def solve_weights(simulation: Network, batches: "Sequence[Batch]" = ()) -> None:
             for name, moments in moments_in_step(*both_walks(simulation, batches), waiting):
                 quantizer, quantizer.spec = waiting[name]
                 quantizer.store(SOLVERS[quantizer.spec.solve](simulation.parameter(name), quantizer.spec, moments))
+
+
+def solve_alone(
+    simulation: Network, batches: "Sequence[Batch]", specs: Mapping[str, Sequence[TensorSpec]]
+) -> dict[str, list[QuantTensor]]:
+    """Codes of each weight by several specs, as if no other tensor were quantized; nothing is stored."""
+    found = {
+        name: [SOLVERS[spec.solve](simulation.parameter(name), spec, None) for spec in several]
+        for name, several in specs.items()
+    }
+    asking = {name for name, several in specs.items() if any(spec.solve in NEED_MOMENTS for spec in several)}
+    if asking and batches:
+        with simulation.mode("off"):
+            for name, moments in moments_in_step(*both_walks(simulation, batches), asking):
+                weight = simulation.parameter(name)
+                found[name] = [SOLVERS[spec.solve](weight, spec, moments) for spec in specs[name]]
+    return found
