@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from lowbit.data import Data as Data
     from lowbit.data import Preprocessing as Preprocessing
     from lowbit.errors import LowbitError as LowbitError
+    from lowbit.flows.budget import Sensitivity as Sensitivity
+    from lowbit.flows.budget import mixed_precision as mixed_precision
+    from lowbit.flows.budget import sensitivity as sensitivity
     from lowbit.flows.compare import Comparison as Comparison
     from lowbit.flows.compare import compare as compare
     from lowbit.flows.compress import Compression as Compression

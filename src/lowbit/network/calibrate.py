@@ -1,6 +1,6 @@
 """Calibration: one pass over the data fills the statistics that answer every range."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from lowbit.network.in_step import Walk
 from lowbit.network.moments import moments_in_step
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
+from lowbit.numerics import QuantTensor
+from lowbit.recipe import TensorSpec
 from lowbit.solve import NEED_MOMENTS, SOLVERS
 
 if TYPE_CHECKING:
@@ -79,3 +81,20 @@ def solve_in_step(
         _, quantizer = simulation.constants()[name]
         quantizer.spec = specs[name]
         quantizer.store(SOLVERS[quantizer.spec.solve](simulation.parameter(name), quantizer.spec, moments))
+
+
+def solve_alone(
+    simulation: Network, batches: "Sequence[Batch]", specs: Mapping[str, Sequence[TensorSpec]]
+) -> dict[str, list[QuantTensor]]:
+    """Codes of each weight by several specs, as if no other tensor were quantized; nothing is stored."""
+    found = {
+        name: [SOLVERS[spec.solve](simulation.parameter(name), spec, None) for spec in several]
+        for name, several in specs.items()
+    }
+    asking = {name for name, several in specs.items() if any(spec.solve in NEED_MOMENTS for spec in several)}
+    if asking and batches:
+        with simulation.mode("off"):
+            for name, moments in moments_in_step(*both_walks(simulation, batches), asking):
+                weight = simulation.parameter(name)
+                found[name] = [SOLVERS[spec.solve](weight, spec, moments) for spec in specs[name]]
+    return found

@@ -1,0 +1,333 @@
+"""Mixed precision: the format of each layer, so that the outputs change least under a budget of bits or bytes.
+
+    minimise    Σ_l e(l, f_l)       e: squared error that layer l in format f_l adds to the outputs, of their power
+    subject to  Σ_l b(l, f_l) ≤ B   b: bytes in the file
+
+`repair.sensitivity` predicts e for all formats from one set of backward passes, `solve.program` finds the formats, and
+then real networks correct the prediction. Sources: HAWQ-V3 (Yao et al. 2021, arXiv 2011.10680), Wu et al. 2020
+(arXiv 2004.09602), section 6.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowbit.deploy.compact import compact
+from lowbit.deploy.export import export, ledger
+from lowbit.engines.compile import serialize
+from lowbit.errors import InputError, TooSmallError
+from lowbit.flows.ptq import MEMORY, Observed, Stage, _silent, given, observed, settled
+from lowbit.graph.layer import layer_names
+from lowbit.metadata import to_text
+from lowbit.network.calibrate import solve_alone
+from lowbit.network.network import Network
+from lowbit.network.sites import Site
+from lowbit.numerics import Format, Int, QuantTensor, parse_format, spell_format
+from lowbit.numerics.grids import grid_table
+from lowbit.recipe import Recipe, Rule, TensorSpec
+from lowbit.repair.leave_in_float import literal
+from lowbit.repair.prove import float_outputs, output_error
+from lowbit.repair.ranges import choose_ranges
+from lowbit.repair.sensitivity import Candidate, output_errors
+from lowbit.solve.program import Option, Program
+from lowbit.targets import find_target
+
+FORMATS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
+TRIES = 4  # real networks
+NOTES = 1024  # bytes that a file's notes take beside recipe and ledger: what was done, the proof
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one tensor in one format, all others exact, does to the outputs.
+
+    error   predicted squared error of the outputs, relative to their power
+    bytes   of a weight's codes and scales; 0 for an activation
+    """
+
+    layer: str
+    tensor: str
+    role: str
+    format: str
+    error: float
+    bytes: int
+
+
+def sensitivity(
+    model: Any,
+    calibration: Any,
+    recipe: "str | Path | Format | Recipe" = "w4a8",
+    *,
+    formats: Sequence[Format | str] = FORMATS,
+    target: str | None = None,
+    memory: int = MEMORY,
+) -> list[Sensitivity]:
+    """What each tensor's format costs at the outputs, predicted for all formats from one set of backward passes.
+
+    model, calibration, target, memory   as in `quantize`
+    recipe    how codes and ranges are found, and the format of the activations
+    formats   of the weights; what shares a scale is as in the recipe
+    return    a row for each weight in each format, and one for each activation in its own
+    """
+    prices = _prices(observed(*given(model, calibration, recipe, target), memory), formats)
+    sites = prices.network.placement.sites
+    rows = [
+        Sensitivity(sites[name].layer, name, "weight", word, error, round(codes.bits / 8))
+        for name, several in prices.weights.items()
+        for word, (codes, error) in several.items()
+    ]
+    for name, error in prices.activations.items():
+        kind = sites[name].spec.format
+        assert kind is not None
+        rows.append(Sensitivity(sites[name].layer, name, "activation", spell_format(kind), error, 0))
+    return rows
+
+
+def mixed_precision(
+    model: Any,
+    calibration: Any,
+    recipe: "str | Path | Format | Recipe" = "w4a8",
+    *,
+    bits: float | None = None,
+    size: float | None = None,
+    target: str | None = None,
+    memory: int = MEMORY,
+    stage: Stage = _silent,
+) -> Recipe:
+    """The recipe with a format for each layer, so that the outputs change least and the file keeps a budget.
+
+    model, calibration, target, memory, stage   as in `quantize`, which takes the result
+    recipe   all but the formats of the weights: how codes and ranges are found, passes, activations
+    bits     mean bits a weight: the file is no larger than if all weights had so many
+    size     bytes of the file, as a share of the float file's
+
+    TooSmallError names the nearest budget that can be met.
+    """
+    if (bits is None) == (size is None):
+        raise InputError(f"mixed precision needs one budget: bits={bits!r}, size={size!r}. Give either.")
+    model, data, base = given(model, calibration, recipe, target)
+    base.check_deployable()
+    seen = observed(model, data, base, memory, stage)
+    stage("pricing formats")
+    search = _Search(seen, base, _prices(seen, FORMATS), len(serialize(model.program)))
+    return search.run(bits, size, stage)
+
+
+@dataclass(frozen=True)
+class _Prices:
+    """What the tensors of a network cost at its outputs.
+
+    weights       weight → format, as a recipe says it → its codes as if all else were exact, and their error
+    activations   group → its error in its own format
+    """
+
+    network: Network
+    weights: Mapping[str, Mapping[str, tuple[QuantTensor, float]]]
+    activations: Mapping[str, float]
+
+    def layers(self) -> dict[str, list[str]]:
+        """Layer → its weights."""
+        found: dict[str, list[str]] = {}
+        for name in self.weights:
+            found.setdefault(self.network.placement.sites[name].layer, []).append(name)
+        return found
+
+
+def _prices(seen: Observed, formats: Sequence[Format | str]) -> _Prices:
+    network, calibration, single = seen.network, seen.calibration, seen.calibration.single
+    choose_ranges(network, calibration.fitting)
+    sites = {name: site for name, (site, _) in network.constants().items() if site.role == "weight"}
+    tried = {name: _tried(network, site, formats) for name, site in sites.items()}
+    solved = solve_alone(
+        network, calibration.together, {name: list(several.values()) for name, several in tried.items()}
+    )
+    values = {name: [torch.as_tensor(codes.dequantize()) for codes in several] for name, several in solved.items()}
+    asked: dict[str, Sequence[Candidate]] = dict.fromkeys(network.activations(), ())
+    found = output_errors(network, asked | values, single)
+    weights = {}
+    for name, several in values.items():
+        power = network.parameter(name).detach().square().sum()
+        errors = found[name]
+        if errors is None:  # no gradient reaches it: as if the outputs lost as much as the weight does
+            errors = torch.stack([(x - network.parameter(name)).square().sum() / power for x in several]) * len(single)
+        priced = zip(solved[name], (float(e) / len(single) for e in errors), strict=True)
+        weights[name] = dict(zip(tried[name], priced, strict=True))
+    activations = {n: float(e[0]) / len(single) for n in network.activations() if (e := found[n]) is not None}
+    return _Prices(network, weights, activations)
+
+
+def _tried(network: Network, site: Site, formats: Sequence[Format | str]) -> dict[str, TensorSpec]:
+    """Format, as a recipe says it → the spec of this weight; those whose values the target's kernels can read."""
+    recipe, own = network.placement.recipe, site.spec.format
+    assert recipe is not None
+    assert own is not None
+    most = grid_table(find_target(recipe.target).weights.grid).maximum
+    asked = _spec(network, site.layer).format
+    assert asked is not None
+    found = {}
+    for kind in (parse_format(word) for word in formats):
+        if isinstance(own.grid, Int) and grid_table(kind.grid).maximum <= most:
+            word = spell_format(replace(asked, grid=kind.grid))
+            found[word] = _with(site.spec, replace(own, grid=kind.grid))
+    return found or {spell_format(asked): site.spec}
+
+
+def _spec(network: Network, layer: str) -> TensorSpec:
+    """What the recipe says of a layer's weights."""
+    assert network.placement.recipe is not None
+    node = next(node for node in network.program.graph if node.name == layer)
+    return network.placement.recipe.specs(layer_names(node))[0]
+
+
+def _with(spec: TensorSpec, format: Format | str) -> TensorSpec:
+    return TensorSpec(format, spec.range, spec.solve, spec.dynamic)
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A real network: its recipe, the squared error of its outputs on samples not fitted to, and its file's bytes."""
+
+    recipe: Recipe
+    error: float
+    bytes: int
+
+
+@dataclass
+class _Search:
+    """Formats by the integer program, held against real networks.
+
+    float_bytes   of the float file
+    trust         format → factor of its predicted errors, from real networks so far
+    extra         bytes that files take beyond the predicted
+    """
+
+    seen: Observed
+    base: Recipe
+    prices: _Prices
+    float_bytes: int
+    trust: dict[str, float] = field(default_factory=dict)
+    extra: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.layers = self.prices.layers()
+        self.words = list(dict.fromkeys(word for several in self.prices.weights.values() for word in several))
+        self.files = {word: self._uniform(word) for word in self.words}
+        self.judging = self.seen.calibration.judging
+        self.exact = float_outputs(self.prices.network, self.judging)
+
+    def run(self, bits: float | None, size: float | None, stage: Stage) -> Recipe:
+        limit = self._bytes_of(bits) if bits is not None else (size or 0.0) * self.float_bytes - NOTES
+        tries: list[_Try] = []
+        for number in range(TRIES):
+            chosen = self._program().least("error", {"bytes": limit - self.extra})
+            if chosen is None and not tries:
+                raise TooSmallError(self._nearest(bits, size))
+            if chosen is None:
+                break
+            words = {layer: self._words(layer)[index] for layer, index in chosen.items()}
+            recipe = self._recipe(words)
+            if any(recipe == known.recipe for known in tries):
+                break
+            stage(f"trying formats, {number + 1} of {TRIES}")
+            tries.append(self._judged(recipe))
+            self._learn(words, tries[-1])
+        kept = [tried for tried in tries if tried.bytes <= limit]
+        if not kept:
+            raise TooSmallError(self._nearest(bits, size))
+        return min(kept, key=lambda tried: tried.error).recipe
+
+    def _bytes_of(self, bits: float) -> float:
+        """Of the file in which all weights have so many bits; between whole numbers in proportion."""
+        known = {_code_bits(word): size for word, size in sorted(self.files.items(), key=lambda pair: pair[1])[::-1]}
+        low = max((b for b in known if b <= bits), default=min(known))
+        high = min((b for b in known if b > low), default=low)
+        slope = (known[high] - known[low]) / (high - low) if high > low else 0.0
+        return known[low] + (bits - low) * slope
+
+    def _uniform(self, word: str) -> int:
+        """Bytes of the file in which all weights have this format."""
+        network = self.prices.network
+        for name, several in self.prices.weights.items():
+            network.constants()[name][1].store(several[word][0] if word in several else next(iter(several.values()))[0])
+        return _file_bytes(network, self.base)
+
+    def _stored(self, layer: str, word: str) -> float:
+        """Bytes of a layer's weights in a format, with its share of the nodes that this format needs in the file."""
+        nodes = (self.files[word] - self._codes(word)) / len(self.prices.weights)
+        return sum(self.prices.weights[name][word][0].bits / 8 + nodes for name in self.layers[layer])
+
+    def _codes(self, word: str) -> float:
+        return sum(several[word][0].bits / 8 for several in self.prices.weights.values() if word in several)
+
+    def _words(self, layer: str) -> list[str]:
+        return list(self.prices.weights[self.layers[layer][0]])
+
+    def _error(self, layer: str, word: str) -> float:
+        return self.trust.get(word, 1.0) * sum(self.prices.weights[name][word][1] for name in self.layers[layer])
+
+    def _program(self) -> Program:
+        return Program(
+            {
+                layer: [
+                    Option({"error": self._error(layer, word), "bytes": self._stored(layer, word)})
+                    for word in self._words(layer)
+                ]
+                for layer in self.layers
+            }
+        )
+
+    def _recipe(self, words: Mapping[str, str]) -> Recipe:
+        """The base with a rule for each layer whose format is not the most common one."""
+        network, rules = self.prices.network, self.base.rules
+        common = Counter(words.values()).most_common(1)[0][0] if len(rules) == 1 else ""
+        if common and rules[0].weights is not None:
+            rules = (replace_weights(rules[0], common),)
+        own = (Rule(literal(x), _with(_spec(network, x), word)) for x, word in words.items() if word != common)
+        return replace(self.base, rules=(*rules, *own))
+
+    def _judged(self, recipe: Recipe) -> _Try:
+        network = settled(self.seen.again(recipe), recipe).network
+        return _Try(recipe, output_error(network, self.judging, self.exact), _file_bytes(network, recipe))
+
+    def _learn(self, words: Mapping[str, str], tried: _Try) -> None:
+        """Each format's errors grow by measured / predicted, to the power of its share of the predicted error."""
+        errors: dict[str, float] = {}
+        for layer, word in words.items():
+            errors[word] = errors.get(word, 0.0) + self._error(layer, word)
+        predicted = sum(errors.values()) + sum(self.prices.activations.values())
+        for word, error in errors.items():
+            self.trust[word] = self.trust.get(word, 1.0) * (tried.error / predicted) ** (error / predicted)
+        self.extra = tried.bytes - sum(self._stored(layer, word) for layer, word in words.items())
+
+    def _nearest(self, bits: float | None, size: float | None) -> str:
+        """What to tell where no file keeps the budget: the smallest that one can ask for."""
+        program = self._program()
+        least = program.total(program.least("bytes") or {})["bytes"] + self.extra
+        if size is not None:
+            near = ceil(1000 * (least + NOTES) / self.float_bytes) / 1000
+            asked = f"{size:g} of the float file's {self.float_bytes:,} bytes"
+            return f"no file is as small as {asked}. Ask for {near:g} or more."
+        near = next(b / 100 for b in range(100, 1600) if self._bytes_of(b / 100) >= least)
+        return (
+            f"no file has a mean of {bits:g} bits a weight with formats that the target runs. Ask for {near:g} or more."
+        )
+
+
+def replace_weights(rule: Rule, word: str) -> Rule:
+    assert rule.weights is not None
+    return Rule(rule.layers, _with(rule.weights, word), rule.activations)
+
+
+def _code_bits(word: str) -> int:
+    return parse_format(word).grid.bits
+
+
+def _file_bytes(network: Network, recipe: Recipe) -> int:
+    """Of the file that the network becomes, with its recipe and its ledger."""
+    program = compact(export(network), network.program)
+    return len(serialize(program)) + len(recipe.to_toml()) + len(to_text(ledger(network)))
