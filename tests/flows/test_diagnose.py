@@ -11,7 +11,8 @@ from toy_networks import convolutions, images, network, sqnr_db
 import lowbit as lb
 from lowbit.errors import DataError, InputError
 from lowbit.flows.causes import Remedy
-from lowbit.flows.diagnose import Diagnosis, diagnose
+from lowbit.flows.diagnose import diagnose
+from lowbit.flows.diagnosis import Diagnosis
 from lowbit.flows.inputs import InputFacts
 from lowbit.flows.operations import multiply_adds, operations
 from lowbit.flows.shifts import Shift
@@ -252,6 +253,17 @@ def test_json_holds_what_the_page_shows():
 def test_no_data_is_refused_in_words():
     with pytest.raises(DataError, match="give some hundred typical inputs"):
         diagnose(convolutions(), None)
+
+
+def test_data_that_can_be_read_once_only_are_refused_before_the_work():
+    with pytest.raises(DataError, match="read only once"):
+        quick(convolutions(), ({"x": images(4)} for _ in range(4)))
+
+
+def test_a_network_of_a_fixed_batch_is_diagnosed():
+    text = "net (float[3,8] x) => (float[3,4] y) { y = MatMul (x, w) }"
+    found = quick(network(text, w=_rng(0).normal(size=(8, 4))), _rng(1).normal(size=(12, 8)).astype(np.float32))
+    assert found.comparison.samples == 12
 
 
 def test_data_with_nan_is_refused_in_words():

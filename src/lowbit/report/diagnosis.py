@@ -19,7 +19,7 @@ from lowbit.report.words import bytes_text, db_text, joules_text, share_text, ti
 if TYPE_CHECKING:
     from lowbit.flows.causes import Finding, Remedy
     from lowbit.flows.compare import Comparison
-    from lowbit.flows.diagnose import Diagnosis
+    from lowbit.flows.diagnosis import Diagnosis
     from lowbit.flows.tensor_facts import TensorFacts
 
 COLOURS = {"keeps": "good", "nearly keeps": "fair", "does not keep": "bad"}

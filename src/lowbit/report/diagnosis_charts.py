@@ -10,7 +10,7 @@ from lowbit.report.charts import Axis, bars, columns, figure, histogram, html_ta
 from lowbit.report.words import bytes_text, db_text, joules_text, share_text, times_text
 
 if TYPE_CHECKING:
-    from lowbit.flows.diagnose import Diagnosis
+    from lowbit.flows.diagnosis import Diagnosis
 
 WORST = 6  # tensors that are drawn
 ROWS = 12  # of a list of bars
