@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from lowbit.flows.compress import Compression as Compression
     from lowbit.flows.compress import compress as compress
     from lowbit.flows.compress import compress_tensors as compress_tensors
-    from lowbit.flows.diagnose import Diagnosis as Diagnosis
     from lowbit.flows.diagnose import diagnose as diagnose
+    from lowbit.flows.diagnosis import Diagnosis as Diagnosis
     from lowbit.flows.evaluate import evaluate as evaluate
     from lowbit.flows.ptq import quantize as quantize
     from lowbit.flows.ptq import simulation as simulation

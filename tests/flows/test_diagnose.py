@@ -11,7 +11,8 @@ from toy_networks import convolutions, images, network, sqnr_db
 import lowbit as lb
 from lowbit.errors import DataError, InputError
 from lowbit.flows.causes import Remedy
-from lowbit.flows.diagnose import Diagnosis, diagnose
+from lowbit.flows.diagnose import diagnose
+from lowbit.flows.diagnosis import Diagnosis
 from lowbit.flows.inputs import InputFacts
 from lowbit.flows.operations import multiply_adds, operations
 from lowbit.flows.shifts import Shift
@@ -127,10 +128,25 @@ def test_four_bits_are_told_with_their_ratio_and_eight_mend_it():
 
 
 def test_ranges_that_still_grow_are_told_as_too_few_samples():
-    model, x = convolutions(), images(4) * np.array([1, 1, 3, 6], np.float32).reshape(4, 1, 1, 1)
-    few, many = (quick(model, data) for data in (x, images(200)))
-    assert "too few samples" in {f.cause for f in few.findings}
+    model, growing = convolutions(), images(16) * np.geomspace(1, 6, 16, dtype=np.float32).reshape(16, 1, 1, 1)
+    few, many = (quick(model, data) for data in (growing, images(200)))
+    told = next(f.told for f in few.findings if f.cause == "too few samples")
+    assert re.match(r"\d of \d ranges moved by more than 10 % of their width from half of the 16 samples to all", told)
     assert "too few samples" not in {f.cause for f in many.findings}
+
+
+def test_three_samples_are_too_few_in_any_case():
+    assert "there are 3" in {f.told for f in quick(convolutions(), images(3)).findings}
+
+
+@pytest.mark.parametrize("recipe", ["nf4-weights", "mxfp4-weights", "w4a8-blocks"])
+def test_recipes_of_other_formats_are_diagnosed_and_their_remedies_are_recipes(recipe):
+    model = two_products(_rng(0).normal(size=(64, 128)), _rng(1).normal(size=(128, 32)))
+    found = quick(model, _rng(2).normal(size=(32, 64)).astype(np.float32), recipe)
+    assert "few bits" in {f.cause for f in found.findings}
+    for r in (r for f in found.findings for r in f.remedies if r.recipe):
+        assert len(lb.Recipe.from_toml(found.recipe + "\n" + r.recipe).rules) > 1
+    assert "<h2>" in found.to_html()
 
 
 def test_test_data_in_other_units_are_told_first():
@@ -252,6 +268,17 @@ def test_json_holds_what_the_page_shows():
 def test_no_data_is_refused_in_words():
     with pytest.raises(DataError, match="give some hundred typical inputs"):
         diagnose(convolutions(), None)
+
+
+def test_data_that_can_be_read_once_only_are_refused_before_the_work():
+    with pytest.raises(DataError, match="read only once"):
+        quick(convolutions(), ({"x": images(4)} for _ in range(4)))
+
+
+def test_a_network_of_a_fixed_batch_is_diagnosed():
+    text = "net (float[3,8] x) => (float[3,4] y) { y = MatMul (x, w) }"
+    found = quick(network(text, w=_rng(0).normal(size=(8, 4))), _rng(1).normal(size=(12, 8)).astype(np.float32))
+    assert found.comparison.samples == 12
 
 
 def test_data_with_nan_is_refused_in_words():

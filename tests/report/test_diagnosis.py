@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from toy_networks import convolutions, images
 
-from lowbit.flows.diagnose import Diagnosis, diagnose
+from lowbit.flows.diagnose import diagnose
+from lowbit.flows.diagnosis import Diagnosis
 from lowbit.report.charts import Axis, columns, histogram, line
 
 TRIES = [

@@ -12,7 +12,7 @@ import tomli_w
 
 from lowbit.flows.tensor_facts import TensorFacts
 from lowbit.network.sites import Placement
-from lowbit.numerics import Int, channel
+from lowbit.numerics import INT8, Int, channel
 from lowbit.ranges import Auto
 from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
 from lowbit.repair.leave_in_float import literal
@@ -23,8 +23,9 @@ SPREAD_WEIGHTS, SPREAD_ACTIVATIONS = 4.0, 8.0  # largest channel over the median
 MASK = 1e4  # a number that only "never" needs: −10,000 in the masks of BERT's exporters
 FEW_CODES, NEGATIVE = 16, 0.2  # codes that more than a fifth of the values share
 CLIPPING = 0.5  # share of a tensor's noise that clipping makes
-COARSE_DB = 25.0  # of a weight; int8 per channel gives 35 to 45, int4 12 to 22
+COARSE_DB = 30.0  # of a weight; int8 per channel gives 35 to 48, int4 12 to 27 (MobileNet v1 0.25)
 GROWS, MANY = 0.1, 0.25  # of a range's width, from half of the samples to all; of the activations
+FEWEST = 8  # samples
 COSTLY = 0.05  # share of the outputs' error below which a cause is not told, and a tensor is not left in float
 LARGE = 0.2  # share above which a tensor without a cause is told
 
@@ -104,7 +105,9 @@ def few_bits(x: TensorFacts, context: Context) -> Told | None:
     told = f"{x.bits} bits, rounded by '{x.solver}', leave its values {x.sqnr_db:.1f} dB"
     better = {"nearest": "gptq", "gptq": "adaround"}.get(spec.solve)
     rounded = (f"Round by '{better}'.", replace(spec, solve=better)) if better else None
-    wider = ("Give them 8 bits.", TensorSpec(replace(spec.format, grid=Int(8)), "minmax"))
+    plain = isinstance(spec.format.grid, Int) and spec.format.scale is None
+    eight = replace(spec.format, grid=Int(8)) if plain else INT8.with_block(channel(0))
+    wider = ("Give them 8 bits.", TensorSpec(eight, "minmax"))
     return told, (rounded, wider) if rounded else (wider,)
 
 
@@ -245,6 +248,9 @@ def too_few_samples(facts: Sequence[TensorFacts], samples: int) -> list[Finding]
     """Ranges that still move when the samples are doubled were not seen whole."""
     known = [x for x in facts if x.growth is not None]
     moving = sorted((x for x in known if (x.growth or 0.0) > GROWS), key=lambda x: -(x.growth or 0.0))
+    remedy = Remedy(f"Give more samples: {max(200, 4 * samples)} or so.")
+    if samples < FEWEST:
+        return [Finding("too few samples", (), f"there are {samples}", (remedy,))]
     if not known or len(moving) < MANY * len(known):
         return []
     total = sum(x.cost or 0.0 for x in facts) or 1.0
@@ -252,7 +258,6 @@ def too_few_samples(facts: Sequence[TensorFacts], samples: int) -> list[Finding]
         f"{len(moving)} of {len(known)} ranges moved by more than {share_text(GROWS)} of their width from half of the "
         f"{samples} samples to all, '{moving[0].name}' by {share_text(moving[0].growth)}"
     )
-    remedy = Remedy(f"Give more samples: {max(200, 4 * samples)} or so.")
     share = sum(x.cost or 0.0 for x in moving) / total
     return [Finding("too few samples", tuple(x.name for x in moving), told, (remedy,), share)]
 

@@ -5,20 +5,20 @@ passes (`repair.sensitivity`); the error at each layer is read off the file besi
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from json import dumps
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 import torch
 
 from lowbit.data import Data
 from lowbit.engines.compile import ENGINES, Batch
-from lowbit.engines.profile import OperatorTime, operator_times
+from lowbit.engines.profile import operator_times
 from lowbit.errors import DataError, LowbitError, UnsupportedError
 from lowbit.flows.causes import Context, Finding, Remedy, dead_channels, explain, too_few_samples, with_lines
-from lowbit.flows.compare import Comparison, compare
+from lowbit.flows.compare import compare
+from lowbit.flows.diagnosis import Diagnosis, LayerRow, Shifted
 from lowbit.flows.fidelity import layer_fidelity
 from lowbit.flows.inputs import InputFacts, input_facts, prepared_unlike
 from lowbit.flows.metrics import Metric
@@ -36,119 +36,11 @@ from lowbit.repair.leave_in_float import layers_around
 from lowbit.repair.prove import Outputs, output_error
 from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.report.ledger import Ledger
-from lowbit.report.words import plain, share_text
 from lowbit.targets import find_target
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 SAMPLES = 200  # that shifts are tried on, and that are compared where there is no test data
 SLOW = frozenset({"adaround"})  # solvers that take minutes
 TRIED = 4  # remedies: each calibrates anew, but for the pass over the data
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """A node that has a quantized weight, makes a quantized value, or multiplies.
-
-    name            what a rule calls it
-    weight, activation   names of its tensors; an activation that shares another's scale goes by that one's name
-    accumulated_db  SQNR of what it makes in the file, errors of all layers before it included
-    multiply_adds   of one sample
-    bits            of the weights and activations that it multiplies as integers; None: it computes in float
-    reason          why it computes in float, where anything is known of that
-    """
-
-    name: str
-    node: str
-    operator: str
-    weight: str | None
-    activation: str | None
-    accumulated_db: float | None
-    multiply_adds: int
-    bits: tuple[int, int] | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Shifted:
-    """Both networks on shifted samples; `problem` says why there is no comparison."""
-
-    shift: str
-    told: Comparison | None
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Where the error arises, why, what to do, and what it is worth.
-
-    recipe       TOML of what was done; the lines of a remedy go behind it
-    comparison   float beside the file, on the test data, or where there is none on the calibration data
-    tensors      of the layers, in the network's order
-    findings     causes, the most costly first
-    measured_db  SQNR of the outputs, simulated on the judging samples; estimated_db: what the tensors' costs add up to
-    operations, times   float, quantized
-    tries        rows of a search, as they were given
-    """
-
-    source: str
-    recipe_name: str
-    recipe: str
-    samples: int
-    on_test_data: bool
-    comparison: Comparison
-    layers: tuple[LayerRow, ...]
-    tensors: tuple[TensorFacts, ...]
-    findings: tuple[Finding, ...]
-    measured_db: float
-    estimated_db: float
-    shifts: tuple[Shifted, ...]
-    operations: tuple[Operations, Operations]
-    times: tuple[tuple[OperatorTime, ...], tuple[OperatorTime, ...]]
-    bytes_by_kind: Mapping[str, int]
-    left_in_float: tuple[Mapping[str, Any], ...]
-    steps: tuple[str, ...]
-    tries: tuple[Mapping[str, Any], ...]
-
-    @property
-    def verdict(self) -> str:
-        """Whether it keeps the job, and what costs most: plain sentences with numbers."""
-        return f"{self.comparison.verdict} {self.main}"
-
-    @property
-    def main(self) -> str:
-        """What costs most, in a sentence."""
-        first = next((f for f in self.findings if f.share or f.cause == "preprocessing"), None)
-        if first is None:
-            return "No single cause stands out."
-        if first.share is None:
-            return f"First of all, {first.told}."
-        where = f" of '{first.tensors[0]}'" + " and others" * (len(first.tensors) > 1) if first.tensors else ""
-        return f"The largest cause is {first.cause}{where}: {share_text(first.share)} of the error."
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        found: dict[str, Any] = plain(asdict(self))
-        found["comparison"] = self.comparison.to_dict()
-        found["shifts"] = [plain(asdict(s)) | {"told": s.told and s.told.to_dict()} for s in self.shifts]
-        for row, x in zip(found["tensors"], self.tensors, strict=True):
-            row |= plain({"alone_db": x.alone_db, "tail": x.tail})
-        return {"verdict": self.verdict} | found
-
-    def to_json(self) -> str:
-        return dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-
-    def to_html(self) -> str:
-        """One page that needs no network."""
-        from lowbit.report.diagnosis import page
-
-        return page(self)
-
-    def __rich__(self) -> "RenderableType":
-        from lowbit.report.diagnosis import summary
-
-        return summary(self)
 
 
 def diagnose(
@@ -179,35 +71,31 @@ def diagnose(
     asked = None if shifts is None else [Shift.parse(words) for words in shifts]
     model, data, chosen = given(model, calibration, recipe, target)
     chosen.check_deployable()
+    if test is None and not data.source.repeatable:
+        raise DataError("the data can be read only once: give a list or a DataLoader, or other samples as test.")
     seen = observed(model, data, chosen, memory, stage)
     ready = settled(seen, chosen)
     quantized = written(ready, stage)
     stage("comparing")
-    judged = data.take(SAMPLES) if test is None else Data.of(test, model.inputs)
+    judged = _few(data) if test is None else Data.of(test, model.inputs)
     comparison = compare(model, quantized, judged, metric, layers=False, latency=latency)
-    inputs = input_facts(ready.calibration.observed(), model.inputs)
-    tested = input_facts((s.inputs for s in judged.take(SAMPLES).samples(16)), model.inputs)
-    stage("measuring tensors")
     kept = list(ready.calibration.observed())
+    inputs = input_facts(kept, model.inputs)
+    tested = input_facts((s.inputs for s in _few(judged).samples()), model.inputs)
+    stage("measuring tensors")
     facts, measured = _facts(ready, kept)
-    context = _context(ready.network)
     samples = data.count or sum(map(_count, kept))
-    findings = sorted(
-        [*explain(facts, context), *too_few_samples(facts, samples)], key=lambda finding: -(finding.share or 0.0)
-    )
-    stage("trying remedies")
-    findings = _tried(findings, model, data, seen, ready, memory)
-    findings = [*prepared_unlike(inputs, tested), *findings, *dead_channels(facts)]
-    ledger, program = Ledger.of(quantized), ready.network.program
-    counts = multiply_adds(program, walk_once(ready.network, kept[0]).shapes, _count(kept[0]))
+    findings = [*explain(facts, _context(ready.network)), *too_few_samples(facts, samples)]
+    findings.sort(key=lambda finding: -(finding.share or 0.0))
+    ledger = Ledger.of(quantized)
+    counts = multiply_adds(ready.network.program, walk_once(ready.network, kept[0]).shapes, _count(kept[0]))
     layers = _layers(ready.network, quantized, facts, counts, kept[0], ledger)
     sample = judged.cut(next(judged.samples(1)), 1).inputs
     times = [tuple(operator_times(net.program, sample)) if latency else () for net in (model, quantized)]
+    stage("trying remedies")
+    findings = _tried(findings, model, data, seen, ready, memory)
     stage("shifting inputs")
     kinds = usual_shifts(model.inputs, inputs) if asked is None else asked
-    bits = {row.node: row.bits for row in layers if row.bits is not None}
-    weights = [value.const_value for value in program.graph.initializers.values()]
-    float_bytes = sum(w.nbytes for w in weights if w is not None and w.dtype.is_floating_point())
     return Diagnosis(
         source=model.source,
         recipe_name=recipe if isinstance(recipe, str) else "recipe",
@@ -217,14 +105,11 @@ def diagnose(
         comparison=comparison,
         layers=tuple(layers),
         tensors=tuple(facts),
-        findings=tuple(findings),
+        findings=(*prepared_unlike(inputs, tested), *findings, *dead_channels(facts)),
         measured_db=decibels(measured),
         estimated_db=decibels(sum(x.cost or 0.0 for x in facts)),
         shifts=tuple(_shifts(model, quantized, judged, kinds, inputs, metric)),
-        operations=(
-            operations(counts, {}, float_bytes),
-            operations(counts, bits, sum(row["bytes"] for row in ledger.stored("quantized", "float"))),
-        ),
+        operations=_operations(ready.network, layers, counts, ledger),
         times=(times[0], times[1]),
         bytes_by_kind=ledger.bytes_by_kind(),
         left_in_float=tuple(row for row in ledger.rows if row.get("status") == "float"),
@@ -233,11 +118,17 @@ def diagnose(
     )
 
 
+def _few(data: Data) -> Data:
+    """The first SAMPLES, or as many of them as the network takes at once a whole number of times."""
+    at_once = data.fixed_batch or 1
+    return data.take(max(at_once, SAMPLES - SAMPLES % at_once))
+
+
 def _flat(row: Any) -> dict[str, Any]:
     """A row of a search, what it measured beside the rest; recipes are too long for a table."""
     flat: dict[str, Any] = {}
     for key, value in (row if isinstance(row, Mapping) else asdict(row)).items():
-        flat |= value if isinstance(value, Mapping) else {} if key == "recipe" else {key: value}
+        flat |= value if isinstance(value, Mapping) else {} if key == "recipe" or value is None else {key: value}
     return flat
 
 
@@ -354,13 +245,22 @@ def _layers(
                 activation=tensor,
                 accumulated_db=db.get(value),
                 multiply_adds=counts.get(node_name, 0),
-                bits=(stored.grid.bits, kind.grid.bits)
-                if integers and stored is not None and kind is not None
-                else None,
+                bits=(stored.grid.bits, kind.grid.bits) if integers and stored and kind else None,
                 reason=str(reason),
             )
         )
     return found
+
+
+def _operations(
+    network: Network, layers: Sequence[LayerRow], counts: Mapping[str, int], ledger: Ledger
+) -> tuple[Operations, Operations]:
+    """Of the float network, and of the quantized one."""
+    weights = [value.const_value for value in network.program.graph.initializers.values()]
+    float_bytes = sum(w.nbytes for w in weights if w is not None and w.dtype.is_floating_point())
+    stored_bytes = sum(row["bytes"] for row in ledger.stored("quantized", "float"))
+    bits = {row.node: row.bits for row in layers if row.bits is not None}
+    return operations(counts, {}, float_bytes), operations(counts, bits, stored_bytes)
 
 
 def _shifts(
@@ -371,7 +271,7 @@ def _shifts(
     A network that cannot take a shift, as a position beyond its table, is told, not hidden.
     """
     for shift in (None, *kinds) if kinds else ():
-        samples = data.take(SAMPLES) if shift is None else shifted(data, shift, model.inputs, inputs, SAMPLES)
+        samples = _few(data) if shift is None else shifted(_few(data), shift, model.inputs, inputs)
         try:
             yield Shifted(str(shift or "none"), compare(model, quantized, samples, metric, latency=False, layers=False))
         except LowbitError as problem:

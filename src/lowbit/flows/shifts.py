@@ -116,11 +116,11 @@ def usual_shifts(ports: Sequence[Port], facts: Mapping[str, InputFacts]) -> list
     return [Shift.parse(w) for w in (*words, *lengths)]
 
 
-def shifted(data: Data, shift: Shift, ports: Sequence[Port], facts: Mapping[str, InputFacts], count: int) -> Data:
-    """The first `count` samples, shifted."""
+def shifted(data: Data, shift: Shift, ports: Sequence[Port], facts: Mapping[str, InputFacts]) -> Data:
+    """These samples, shifted."""
 
     def samples() -> Iterator[object]:
-        for batch in data.take(count).samples(32):
+        for batch in data.samples():
             changed = shift.of(batch, ports, facts)
             yield changed.inputs if changed.labels is None else (changed.inputs, changed.labels)
 

@@ -74,10 +74,9 @@ def histogram(counts: Sequence[int], axis: Axis, limits: tuple[float, float] | N
     return columns(bars) + "".join(lines)
 
 
-def bars(rows: Iterable[tuple[str, float, str]], kind: str = "activation") -> str:
-    """Rows (name, length, words), the longest over the whole width."""
-    rows = list(rows)
-    longest = max((length for _, length, _ in rows), default=0) or 1
+def bars(rows: Sequence[tuple[str, float, str]], kind: str = "activation", longest: float = 0) -> str:
+    """Rows (name, length, words); `longest`, or the longest of them, goes over the whole width."""
+    longest = longest or max((length for _, length, _ in rows), default=0) or 1
     return '<div class="bars">' + "".join(
         f'<div><span class="name">{escape(name)}</span><span class="track"><span class="fill {kind}" '
         f'style="width:{100 * length / longest:.2f}%"></span></span><span class="number">{escape(words)}</span></div>'

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from lowbit.report.words import bytes_text, db_text, joules_text, share_text, ti
 if TYPE_CHECKING:
     from lowbit.flows.causes import Finding, Remedy
     from lowbit.flows.compare import Comparison
-    from lowbit.flows.diagnose import Diagnosis
+    from lowbit.flows.diagnosis import Diagnosis
     from lowbit.flows.tensor_facts import TensorFacts
 
 COLOURS = {"keeps": "good", "nearly keeps": "fair", "does not keep": "bad"}
@@ -89,14 +90,14 @@ def _head(found: "Diagnosis") -> str:
 
 
 def _findings(found: "Diagnosis") -> str:
-    if not found.findings:
-        return "<h2>What to do</h2><p>Nothing: no cause was found, and no tensor makes a large part of the error.</p>"
-    good = "The network keeps its job: nothing has to be done. Should more be wanted, this costs most."
-    lead = good if found.comparison.kept == "keeps" else "Causes, the most costly first."
-    lead += (
-        " A share is the part of the outputs' squared error that these tensors make. Put the lines of a remedy behind "
-        "the recipe at the end of this page."
-    )
+    lead = "The network keeps its job: nothing has to be done. " if found.comparison.kept == "keeps" else ""
+    if any(f.share for f in found.findings):
+        lead += (
+            "Causes, the most costly first. A share is the part of the outputs' squared error that these tensors make. "
+            "Put the lines of a remedy behind the recipe at the end of this page."
+        )
+    else:
+        lead += "No cause makes a large part of the error."
     cards = "".join(_card(f, found.measured_db) for f in found.findings)
     return f'<h2>What to do</h2><p>{lead}</p><div class="findings">{cards}</div>'
 
@@ -134,7 +135,7 @@ def _shifts(found: "Diagnosis") -> str:
     return (
         f"<h2>Off its distribution</h2><p>Both networks on the same {samples} samples, shifted: noise and brightness "
         "in standard deviations of the inputs, blur in pixels, contrast and length as factors. Where the quantized "
-        f"network loses more than the float one, it generalises worse.</p>{shown}"
+        f"network loses more than the float one, it generalises worse; ± is two standard deviations.</p>{shown}"
     )
 
 
@@ -144,6 +145,8 @@ def _shift_row(name: str, c: "Comparison | None", problem: str) -> list[str]:
     same = "" if c.agreement is None else f"{100 * c.agreement:.1f} %"
     values = [c.metric_text(c.reference.metric), c.metric_text(c.candidate.metric)]
     change = c.change_text if c.metric_change is not None else ""
+    if c.metric == "top1" and c.agreement is not None:  # only samples with another answer can change it
+        change += f" ± {200 * sqrt((1 - c.agreement) / c.samples):.1f}"
     return [name, *values, change, same, db_text(min(o.sqnr_db for o in c.outputs))]
 
 

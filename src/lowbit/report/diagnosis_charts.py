@@ -10,7 +10,7 @@ from lowbit.report.charts import Axis, bars, columns, figure, histogram, html_ta
 from lowbit.report.words import bytes_text, db_text, joules_text, share_text, times_text
 
 if TYPE_CHECKING:
-    from lowbit.flows.diagnose import Diagnosis
+    from lowbit.flows.diagnosis import Diagnosis
 
 WORST = 6  # tensors that are drawn
 ROWS = 12  # of a list of bars
@@ -113,7 +113,7 @@ def costs(found: "Diagnosis") -> str:
     rows = [
         ["multiply-adds of a sample", f"{before.multiply_adds:,}", f"{after.multiply_adds:,}",
          f"{share_text(after.integer / max(1, after.multiply_adds))} in integers"],
-        ["bit operations", f"{before.bit_operations:,.3g}", f"{after.bit_operations:,.3g}",
+        ["bit operations", _billions(before.bit_operations), _billions(after.bit_operations),
          times_text(before.bit_operations / max(1, after.bit_operations), "fewer", "more", "same")],
         ["energy of multiply-adds", joules_text(before.compute_pj), joules_text(after.compute_pj),
          times_text(before.compute_pj / max(1e-9, after.compute_pj), "less", "more", "same")],
@@ -131,17 +131,25 @@ def costs(found: "Diagnosis") -> str:
 
 def latency(found: "Diagnosis") -> str:
     """Time by kind of kernel, of both networks."""
-    cards = []
-    for name, colour, times in zip(("float", "quantized"), ("weight", "activation"), found.times, strict=True):
-        kinds: Counter[str] = Counter()
+    kinds: list[Counter[str]] = [Counter(), Counter()]
+    for counter, times in zip(kinds, found.times, strict=True):
         for node in times:
-            kinds[node.operator] += round(1000 * node.microseconds)  # ns
-        rows = [(kind, float(ns), f"{ns / 1000:,.0f} µs") for kind, ns in kinds.most_common(ROWS)]
-        cards.append(f'<div class="card"><h3>{name}</h3>{bars(rows, colour)}</div>' if rows else "")
+            counter[node.operator] += round(1000 * node.microseconds)  # ns
+    longest = max((ns for counter in kinds for ns in counter.values()), default=0)
+    cards = "".join(
+        f'<div class="card"><h3>{name}, {counter.total() / 1000:,.0f} µs</h3>'
+        + bars([(op, ns, f"{ns / 1000:,.0f} µs") for op, ns in counter.most_common(ROWS)], colour, longest)
+        + "</div>"
+        for name, colour, counter in zip(("float", "quantized"), ("weight", "activation"), kinds, strict=True)
+    )
     return (
         "<h2>Latency by operator</h2><p>Time in each kind of kernel, of one sample on one thread, in onnxruntime's own "
-        f'profile; profiling itself takes some of it.</p><div class="cards">{"".join(cards)}</div>'
-    ) if any(cards) else ""  # fmt: skip
+        f'profile; profiling itself takes some of it.</p><div class="cards pair">{cards}</div>'
+    ) if longest else ""  # fmt: skip
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:,.3g} billion"
 
 
 def _tens(levels: Sequence[float]) -> Axis:
