@@ -134,7 +134,7 @@ def test_running_sums_give_the_error_of_a_direct_count():
     assert np.allclose(SortedPoints.of_rows(rows).squared_error(table)[:, 0], direct)
 
 
-@pytest.mark.parametrize("grid", [KMeans(4), KMeans(2, "random"), Bases(3), Piecewise(4)], ids=repr)
+@pytest.mark.parametrize("grid", [KMeans(4), KMeans(2, "linear"), Bases(3), Piecewise(4)], ids=repr)
 @pytest.mark.parametrize("x", [torch.zeros(8), torch.full((8,), -2.0), torch.tensor([5.0]), torch.zeros(0)])
 def test_degenerate_data_have_a_table_too(grid, x):
     table = fit_table(grid, x[None])
@@ -151,5 +151,5 @@ def test_many_small_blocks_are_fitted_at_once():
 
 
 def test_unknown_starts_are_refused():
-    with pytest.raises(InputError, match="optimal, linear, random, density"):
+    with pytest.raises(InputError, match="optimal, linear"):
         KMeans(4, "forgy")

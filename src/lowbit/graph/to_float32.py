@@ -45,7 +45,6 @@ def to_float32(program: ir.Model) -> tuple[str, ...]:
         _convert_attributes(node, found)
     _cast_at_the_edge(program.graph, inputs, outputs)
     infer_shapes(program)
-    _drop_idle_casts(program)
     return tuple(sorted(str(np.dtype(dtype.numpy())) for dtype in found))
 
 
@@ -145,18 +144,3 @@ def _convert_attributes(node: ir.Node, found: set[ir.DataType]) -> None:
             node.attributes[name] = ir.AttrTensor(name, _converted_tensor(attribute.as_tensor()))
         elif attribute.type == ir.AttributeType.INT and name in _TYPE_ATTRIBUTES and attribute.as_int() in codes:
             node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
-
-
-def _drop_idle_casts(program: ir.Model) -> None:
-    """float32 → float32: what is left of casts between the two types of a mixed network."""
-    for graph in program.graphs():
-        for node in list(graph):
-            if node.op_type != "Cast" or node.domain not in ("", "ai.onnx"):
-                continue
-            source, result = node.inputs[0], node.outputs[0]
-            if source is None or source.dtype != ir.DataType.FLOAT or result.dtype != ir.DataType.FLOAT:
-                continue
-            if result.is_graph_output():
-                continue
-            result.replace_all_uses_with(source)
-            graph.remove(node, safe=True)

@@ -16,7 +16,7 @@ from lowbit.machine_code import kernel
 from lowbit.numerics.grids import Fitted
 from lowbit.numerics.sorted_points import Doubles, SortedPoints, first_at_least
 
-STARTS = ("optimal", "linear", "random", "density")
+STARTS = ("optimal", "linear")
 
 
 def fit_table(grid: Fitted, rows: Tensor) -> Tensor:
@@ -33,16 +33,14 @@ class KMeans:
     """A codebook with the least squared error: k-means in one dimension, 2**bits values. Also Lloyd–Max for the data.
 
     start  "optimal": the best partition of a fine summary of the data, by dynamic programming
-           "linear":  equally spaced from the least to the greatest value
-           "density": equally many values to each
-           "random":  values drawn from the data, by `seed`
+           "linear":  equally spaced from the least to the greatest value, the best start of Han et al. 2016
+                      (arXiv 1510.00149), section 3.2
     Each start is followed by exact Lloyd steps on all of the data, until no value changes its cluster.
-    Source: Lloyd 1982; Max 1960; starts as in Han et al. 2016 (arXiv 1510.00149), section 3.2.
+    Source: Lloyd 1982; Max 1960.
     """
 
     bits: int
     start: str = "optimal"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -53,31 +51,12 @@ class KMeans:
     def fit(self, points: SortedPoints, values: int | None = None) -> Doubles:
         """values   how many: 2**bits, or fewer"""
         codes = values or 1 << self.bits
-        share = (np.arange(codes) + 0.5) / codes
         lo, hi = points.extremes
-        match self.start:
-            case "linear":
-                table = lo + (hi - lo) * (np.arange(codes) / max(1, codes - 1))
-            case "density":
-                table = _quantiles(points, np.broadcast_to(share, (points.blocks, codes)))
-            case "random":
-                draws = np.random.default_rng(self.seed).random((points.blocks, codes))
-                table = np.sort(_quantiles(points, draws), axis=1)
-            case _:
-                table = _optimal_start(points, codes)
+        equally_spaced = lo + (hi - lo) * (np.arange(codes) / max(1, codes - 1))
+        table = _optimal_start(points, codes) if self.start == "optimal" else equally_spaced
         table = np.ascontiguousarray(table, np.float64)
         _lloyd(points.values, points.sums, table)
         return table
-
-
-def _quantiles(points: SortedPoints, shares: Doubles) -> Doubles:
-    """Values below which a share 0 … 1 of the weight lies, (n_blocks, n)."""
-    table = np.empty(shares.shape)
-    for block in range(points.blocks):
-        below = points.sums[block, 1:, 0]
-        line = points.values[min(block, len(points.values) - 1)]
-        table[block] = line[np.minimum(np.searchsorted(below, shares[block] * below[-1]), len(line) - 1)]
-    return table
 
 
 def _optimal_start(points: SortedPoints, codes: int) -> Doubles:
