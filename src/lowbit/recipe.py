@@ -230,7 +230,7 @@ def _parse(row: Any) -> TensorSpec:
 
 
 PREPARE = (
-    *("simplify_reshapes", "merge_repeats", "recognize_operators", "fuse_pad"),
+    *("simplify_reshapes", "merge_repeats", "recognize_operators", "space_to_depth", "fuse_pad"),
     *("fold_batchnorm", "fold_scales", "fuse_gemm", "finite_masks"),
 )
 

@@ -44,8 +44,7 @@ class Target:
     weights       channel(0) stands for the output channel, group(n) runs along the axis that is summed over
     activations   one format for all of them; 8-bit biases do not exist: a bias is int32 at scale S_x · S_w
     kernels       operator → how its integer kernel works
-    least_products   (operator, activation function behind it) → products summed into an output, below which the two
-                     together are faster in float
+    in_float      functions of several operators that are faster in float, between two integer kernels
     engine        what the file is for, and what the proof reads back
     whole         everything between inputs and outputs is in integers; what has no integer form is an error
     """
@@ -54,7 +53,7 @@ class Target:
     weights: Format
     activations: Format
     kernels: Mapping[str, Role] = field(repr=False)
-    least_products: Mapping[tuple[str, str], int] = field(default_factory=dict, repr=False)
+    in_float: frozenset[str] = frozenset()
     engine: str = "onnxruntime"
     whole: bool = False
 
@@ -77,12 +76,10 @@ _WHOLE = _kernels(  # operators with a form in lowbit.integer; those of one valu
     ABSORB="Relu Clip",
 )
 
-# onnxruntime 1.31 with VNNI, one thread, ns for each output of yolox_nano's 1×1 convolutions, float less integers:
-# 0.02 to 0.15 for 16 and 32 products, 0.3 for 64, 0.65 for 128, 1.5 for 256; depthwise ones are slower in integers
-# (−0.2). Their SiLU takes 0.5 in integers (QLinearSigmoid, QLinearMul) and 0.17 in float (QuickGelu).
-# Whole networks, ms: yolox_nano 7.0 (all in integers 8.4, float 7.5), EfficientNet-B0 6.4 (6.5, 7.3). Depthwise ones
-# alone in float are slower than all or none (EfficientNet-B0 8.0, in a run where all took 6.3): every layer converts.
-_SILU = MappingProxyType({("Conv", "SiLU"): 128})
+# onnxruntime 1.31 with VNNI, one thread, ns a value: x · sigmoid(x) takes 0.45 in integers (QLinearSigmoid, a table read
+# value after value, 0.25; QLinearMul 0.20) and 0.31 in float (DequantizeLinear 0.10, QuickGelu 0.14, QuantizeLinear
+# 0.07). yolox_nano, all convolutions in integers, ms: 8.45 and 7.33; float 7.87.
+_SILU = frozenset({"SiLU"})
 
 _CHANNELS = INT8.with_block(channel(0))
 

@@ -18,6 +18,7 @@ from lowbit.graph.recognize import recognize_operators
 from lowbit.graph.repeats import merge_repeats
 from lowbit.graph.reshapes import simplify_reshapes
 from lowbit.graph.smooth import balance, smooth
+from lowbit.graph.space_to_depth import space_to_depth
 from lowbit.model import Model, load
 
 EXACT = {
@@ -30,6 +31,7 @@ EXACT = {
     "equalize_weights": equalize_weights,
     "recognize_operators": recognize_operators,
     "fuse_gemm": fuse_gemm,
+    "space_to_depth": space_to_depth,
 }
 
 
@@ -39,7 +41,8 @@ def test_an_exact_pass_leaves_the_outputs_of_a_real_model_alone(data, name, edit
     batch, expected = known(data / f"{name}.onnx")
     model = loaded(data / f"{name}.onnx").copy()
     edit(model.program)
-    assert relative_error(expected, model.run(batch)) < 1e-5  # measured at most 3e-6
+    # Measured at most 3e-6, but 5e-5 where yolox's first layer adds in another order, 112 layers before the output.
+    assert relative_error(expected, model.run(batch)) < (1e-4 if edit is space_to_depth else 1e-5)
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -432,6 +435,34 @@ def test_zeros_padded_before_a_convolution_become_its_own_pads():
         nodes = [node("Pad", "x p v", "h"), node("Conv", "h w", "y")]
         weight = random(4, 3 + pads[1], 3, 3)
         assert not fuse_pad(network(nodes, x, p=np.array(pads), v=np.float32(value), w=weight).program)
+
+
+def focus(offsets: list[tuple[int, int]], x: np.ndarray, end: int = 2**31 - 1) -> Model:
+    """Every second row, then every second column, b² images side by side, and a convolution."""
+    nodes, ends = [], {"two": np.array([2]), "end": np.array([end]), "rows": np.array([2]), "columns": np.array([3])}
+    for index, (row, column) in enumerate(offsets):
+        nodes.append(node("Slice", f"x at{row} end rows two", f"r{index}"))
+        nodes.append(node("Slice", f"r{index} at{column} end columns two", f"c{index}"))
+    nodes.append(node("Concat", " ".join(f"c{index}" for index in range(len(offsets))), "h", axis=1))
+    nodes.append(node("Conv", "h w", "y", pads=[1, 1, 1, 1]))
+    return network(nodes, x, w=random(4, 3 * len(offsets), 3, 3), at0=np.array([0]), at1=np.array([1]), **ends)
+
+
+def test_strided_slices_side_by_side_become_one_space_to_depth():
+    x = random(2, 3, 8, 12)
+    model = focus([(0, 0), (1, 0), (0, 1), (1, 1)], x)  # the order of YOLOX
+    before = model.run({"x": x})
+    assert len(space_to_depth(model.program).done) == 1
+    model.changed()
+    assert operators(model) == ["SpaceToDepth", "Conv"]
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_slices_that_leave_out_or_repeat_pixels_stay():
+    x = random(2, 3, 8, 12)
+    assert not space_to_depth(focus([(0, 0), (1, 0), (0, 1), (0, 1)], x).program)
+    assert not space_to_depth(focus([(0, 0), (1, 0), (0, 1)], x).program)
+    assert not space_to_depth(focus([(0, 0), (1, 0), (0, 1), (1, 1)], x, end=6).program)
 
 
 def test_what_is_computed_twice_is_computed_once():

@@ -4,8 +4,12 @@ All were read off onnxruntime's optimized graphs (1.31, CPU) and timed there; ot
 operations.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
+
+from lowbit.graph.recognize import silu_input
 
 
 def keep_bias_apart(program: ir.Model) -> None:
@@ -84,6 +88,28 @@ def keep_residuals_apart(program: ir.Model) -> None:
         add = node.inputs[0].producer() if node.op_type == "LayerNormalization" and node.inputs[0] is not None else None
         if add is not None and add.op_type == "Add" and add.outputs[0].dtype == ir.DataType.FLOAT:
             add.op_type = "Sum"
+
+
+def fuse_silu(program: ir.Model, integer: Collection[str] = ()) -> None:
+    """Write x · sigmoid(x) of a decoded x as one QuickGelu of onnxruntime, which computes just that in float.
+
+    It fuses the two itself, but not behind a DequantizeLinear: each reader of one gets a copy first, and then the two
+    do not read the same x. Sigmoid and Mul take 0.4 ns a value where QuickGelu takes 0.14.
+    """
+    for node in list(program.graph):
+        x = silu_input(node)
+        decode = None if x is None else x.producer()
+        if x is None or decode is None or decode.op_type != "DequantizeLinear":
+            continue
+        sigmoid = next(v.producer() for v in node.inputs if v is not None and v is not x)
+        silu = ir.node("QuickGelu", [x], {"alpha": 1.0}, domain="com.microsoft", name=node.name)
+        result, made = node.outputs[0], silu.outputs[0]
+        name, made.shape, made.type = result.name, result.shape, result.type
+        program.graph.insert_before(node, [silu])
+        result.replace_all_uses_with(made, replace_graph_outputs=True)
+        program.graph.remove([node, sigmoid], safe=True)
+        made.name = name
+        program.graph.opset_imports["com.microsoft"] = 1
 
 
 def _is_quantized_matmul(value: ir.Value | None) -> bool:

@@ -18,11 +18,13 @@ from lowbit.graph.fuse_pad import fuse_pad
 from lowbit.graph.recognize import recognize_operators
 from lowbit.graph.repeats import merge_repeats
 from lowbit.graph.reshapes import simplify_reshapes
+from lowbit.graph.space_to_depth import space_to_depth
 
 PASSES: dict[str, Callable[[ir.Model], Changed]] = {
     "simplify_reshapes": simplify_reshapes,
     "merge_repeats": merge_repeats,
     "recognize_operators": recognize_operators,
+    "space_to_depth": space_to_depth,
     "fuse_pad": fuse_pad,
     "fold_batchnorm": fold_batchnorm,
     "fold_scales": fold_scales,

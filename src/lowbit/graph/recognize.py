@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.weights import constant, scalar
+from lowbit.graph.weights import constant, only_reader, scalar
 
 DEEPEST_PRODUCT = 4  # Mul and Div nested in one of the forms below
 
@@ -36,6 +36,21 @@ def recognize_operators(program: ir.Model) -> Changed:
                     common.RemoveUnusedNodesPass()(program)
                     break
     return Changed(tuple(done))
+
+
+def silu_input(node: ir.Node) -> ir.Value | None:
+    """x where the node is the Mul of x · sigmoid(x), and nobody else reads the sigmoid."""
+    for x, gate in (node.inputs, node.inputs[::-1]) if node.op_type == "Mul" and len(node.inputs) == 2 else ():
+        sigmoid = _made_by(gate, "Sigmoid")
+        if sigmoid is not None and sigmoid.inputs[0] is x and only_reader(sigmoid.outputs[0]) is node:
+            return x
+    return None
+
+
+def is_of_silu(node: ir.Node) -> bool:
+    """Whether the node is the Sigmoid or the Mul of a SiLU."""
+    mul = only_reader(node.outputs[0]) if node.op_type == "Sigmoid" else node
+    return mul is not None and silu_input(mul) is not None
 
 
 def _replace(node: ir.Node, found: ir.Node) -> None:

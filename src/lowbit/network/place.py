@@ -115,9 +115,6 @@ class _Placer:
             kind = activations.format
             if kind is None or (isinstance(kind.grid, Int) and not isinstance(weights.format.grid, Int)):
                 return Role.STORE  # integer activations and weights of another kind have no kernel
-            if reason := why_float.kernel_too_slow(node, self.target):
-                self.reasons[str(node.name)] = reason
-                return Role.STORE
         return role
 
     # ---- which values are quantized ------------------------------------------------------------------------------

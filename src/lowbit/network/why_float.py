@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.layer import Layer, layers_of, number
+from lowbit.graph.recognize import is_of_silu
 from lowbit.graph.weights import float_constant
 from lowbit.network.weights import SMALLEST_WEIGHT, has_one_scale_an_output
 from lowbit.numerics import TENSOR, Int
@@ -25,6 +26,8 @@ def layer_in_float(node: ir.Node, role: Role, weights: TensorSpec, activations: 
         return _product_in_float(node, weights, activations, target)
     if role is Role.FOLLOW and activations.format is None:
         return BY_RULE
+    if "SiLU" in target.in_float and is_of_silu(node):
+        return f"{node.op_type} of a SiLU, which target '{target.name}' computes faster in float"
     if role is Role.ABSORB and any(v is not None and v.const_value is None for v in node.inputs[1:]):
         return f"{node.op_type} at computed bounds, which no range can absorb"
     if role in COMPUTING or node.op_type == "Pad":
@@ -49,26 +52,6 @@ def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpe
     if node.op_type == "Gemm" and not layer.has_own_bias:
         return "Gemm without a bias of its own, one number an output (pass 'fuse_gemm' makes one)"
     return ""
-
-
-def kernel_too_slow(node: ir.Node, target: Target) -> str:
-    """Why a layer that could multiply in integers is faster in float, together with the activation function behind."""
-    least = target.least_products.get((node.op_type, _activation_behind(node)), 0)
-    layer = next(layers_of(node))
-    products = layer.weight.size // layer.weight.shape[layer.output_axis]
-    if products >= least:
-        return ""
-    return f"{products} products an output save less time in integers than its {_activation_behind(node)} loses there"
-
-
-def _activation_behind(node: ir.Node) -> str:
-    """What alone reads the node's output: 'SiLU' for x · sigmoid(x), else an operator, or '' if there are several."""
-    value = node.outputs[0]
-    uses = [] if value.is_graph_output() else [use.node for use in value.uses()]
-    readers = {reader.op_type: reader for reader in uses}
-    if readers.keys() == {"Sigmoid", "Mul"} and len(uses) == 2:
-        return "SiLU" if readers["Sigmoid"].outputs[0] in readers["Mul"].inputs else ""
-    return uses[0].op_type if len(uses) == 1 else ""
 
 
 def weight_in_float(layer: Layer, spec: TensorSpec, role: Role) -> str:
