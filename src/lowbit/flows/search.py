@@ -23,7 +23,7 @@ from lowbit.flows.metrics import Metric
 from lowbit.flows.ptq import MEMORY, Stage, given
 from lowbit.flows.study import study
 from lowbit.flows.tries import PREFER, Save, Tries, Try
-from lowbit.model import Model
+from lowbit.model import Model, load
 from lowbit.numerics import Int
 from lowbit.ranges import Auto
 from lowbit.recipe import Recipe, TensorSpec
@@ -167,16 +167,14 @@ def search(
             if tries.best() is None:
                 raise
             interrupted = True
-        best = tries.best()
-        if best is None:
+        if tries.best() is None:
             raise InputError(f"no try gave a file. The first: {tries.rows[0].failed}")
-        stage("writing the best")
-        last = Try("float", "", 0.0, measured=judge.of_float())
-        found = tries.model(bench.make)
-    rows = (*tries.rows, last)
-    return Search(
-        Recipe.from_toml(best.recipe), found, rows, best, judge.metric, max_drop, best.reaches(max_drop), interrupted
-    )
+        bench.title = "writing the best"
+        best = tries.keep(bench.make)
+        found = load(file)
+    rows = (*tries.rows, Try("float", "", 0.0, measured=judge.of_float()))
+    kept = Recipe.from_toml(best.recipe)
+    return Search(kept, found, rows, best, judge.metric, max_drop, best.reaches(max_drop), interrupted)
 
 
 def _ladder(bench: Bench, tries: Tries) -> None:
