@@ -89,7 +89,7 @@ def test_the_smallest_of_those_that_reach_the_drop_wins():
 
 
 def test_layers_of_four_bits_get_eight_before_any_stays_in_float():
-    found = searched(uneven(), max_drop=2.5, recipe=lb.Recipe((lb.Rule("*", "int2 channel:0", "uint8"),)))
+    found = searched(uneven(), max_drop=6, recipe=lb.Recipe((lb.Rule("*", "int2 channel:0", "uint8"),)))
     assert found.reached
     assert "in 8 bits" in found.best.what
     assert all("in float" not in row.what for row in found.tries)

@@ -1,15 +1,16 @@
 """Files of recipes for one network and its calibration data, which is read once for each set of passes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log10
 
 from lowbit.data import Data
 from lowbit.errors import DataError
 from lowbit.flows.ptq import Observed, Stage, observed, settled, written
 from lowbit.model import Model
-from lowbit.recipe import Recipe
+from lowbit.recipe import Recipe, Rule
 from lowbit.repair.prove import float_outputs, output_error
 from lowbit.repair.steps import STEPS
+from lowbit.targets import find_target
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Bench:
     memory: int
     told: Stage
     title: str = ""
-    _observed: dict[tuple[str, ...], Observed] = field(default_factory=dict)
+    _observed: dict[tuple[tuple[str, ...], bool], Observed] = field(default_factory=dict)
 
     def stage(self, phase: str) -> None:
         """Another phase of what is tried begins."""
@@ -47,13 +48,20 @@ class Bench:
         return settled(self.observed(recipe).again(recipe), recipe)
 
     def observed(self, recipe: Recipe) -> Observed:
-        """The network after the recipe's passes, with what its activations have observed."""
+        """The network after the recipe's passes, with what its activations have observed.
+
+        All of them observe where any does: what a recipe gets does not depend on which were tried before it.
+        """
         recipe.check_deployable()
         passes = tuple(name for name in recipe.passes if name not in STEPS)
-        if passes not in self._observed:
+        quantized = any(rule.activations is not None and rule.activations.format for rule in recipe.rules)
+        if (passes, quantized) not in self._observed:
             self.stage("calibrating")
-            self._observed[passes] = observed(self.model, self.data, recipe, self.memory, self.stage)
-        return self._observed[passes]
+            own = find_target(recipe.target)
+            every = replace(recipe, rules=(Rule("*", own.weights, own.activations if quantized else None),))
+            found = observed(self.model, self.data, every, self.memory, self.stage)
+            self._observed[passes, quantized] = found
+        return self._observed[passes, quantized]
 
 
 def read_again(name: str, data: Data) -> Data:

@@ -23,10 +23,10 @@ from lowbit.flows.metrics import Metric
 from lowbit.flows.ptq import MEMORY, Stage, given
 from lowbit.flows.study import study
 from lowbit.flows.tries import PREFER, Save, Tries, Try
-from lowbit.model import Model
+from lowbit.model import Model, load
 from lowbit.numerics import Int
 from lowbit.ranges import Auto
-from lowbit.recipe import Recipe, TensorSpec
+from lowbit.recipe import Recipe, Rule
 from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.repair.wider import wider
 from lowbit.report.words import plain
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 HALVINGS = 6  # tries that look for the fewest layers in float
 LEAST_SHARE = 2.0**-12  # of the predicted error: below it more layers in float change nothing
 CLASSES = ("top1", "top5", "agreement with float", "bits-per-token", "perplexity")  # metrics of class scores
+QUICK = 60.0  # seconds: what takes longer is not tried again with other formats, unless nothing else is there
 
 
 @dataclass(frozen=True)
@@ -167,16 +168,14 @@ def search(
             if tries.best() is None:
                 raise
             interrupted = True
-        best = tries.best()
-        if best is None:
+        if tries.best() is None:
             raise InputError(f"no try gave a file. The first: {tries.rows[0].failed}")
-        stage("writing the best")
-        last = Try("float", "", 0.0, measured=judge.of_float())
-        found = tries.model(bench.make)
-    rows = (*tries.rows, last)
-    return Search(
-        Recipe.from_toml(best.recipe), found, rows, best, judge.metric, max_drop, best.reaches(max_drop), interrupted
-    )
+        bench.title = "writing the best"
+        best = tries.keep(bench.make)
+        found = load(file)
+    rows = (*tries.rows, Try("float", "", 0.0, measured=judge.of_float()))
+    kept = Recipe.from_toml(best.recipe)
+    return Search(kept, found, rows, best, judge.metric, max_drop, best.reaches(max_drop), interrupted)
 
 
 def _ladder(bench: Bench, tries: Tries) -> None:
@@ -187,7 +186,7 @@ def _ladder(bench: Bench, tries: Tries) -> None:
         rows.append(tries.attempt(what, recipe, bench.make))
         if rows[-1].reaches(tries.max_drop):
             return
-    base = max(rows, key=lambda row: row.sqnr_db if row.measured else -inf)
+    base = max(rows, key=lambda row: (row.seconds <= QUICK, row.sqnr_db) if row.measured else (False, -inf))
     for _ in range(2):  # layers of few bits get more, then layers of 8 bits stay in float
         if base.measured is None or base.reaches(tries.max_drop):
             return
@@ -199,33 +198,26 @@ def _rungs(bench: Bench, metric: Metric) -> Iterator[tuple[str, Recipe]]:
     recipe = replace(bench.recipe, passes=tuple(name for name in bench.recipe.passes if name != "leave_in_float"))
     yield bench.name, recipe
     if metric.name in CLASSES:
-        other = _with_specs(recipe, activations=lambda spec: replace(spec, range=Auto("cross_entropy")))
+        other = _changed(recipe, activations={"range": Auto("cross_entropy")})
         if other != recipe:
             yield f"{bench.name}, ranges by cross-entropy", other
     steps = tuple(name for name in ("smooth", "correct_bias") if name not in recipe.passes)
-    repaired = _with_specs(replace(recipe, passes=recipe.passes + steps), weights=_by_gptq)
-    if repaired != recipe:
-        yield f"{bench.name}, GPTQ", repaired
+    few = any(rule.weights and rule.weights.format and rule.weights.format.grid.bits < 8 for rule in recipe.rules)
+    for name, solve in {"GPTQ": "gptq", "AdaRound": "adaround"}.items():
+        other = _changed(replace(recipe, passes=recipe.passes + steps), weights={"solve": solve})
+        if other != recipe and (few or solve == "gptq"):  # what AdaRound gains at 8 bits is not worth its minutes
+            yield f"{bench.name}, {name}", other
 
 
-def _by_gptq(spec: TensorSpec) -> TensorSpec:
-    return replace(spec, solve="gptq") if spec.solve == "nearest" else spec
+def _changed(recipe: Recipe, **changes: dict[str, Any]) -> Recipe:
+    """The recipe with fields of the specs of integers changed: `weights`, `activations`."""
 
+    def renewed(rule: Rule) -> Rule:
+        specs = {side: getattr(rule, side) for side in changes}
+        integers = {k: s for k, s in specs.items() if s is not None and s.format and isinstance(s.format.grid, Int)}
+        return replace(rule, **{side: replace(spec, **changes[side]) for side, spec in integers.items()})
 
-def _with_specs(
-    recipe: Recipe,
-    weights: Callable[[TensorSpec], TensorSpec] = lambda spec: spec,
-    activations: Callable[[TensorSpec], TensorSpec] = lambda spec: spec,
-) -> Recipe:
-    """The recipe with the specs of integers changed."""
-
-    def changed(spec: TensorSpec | None, change: Callable[[TensorSpec], TensorSpec]) -> TensorSpec | None:
-        integers = spec is not None and spec.format is not None and isinstance(spec.format.grid, Int)
-        return change(spec) if integers and spec is not None else spec
-
-    rules = (replace(r, weights=changed(r.weights, weights), activations=changed(r.activations, activations))
-             for r in recipe.rules)  # fmt: skip
-    return replace(recipe, rules=tuple(rules))
+    return replace(recipe, rules=tuple(map(renewed, recipe.rules)))
 
 
 def _fewest_wider(bench: Bench, tries: Tries, base: Try) -> Try:

@@ -27,7 +27,7 @@ NAME = "lowbit"
 GROUPS = 6  # of layers in the network's order, each with a weight format of its own
 WEIGHTS = ("8 bits", "4 bits", "float")
 RANGES = ("auto", "auto:cross_entropy", "minmax", "percentile:99.99", "mse")
-SOLVERS = ("nearest", "gptq")
+SOLVERS = ("nearest", "gptq", "adaround")
 STEPS = ("smooth", "equalize_weights", "correct_bias")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lowbit.errors import LowbitError
 from lowbit.flows.judge import Judge, Measured, digest
-from lowbit.model import Model, load
+from lowbit.model import Model
 from lowbit.recipe import Recipe
 from lowbit.storage.atomic import write_bytes
 
@@ -132,15 +132,17 @@ class Tries:
         by = row.measured.bytes if self.prefer == "bytes" else 1 / row.measured.times_faster
         return by, row.drop
 
-    def model(self, make: Make) -> Model:
-        """The best file's network; the file is made again where another lies in its place."""
+    def keep(self, make: Make) -> Try:
+        """The best row. Its file is made again, and measured, where another lies in its place."""
         best = self.best()
         assert best is not None
         if self.made != best.recipe:
             self.save(make(Recipe.from_toml(best.recipe))[0], self.output)
             self.made = best.recipe
+            again = replace(best, measured=self.judge.measure(self.output))
+            self.rows[self.rows.index(best)] = best = again
             self._write()
-        return load(self.output)
+        return best
 
     def _write(self) -> None:
         file = digest(self.output.read_bytes()).hex() if self.output.exists() else ""
