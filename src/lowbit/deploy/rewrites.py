@@ -107,7 +107,7 @@ def fuse_silu(program: ir.Model, integer: Collection[str] = ()) -> None:
         name, made.shape, made.type = result.name, result.shape, result.type
         program.graph.insert_before(node, [silu])
         result.replace_all_uses_with(made, replace_graph_outputs=True)
-        program.graph.remove([node, sigmoid], safe=True)
+        program.graph.remove([n for n in (node, sigmoid) if n is not None], safe=True)
         made.name = name
         program.graph.opset_imports["com.microsoft"] = 1
 
