@@ -12,11 +12,13 @@ from string import ascii_letters
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common
 
+from lowbit.graph.fold import quiet
 from lowbit.graph.notes import drop_notes
 from lowbit.graph.weights import drop_unread
 
-_SMALL_BYTES = 1 << 16  # larger constants are not compared: hashing them takes time and they are rarely equal
+_SMALL = 1 << 14  # larger constants are not compared: hashing them takes time and they are rarely equal
 _NODE_BYTES = 32  # that a node of two inputs takes in a file
 _STANDARD = ("", "ai.onnx")
 # Said in the operators' descriptions, not in their schemas: one along each axis, no padding.
@@ -31,7 +33,9 @@ def compact(written: ir.Model, original: ir.Model) -> ir.Model:
     program = written.clone()
     drop_notes(program)
     _multiply_bias_scales(program)
-    _share_constants(program)
+    with quiet():
+        # Small initialisers that hold the same become one: scales in front of and behind a pooling.
+        common.DeduplicateInitializersPass(_SMALL)(program)
     _drop_inferable(program)
     _drop_default_attributes(program)
     _shorten_names(program, original)
@@ -63,22 +67,6 @@ def _scale(value: ir.Value | None) -> tuple[ir.Node, ir.Value, np.ndarray] | Non
     if decode is None or scale is None or scale.const_value is None:
         return None
     return decode, scale, scale.const_value.numpy()
-
-
-def _share_constants(program: ir.Model) -> None:
-    """Small initialisers of the main graph that hold the same become one: scales in front of and behind a pooling."""
-    known: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
-    for name, value in list(program.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes > _SMALL_BYTES or tensor.dtype is ir.DataType.STRING:
-            continue
-        if value.is_graph_output() or value.is_graph_input():
-            continue
-        key = (tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes())
-        first = known.setdefault(key, value)
-        if first is not value:
-            value.replace_all_uses_with(first)
-            del program.graph.initializers[name]
 
 
 def _drop_inferable(program: ir.Model) -> None:

@@ -16,6 +16,7 @@ from lowbit.deploy.absorb import absorb_clips
 from lowbit.deploy.expand import Expansion, Pool, expand, has_separate_rows, kernel_type, stored_type
 from lowbit.deploy.rewrites import fit_kernel_of_blocks, keep_bias_apart, keep_residuals_apart
 from lowbit.errors import UnsupportedError
+from lowbit.graph.weights import drop_unread, remove_node
 from lowbit.numerics import Int, QuantTensor
 
 
@@ -118,23 +119,8 @@ def write(
     fit_kernel_of_blocks(program)
     keep_residuals_apart(program)
     absorb_clips(program)
-    _drop_unused(program)
+    drop_unread(program)
     return program
-
-
-def _initializer(program: ir.Model, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
-    stored = array.astype(dtype.numpy())
-    tensor = ir.Tensor(stored, dtype=dtype, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor)
-    program.graph.register_initializer(value)
-    return value
-
-
-def _parameters(program: ir.Model, name: str, tensor: IntegerTensor) -> tuple[ir.Value, ir.Value]:
-    return (
-        _initializer(program, f"{name}_scale", np.asarray(tensor.scale, np.float32), ir.DataType.FLOAT),
-        _initializer(program, f"{name}_zero", np.asarray(tensor.zero), tensor.dtype),
-    )
 
 
 def _attributes(tensor: IntegerTensor) -> dict[str, int]:
@@ -180,13 +166,10 @@ def _write_expanded(program: ir.Model, value: ir.Value, tensor: ExpandedTensor, 
     by_row = len(readers) == 1 and readers[0].idx == 0 and gather.attributes.get_int("axis", 0) == 0
     if ids is not None and ids.shape is not None and by_row and has_separate_rows(tensor.stored):
         expansion = Expansion(str(value.name), pool)
-        found, result = expansion.rows(tensor.stored, ids, len(ids.shape)), gather.outputs[0]
+        found = expansion.rows(tensor.stored, ids, len(ids.shape))
         _register(program, expansion)
         program.graph.insert_before(gather, expansion.nodes)
-        found.name, result.name = result.name, None
-        found.shape, found.type = result.shape, result.type
-        result.replace_all_uses_with(found, replace_graph_outputs=True)
-        program.graph.remove(gather, safe=True)
+        remove_node(gather, found)
         return
     expansion = expand(tensor.stored, str(value.name), f"{value.name}_dequantized", pool)
     _register(program, expansion)
@@ -215,9 +198,10 @@ def _replace_constant(
 
 def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor, pool: Pool) -> None:
     name, graph = str(value.name), program.graph
-    scale, zero = _parameters(program, name, tensor)
     readers = _readers(value, tensor.readers)
     constants = Expansion(name, pool)
+    scale = constants.constant("_scale", tensor.scale, ir.DataType.FLOAT)
+    zero = constants.constant("_zero", tensor.zero, tensor.dtype)
     nodes = _encode(constants, value, tensor, scale, zero)
     _register(program, constants)
     codes = nodes[-1].outputs[0]
@@ -264,9 +248,3 @@ def _encode(
         return [encode, clip]
     encode.replace_input_with(0, clip.outputs[0])
     return [clip, encode]
-
-
-def _drop_unused(program: ir.Model) -> None:
-    for name, value in list(program.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
-            del program.graph.initializers[name]

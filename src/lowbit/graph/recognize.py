@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.weights import constant, only_reader, scalar
+from lowbit.graph.weights import constant, only_reader, remove_node, scalar
 
 DEEPEST_PRODUCT = 4  # Mul and Div nested in one of the forms below
 
@@ -31,7 +31,9 @@ def recognize_operators(program: ir.Model) -> Changed:
             for match in (_layer_norm, _gelu, _hard_swish, _global_pool):
                 found = match(node)
                 if found is not None:
-                    _replace(node, found)
+                    node.prepend(found)
+                    found.name = node.name
+                    remove_node(node, found.outputs[0])
                     done.append(f"{found.op_type} '{node.name}' recognised")
                     common.RemoveUnusedNodesPass()(program)
                     break
@@ -51,17 +53,6 @@ def is_of_silu(node: ir.Node) -> bool:
     """Whether the node is the Sigmoid or the Mul of a SiLU."""
     mul = only_reader(node.outputs[0]) if node.op_type == "Sigmoid" else node
     return mul is not None and silu_input(mul) is not None
-
-
-def _replace(node: ir.Node, found: ir.Node) -> None:
-    old, new = node.outputs[0], found.outputs[0]
-    found.name, name = node.name, old.name
-    new.shape, new.type = old.shape, old.type
-    node.prepend(found)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
-    old.name, new.name = None, name
 
 
 def _made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:

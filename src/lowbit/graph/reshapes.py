@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.weights import add_constant, constant, drop_unread, only_reader
+from lowbit.graph.weights import add_constant, constant, only_reader, remove_node
 
 Dim = int | str | None
 
@@ -32,7 +33,7 @@ def simplify_reshapes(program: ir.Model) -> Changed:
         for node in [node for node in graph if node.op_type == "Transpose"]:
             if node.graph is not None and (_unwrap(node) or _merge(node)):
                 done.append(f"Transpose '{node.name}' merged with what is around it")
-    _drop_unread_nodes(program)
+    common.RemoveUnusedNodesPass()(program)
     return Changed(tuple(done))
 
 
@@ -77,7 +78,8 @@ def _unwrap(node: ir.Node) -> bool:
     rank = len(before)
     node.attributes["perm"] = ir.AttrInt64s("perm", [*range(rank - 2), rank - 1, rank - 2])
     node.replace_input_with(0, whole)
-    _replace_by(back, node)
+    node.outputs[0].shape = None
+    remove_node(back, node.outputs[0])
     _merge(node)
     return True
 
@@ -104,21 +106,3 @@ def _merge(node: ir.Node) -> bool:
 def _perm(node: ir.Node | None) -> list[int] | None:
     perm = node.attributes.get("perm") if node is not None and node.op_type == "Transpose" else None
     return None if perm is None else list(perm.as_ints())
-
-
-def _replace_by(node: ir.Node, other: ir.Node) -> None:
-    """Let the output of `other` be what everyone knew as the output of `node`, which goes."""
-    old, new = node.outputs[0], other.outputs[0]
-    name = old.name
-    new.shape, new.type = old.shape, old.type
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
-    new.name = name
-
-
-def _drop_unread_nodes(program: ir.Model) -> None:
-    from onnx_ir.passes import common
-
-    common.RemoveUnusedNodesPass()(program)
-    drop_unread(program)

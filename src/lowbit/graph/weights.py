@@ -70,13 +70,12 @@ def only_reader(value: ir.Value | None) -> ir.Node | None:
 def remove_node(node: ir.Node, replacement: ir.Value) -> None:
     """Remove a node of one output; `replacement` takes its name, its readers and its place among the outputs."""
     output = node.outputs[0]
-    name, shape = output.name, output.shape
     output.replace_all_uses_with(replacement, replace_graph_outputs=True)
     assert node.graph is not None
     node.graph.remove(node, safe=True)
-    replacement.name = name
-    if replacement.shape is None:
-        replacement.shape = shape
+    replacement.name = output.name
+    replacement.shape = replacement.shape or output.shape
+    replacement.type = replacement.type or output.type
 
 
 def drop_unread(program: ir.Model) -> None:
