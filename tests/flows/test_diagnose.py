@@ -16,6 +16,7 @@ from lowbit.flows.diagnosis import Diagnosis
 from lowbit.flows.inputs import InputFacts
 from lowbit.flows.operations import multiply_adds, operations
 from lowbit.flows.shifts import Shift
+from lowbit.recipe import PREPARE
 
 _rng = np.random.default_rng
 
@@ -291,3 +292,35 @@ def test_data_with_nan_is_refused_in_words():
 def test_a_quantized_network_is_refused_in_words():
     with pytest.raises(InputError, match="quantized already"):
         quick(lb.quantize(convolutions(), images(16)), images(16))
+
+
+PIXELS = "size=128 scale=127.5 mean=1"
+
+
+@pytest.mark.slow
+def test_mobilenet_in_four_bits_has_too_few_bits_everywhere(data):
+    """8 bits for one layer gain at most 0.6 dB, for all of them 11: the finding names them all."""
+    model = lb.load(data / "imagenet-mobilenet_v1_0.25_128.onnx")
+    photos = lb.Data.of(data / "imagenet-sample-a.zip", model.inputs, preprocess=PIXELS, limit=96)
+    found = quick(model, photos, "w4a8")
+    first = found.findings[0]
+    assert (first.cause, len(first.tensors)) == ("few bits", 28)
+    assert first.remedies[-1].outputs_db > found.measured_db + 8  # 11.5 with 200 samples
+
+
+@pytest.mark.slow
+def test_mobilenet_under_one_scale_a_tensor_has_its_channels_to_blame(data):
+    """Nagel et al. 2019, figure 2: the published collapse from 70.9 to 0.1 % is that of channels."""
+    model = lb.load(data / "imagenet-mobilenet_v1_0.25_128.onnx")
+    photos, test = (
+        lb.Data.of(data / "imagenet-sample-a.zip", model.inputs, preprocess=p, skip=s, limit=64)
+        for p, s in ((PIXELS, 0), ("size=128 scale=255", 200))
+    )
+    recipe = lb.Recipe((lb.Rule("*", lb.TensorSpec("int8", "minmax"), lb.TensorSpec("uint8", "minmax")),), PREPARE)
+    found = quick(model, photos, recipe, test=test)
+    assert found.findings[0].cause == "preprocessing"  # 0 … 1, where the network wants −1 … 1
+    spread = found.findings[1]
+    assert (spread.cause, spread.tensors[0]) == ("channel spread", "features.1.conv.weight")
+    assert spread.told.startswith("its largest channel is 43.9 times the median one")
+    assert spread.share > 0.9
+    assert spread.remedies[0].outputs_db > found.measured_db + 10

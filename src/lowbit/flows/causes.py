@@ -19,7 +19,7 @@ from lowbit.repair.leave_in_float import literal
 from lowbit.report.words import share_text
 
 OUTLIER = 4.0  # largest value over the 99.9th percentile
-SPREAD_WEIGHTS, SPREAD_ACTIVATIONS = 4.0, 8.0  # largest channel over the median one
+SPREAD_WEIGHTS, SPREAD_ACTIVATIONS = 2.0, 8.0  # largest channel over the median one: a bit, three bits
 MASK = 1e4  # a number that only "never" needs: −10,000 in the masks of BERT's exporters
 FEW_CODES, NEGATIVE = 16, 0.2  # codes that more than a fifth of the values share
 CLIPPING = 0.5  # share of a tensor's noise that clipping makes

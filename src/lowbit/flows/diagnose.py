@@ -25,7 +25,7 @@ from lowbit.flows.metrics import Metric
 from lowbit.flows.operations import Operations, multiply_adds, operations
 from lowbit.flows.ptq import MEMORY, Observed, Stage, _silent, given, observed, settled, written
 from lowbit.flows.shifts import Shift, shifted, usual_shifts
-from lowbit.flows.tensor_facts import TensorFacts, decibels, growth, tensor_facts, walk_once
+from lowbit.flows.tensor_facts import TensorFacts, Walked, decibels, growth, tensor_facts, walk_once
 from lowbit.graph.layer import layer_names
 from lowbit.graph.smooth import smoothable
 from lowbit.model import Model
@@ -83,12 +83,13 @@ def diagnose(
     inputs = input_facts(kept, model.inputs)
     tested = input_facts((s.inputs for s in _few(judged).samples()), model.inputs)
     stage("measuring tensors")
-    facts, measured = _facts(ready, kept)
+    walked = walk_once(ready.network, kept[0])
+    facts, measured = _facts(ready, kept, walked)
     samples = data.count or sum(map(_count, kept))
     findings = [*explain(facts, _context(ready.network)), *too_few_samples(facts, samples)]
     findings.sort(key=lambda finding: -(finding.share or 0.0))
     ledger = Ledger.of(quantized)
-    counts = multiply_adds(ready.network.program, walk_once(ready.network, kept[0]).shapes, _count(kept[0]))
+    counts = multiply_adds(ready.network.program, walked.shapes, _count(kept[0]))
     layers = _layers(ready.network, quantized, facts, counts, kept[0], ledger)
     sample = judged.cut(next(judged.samples(1)), 1).inputs
     times = [tuple(operator_times(net.program, sample)) if latency else () for net in (model, quantized)]
@@ -136,14 +137,14 @@ def _count(batch: Batch) -> int:
     return max((len(array) for array in batch.values() if array.ndim), default=1)
 
 
-def _facts(ready: Observed, kept: Sequence[Batch]) -> tuple[list[TensorFacts], float]:
+def _facts(ready: Observed, kept: Sequence[Batch], walked: Walked) -> tuple[list[TensorFacts], float]:
     """What is measured of each tensor, and the error of the outputs with all of them quantized."""
     network, judging = ready.network, ready.calibration.judging
     outputs = sum(v.dtype is not None and v.dtype.is_floating_point() for v in network.program.graph.outputs)
     batches = ready.calibration.single or judging
     sums = quantizer_costs(network, batches)
     costs = {name: cost / len(batches) / max(1, outputs) for name, cost in sums.items()}
-    facts = tensor_facts(network, costs, walk_once(network, judging[0]), growth(network, kept))
+    facts = tensor_facts(network, costs, walked, growth(network, kept))
     return facts, output_error(network, judging, _exact(network, judging))
 
 

@@ -29,7 +29,7 @@ class TensorFacts:
     """A quantized tensor. All shares are parts of 1; what does not apply is None.
 
     layer           name of the node that reads a weight, or makes an activation
-    low, high       numbers that its codes can mean, of a tensor with one scale
+    low, high       ends of the range of an activation
     minimum, maximum  of its values: of a weight, or of an activation over the calibration data
     median, p999    half, and 99.9 %, of its values that are not 0 are at most this large, signs aside
     step            between two neighbouring codes, of a tensor with one scale; else 0
@@ -88,7 +88,7 @@ class TensorFacts:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class Walked:
     """What one walk of the exact network shows: shapes of values, and the largest magnitude of each channel."""
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -100,7 +100,7 @@ def decibels(noise: float) -> float:
     return inf if noise <= 0 else -10 * log10(noise)
 
 
-def walk_once(network: Network, batch: Batch) -> Shapes:
+def walk_once(network: Network, batch: Batch) -> Walked:
     """Shapes of all values, and channels of those that are quantized, over one batch in float."""
     walk, shapes, channels = Walk(network.module, tensors(network, batch), exact=True), {}, {}
     for node in in_step(walk):
@@ -113,7 +113,7 @@ def walk_once(network: Network, batch: Batch) -> Shapes:
         if value is not None and network.placement.sites[value].role == "activation" and x.dim() > 1 and x.numel():
             axis = 1 if x.dim() > 3 else -1
             channels[value] = x.abs().movedim(axis, 0).flatten(1).amax(1)
-    return Shapes(shapes, channels)
+    return Walked(shapes, channels)
 
 
 def growth(network: Network, batches: Sequence[Batch]) -> dict[str, float]:
@@ -148,7 +148,7 @@ def _bounds(quantizer: FakeQuant) -> tuple[float, float]:
 
 
 def tensor_facts(
-    network: Network, costs: Mapping[str, float], seen: Shapes, moved: Mapping[str, float]
+    network: Network, costs: Mapping[str, float], walked: Walked, moved: Mapping[str, float]
 ) -> list[TensorFacts]:
     """Of every quantized weight, constant and activation; those that share a scale once, under the first's name."""
     found, done = [], set()
@@ -158,43 +158,39 @@ def tensor_facts(
             continue
         done.add(id(quantizer))
         if isinstance(quantizer, FakeQuant):
-            found.append(_activation(network, site, quantizer, costs.get(site.group), seen, moved.get(site.group)))
+            found.append(_activation(network, site, quantizer, costs.get(site.group), walked, moved.get(site.group)))
         elif isinstance(quantizer, WeightQuant) and quantizer.stored is not None:
             found.append(_weight(network, site, quantizer, costs.get(site.value)))
     return found
 
 
 def _activation(
-    network: Network, site: Site, q: FakeQuant, cost: float | None, seen: Shapes, moved: float | None
+    network: Network, site: Site, q: FakeQuant, cost: float | None, walked: Walked, moved: float | None
 ) -> TensorFacts:
     statistics = q.statistics
     values, weights = (t.reshape(-1).double().numpy() for t in statistics.points())
-    low, high = (None, None) if q.dynamic else q.limits()
+    low, high = (-inf, inf) if q.dynamic else q.limits()
     rounded = values if q.dynamic else q.rounded(torch.from_numpy(values).float()).double().numpy()
     noise = weights * (values - rounded) ** 2
     # A bucket stands for numbers 0.2 % apart, whose codes are not those of its middle: their noise is step² / 12.
     step = 0.0 if q.dynamic else float(q.scale)
-    inside = (
-        np.ones(len(values), bool)
-        if low is None or high is None
-        else (values >= low - step / 2) & (values <= high + step / 2)
-    )
+    inside = (values >= low - step / 2) & (values <= high + step / 2)
     coarse = inside & (np.abs(values) * statistics.resolution > step) & (values != 0)
     noise[coarse] = weights[coarse] * step**2 / 12
     total, count = float(noise.sum()), max(float(weights.sum()), 1.0)
     power = float((weights * values**2).sum())
-    largest = seen.channels.get(site.value)
+    static: dict[str, Any] = {} if q.dynamic else {
+        "low": low, "high": high, "growth": moved, "codes_below_zero": round(-low / step) if step else 0,
+        "clipped": float(weights[~inside].sum()) / count,
+        "clipping_noise": float(noise[~inside].sum()) / max(total, 1e-30),
+    }  # fmt: skip
     return TensorFacts(
         name=site.value, role="activation", layer=site.layer, format=describe_format(q.format),
         range=range_words(q.spec.range), one_scale=q.format.block == TENSOR, bits=q.format.grid.bits,
         minimum=float(statistics.minimum.min()), maximum=float(statistics.maximum.max()),
-        **_magnitudes(values, weights), step=step,
-        sqnr_db=inf if q.dynamic else _ratio_db(power, total), low=low, high=high,
-        clipped=None if low is None else float(weights[~inside].sum()) / count,
-        clipping_noise=None if low is None else float(noise[~inside].sum()) / max(total, 1e-30),
-        below_zero=float(weights[values < 0].sum()) / count,
-        codes_below_zero=None if low is None else round(-low / step) if step else 0,
-        growth=moved, cost=cost, counts=_counts(values, weights), **_channels(largest),
+        **_magnitudes(values, weights), step=step, sqnr_db=_ratio_db(power, total),
+        below_zero=float(weights[values < 0].sum()) / count, cost=cost, counts=_counts(values, weights),
+        **_channels(walked.channels.get(site.value)), **static,
     )  # fmt: skip
 
 
@@ -204,21 +200,17 @@ def _weight(network: Network, site: Site, q: WeightQuant, cost: float | None) ->
     rounded = torch.as_tensor(q.stored.dequantize()).float()
     values = weight.reshape(-1).double().numpy()
     one_scale = prod(q.stored.tiles) == 1
-    step = float(q.scale.max())
     node = next(n for n in network.program.graph if n.name == site.layer)
     axis = next((layer.output_axis for layer in layers_of(node) if layer.value.name == site.value), None)
     largest = None if axis is None or weight.dim() < 2 else weight.abs().movedim(axis, 0).flatten(1).amax(1)
-    low, high = (float(rounded.min()), float(rounded.max())) if one_scale else (None, None)
-    outside = np.zeros(0) if low is None or high is None else (values < low - step / 2) | (values > high + step / 2)
     return TensorFacts(
         name=site.value, role=site.role, layer=site.layer, format=describe_format(q.stored.format),
         range=range_words(q.spec.range), one_scale=one_scale, solver=q.spec.solve,
         bits=q.stored.format.grid.bits,
         minimum=float(values.min(initial=0)), maximum=float(values.max(initial=0)),
-        **_magnitudes(values, np.ones(len(values))), step=step if one_scale else 0.0,
+        **_magnitudes(values), step=float(q.scale.max()) if one_scale else 0.0,
         sqnr_db=_ratio_db(float(weight.square().sum()), float((weight - rounded).square().sum())),
-        low=low, high=high, clipped=float(outside.mean()) if outside.size else None,
-        cost=cost, counts=_counts(values, np.ones(len(values))), **_channels(largest),
+        cost=cost, counts=_counts(values), **_channels(largest),
     )  # fmt: skip
 
 
@@ -231,18 +223,20 @@ def _channels(largest: Tensor | None) -> dict[str, Any]:
     return {"channel_ranges": ranges, "dead_channels": len(largest) - len(alive), "channels": len(largest)}
 
 
-def _magnitudes(values: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+def _magnitudes(values: np.ndarray, weights: np.ndarray | None = None) -> dict[str, Any]:
     """median and p999 of the magnitudes that are not 0; 0 where there is none."""
-    large, weights = np.abs(values[values != 0]), weights[values != 0]
+    large, shares = np.abs(values[values != 0]), [0.5, 0.999]
     if not large.size:
         return {"median": 0.0, "p999": 0.0}
+    if weights is None:
+        return dict(zip(("median", "p999"), np.quantile(large, shares).tolist(), strict=True))
     order = np.argsort(large)
-    below = np.cumsum(weights[order])
-    found = large[order][np.searchsorted(below, np.array([0.5, 0.999]) * below[-1])]
-    return {"median": float(found[0]), "p999": float(found[1])}
+    below = np.cumsum(weights[values != 0][order])
+    found = large[order][np.searchsorted(below, np.array(shares) * below[-1])]
+    return dict(zip(("median", "p999"), found.tolist(), strict=True))
 
 
-def _counts(values: np.ndarray, weights: np.ndarray) -> tuple[int, ...]:
+def _counts(values: np.ndarray, weights: np.ndarray | None = None) -> tuple[int, ...]:
     return tuple(np.histogram(values, BINS, weights=weights)[0].round().astype(int).tolist()) if values.size else ()
 
 

@@ -158,7 +158,8 @@ def _float(found: "Diagnosis") -> str:
         reasons.setdefault(str(row.get("reason") or "unknown"), []).append(row)
     rows = []
     for reason, members in sorted(reasons.items(), key=lambda pair: -len(pair[1])):
-        names = ", ".join(str(t.get("layer") or t["tensor"]) for t in members[:4]) + " …" * (len(members) > 4)
+        layers = list(dict.fromkeys(str(t.get("layer") or t["tensor"]) for t in members))
+        names = ", ".join(layers[:4]) + " …" * (len(layers) > 4)
         stored = sum(int(t.get("bytes") or 0) for t in members)
         rows.append([reason, f"{len(members):,}", bytes_text(stored), names])
     return "<h2>What stayed in float, and why</h2>" + html_table(["~reason", ">tensors", ">bytes", "~in"], rows)
