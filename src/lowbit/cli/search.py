@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from lowbit.cli.options import (
 )
 from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
 from lowbit.errors import InputError
+
+if TYPE_CHECKING:
+    from lowbit.recipe import Recipe
 
 
 class Small(StrEnum):
@@ -81,7 +84,7 @@ class Asked:
     samples: SampleOptions
     metric: str | None
     max_drop: float
-    recipe: str
+    recipe: "str | Recipe"
     target: str | None
     json: bool
     trials: int | None = None

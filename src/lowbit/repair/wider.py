@@ -15,12 +15,18 @@ from lowbit.repair.leave_in_float import layers_around, literal
 from lowbit.solve.program import Between, Option, Program
 from lowbit.targets import Target, find_target
 
+# A file may be 15 % larger than plain int8 where 5 % of its weights are float: they count like all layers in float.
+BYTES_WEIGH = 20.0
 
-def wider(network: Network, costs: Mapping[str, float], share: float) -> tuple[Recipe, str]:
+
+def wider(
+    network: Network, costs: Mapping[str, float], share: float, bytes_weigh: float = BYTES_WEIGH
+) -> tuple[Recipe, str]:
     """The network's recipe with rules for some layers, and these in words.
 
     costs   quantizer → the error that it adds, of `quantizer_costs`; only those of few bits count while there are any
     share   of the error that may stay
+    bytes_weigh   how much more the weights' share of all bytes counts than the layers' share of all layers
     """
     recipe = network.placement.recipe
     assert recipe is not None
@@ -40,7 +46,7 @@ def wider(network: Network, costs: Mapping[str, float], share: float) -> tuple[R
             name = weights.get(layer)
             amounts = {"loss": chosen[1] / len(layers)}
             if name is not None and chosen[0]:
-                amounts["loss"] += network.parameter(name).numel() / total
+                amounts["loss"] += bytes_weigh * network.parameter(name).numel() / total
             elif name is not None:
                 amounts["error"] = counted[name]
             yield chosen, Option(amounts, in_float=chosen[1])
