@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from lowbit.graph.changed import Changed
 from lowbit.graph.layer import layers_of, number
@@ -42,7 +43,7 @@ def space_to_depth(program: ir.Model) -> Changed:
             remove_node(concat, found.outputs[0])
             done.append(f"SpaceToDepth '{found.name}' recognised")
     if done:
-        ir.passes.common.RemoveUnusedNodesPass()(program)
+        common.RemoveUnusedNodesPass()(program)
         drop_unread(program)
     return Changed(tuple(done))
 
