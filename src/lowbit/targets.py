@@ -76,9 +76,9 @@ _WHOLE = _kernels(  # operators with a form in lowbit.integer; those of one valu
     ABSORB="Relu Clip",
 )
 
-# onnxruntime 1.31 with VNNI, one thread, ns a value: x · sigmoid(x) takes 0.45 in integers (QLinearSigmoid, a table
-# read value after value, 0.25; QLinearMul 0.20) and 0.31 in float (DequantizeLinear 0.10, QuickGelu 0.14,
-# QuantizeLinear 0.07). yolox_nano, all convolutions in integers, ms: 8.45 and 7.33; float 7.87.
+# onnxruntime 1.31 with VNNI, one thread, ns a value: x · sigmoid(x) takes 0.45 in integers (QLinearSigmoid 0.25,
+# a table; QLinearMul 0.20) and 0.31 in float (DequantizeLinear 0.10, QuickGelu 0.14, QuantizeLinear 0.07).
+# yolox_nano, all convolutions in integers, ms: 8.45 and 7.33; float 7.87.
 _SILU = frozenset({"SiLU"})
 
 _CHANNELS = INT8.with_block(channel(0))

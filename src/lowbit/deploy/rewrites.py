@@ -101,13 +101,13 @@ def fuse_silu(program: ir.Model, integer: Collection[str] = ()) -> None:
         decode = None if x is None else x.producer()
         if x is None or decode is None or decode.op_type != "DequantizeLinear":
             continue
-        sigmoid = next(v.producer() for v in node.inputs if v is not None and v is not x)
+        sigmoids = [p for v in node.inputs if v is not None and v is not x and (p := v.producer()) is not None]
         silu = ir.node("QuickGelu", [x], {"alpha": 1.0}, domain="com.microsoft", name=node.name)
         result, made = node.outputs[0], silu.outputs[0]
         name, made.shape, made.type = result.name, result.shape, result.type
         program.graph.insert_before(node, [silu])
         result.replace_all_uses_with(made, replace_graph_outputs=True)
-        program.graph.remove([n for n in (node, sigmoid) if n is not None], safe=True)
+        program.graph.remove([node, *sigmoids], safe=True)
         made.name = name
         program.graph.opset_imports["com.microsoft"] = 1
 

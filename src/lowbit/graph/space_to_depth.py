@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes import common
 
 from lowbit.graph.changed import Changed
 from lowbit.graph.layer import layers_of, number
@@ -43,7 +43,7 @@ def space_to_depth(program: ir.Model) -> Changed:
             remove_node(concat, found.outputs[0])
             done.append(f"SpaceToDepth '{found.name}' recognised")
     if done:
-        RemoveUnusedNodesPass()(program)
+        common.RemoveUnusedNodesPass()(program)
         drop_unread(program)
     return Changed(tuple(done))
 
