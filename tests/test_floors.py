@@ -67,7 +67,13 @@ def test_a_mobilenet_of_a_quarter_of_the_width_keeps_its_answers(data, tmp_path)
     assert found.outputs[0].sqnr_db > 20  # 21.8
 
 
-def test_resnet20_with_4_bit_weights_keeps_its_accuracy(data, tmp_path):
+@pytest.fixture
+def short(monkeypatch):
+    """Reconstruction with 60 steps a block, not 400."""
+    monkeypatch.setattr("lowbit.repair.reconstruct.STEPS", 60)
+
+
+def test_resnet20_with_4_bit_weights_keeps_its_accuracy(data, tmp_path, short):
     """Rounded to nearest it has 91.15 % of the first 2,000 images, 94.1 % of float's answers and 12.4 dB."""
     files = "cifar10-resnet20", "cifar10-train-0.npz", "cifar10-test.npz"
     found = compared(data, tmp_path / "net.onnx", *files, CIFAR, "w4a8", limit=2000)
@@ -77,7 +83,7 @@ def test_resnet20_with_4_bit_weights_keeps_its_accuracy(data, tmp_path):
     assert found.outputs[0].sqnr_db > 22.5  # 23.2
 
 
-def test_squeezenet_with_4_bit_weights_is_a_network_still(data, tmp_path):
+def test_squeezenet_with_4_bit_weights_is_a_network_still(data, tmp_path, short):
     """Rounded to nearest it answers 9.7 % of the photos right."""
     photos = "imagenet-sample-a.zip"
     found = compared(data, tmp_path / "net.onnx", "imagenet-squeezenet1_1", photos, photos, IMAGENET, "w4a8")

@@ -250,6 +250,25 @@ def _preset(
     return recipe
 
 
+_INT4 = TensorSpec("int4 channel:0", solve="adaround")
+
+
+def _low_bits(
+    weights: TensorSpec, activation_bits: int, steps: tuple[str, ...], solve_ends: str
+) -> Callable[[str], Recipe]:
+    """Few bits inside, the target's own 8 at both ends of the network, as the literature has it."""
+
+    def recipe(target: str = "onnxruntime") -> Recipe:
+        own = find_target(target)
+        assert isinstance(own.activations.grid, Int)
+        inside = replace(own.activations, grid=Int(activation_bits, own.activations.grid.signed))
+        end = TensorSpec(own.weights, "minmax", solve_ends), TensorSpec(own.activations, "auto")
+        rules = Rule("*", weights, TensorSpec(inside, "auto")), Rule("at:input", *end), Rule("at:output", *end)
+        return Recipe(rules, PREPARE + steps, target)
+
+    return recipe
+
+
 RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
     {
         # 8 bits, in the formats of the target.
@@ -257,9 +276,9 @@ RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
         # The same by the extremes of the calibration data alone: nothing is tried out, nothing corrected.
         "int8-fast": _preset("minmax", "minmax"),
         "int8-weights": _preset("minmax"),
-        # 4-bit weights per output channel, computed in integers. Nothing is left in float. Top-1 with nearest rounding
-        # and with GPTQ: ResNet-20 91.15 and 91.65 %, SqueezeNet 9.7 and 56.0 %, MobileNet v1 0.25 16.0 and 39.3 %.
-        "w4a8": _preset(TensorSpec("int4 channel:0", solve="gptq"), "auto", ("smooth", "correct_bias")),
+        # 4-bit weights per output channel, computed in integers. Nothing is left in float.
+        "w4a8": _low_bits(_INT4, 8, ("smooth", "reconstruct", "correct_bias"), "adaround"),
+        "w4a4": _low_bits(_INT4, 4, ("smooth", "reconstruct", "correct_bias"), "adaround"),
         # For onnxruntime's MatMulNBits, which rounds activations to int8 in blocks of 32. MiniLM's outputs with nearest
         # rounding and with GPTQ: 11.6 and 13.2 dB.
         "w4a8-blocks": _preset(TensorSpec("int4 group:32", solve="gptq"), TensorSpec("int8 group:32", "minmax")),

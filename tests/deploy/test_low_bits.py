@@ -90,19 +90,24 @@ def test_weights_of_b_bits_take_b_bits_under_an_integer_kernel(bits, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe_name", ["w4a8", "w4a4"])
 @pytest.mark.parametrize(
     ("name", "shape", "layers"),
     [("cifar10-resnet20", (3, 32, 32), 20), ("imagenet-mobilenet_v1_0.25_128", (3, 128, 128), 28)],
 )
-def test_a_trained_network_with_4_bit_weights_runs_in_integers(data, name, shape, layers, tmp_path):
+def test_a_trained_network_with_4_bit_weights_runs_in_integers(
+    data, recipe_name, name, shape, layers, tmp_path, monkeypatch
+):
     """lb.quantize itself holds every code of the file against the simulation, to one step."""
+    monkeypatch.setattr("lowbit.repair.reconstruct.STEPS", 2)
     x = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
-    quantized = lb.quantize(lb.load(data / f"{name}.onnx"), x, "w4a8")
+    quantized = lb.quantize(lb.load(data / f"{name}.onnx"), x, recipe_name)
     found = run_by_the_engine(quantized, tmp_path)
     assert found["QLinearConv"] + found["QGemm"] == layers
     assert found["Conv"] + found["FusedConv"] == 0
-    weights = [row for row in from_text(quantized.metadata["lowbit.ledger"]) if row["role"] == "weight"]
-    assert all(row["format"].startswith("int4") for row in weights)
+    rows = from_text(quantized.metadata["lowbit.ledger"])
+    weights = [row["format"].split()[0] for row in rows if row["role"] == "weight"]
+    assert weights == ["int8", *["int4"] * (layers - 2), "int8"]
 
 
 # ---- activations of any width ----------------------------------------------------------------------------------------

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from toy_networks import network
 
-from lowbit.graph.layer import LAYERS, MULTIPLYING, by_group, layers_of, linear_before, linear_layer, of_groups
+from lowbit.graph.layer import (
+    LAYERS,
+    MULTIPLYING,
+    by_group,
+    layer_names,
+    layers_of,
+    linear_before,
+    linear_layer,
+    of_groups,
+)
 
 RNG = np.random.default_rng(0)
 # operator and its attributes, shape of x, shape of w, (outputs, inputs)
@@ -94,3 +103,19 @@ def test_recurrent_layers_have_two_weights_and_an_embedding_multiplies_none():
     found = list(layers_of(next(n for n in model.program.graph if n.op_type == "GRU")))
     assert [(w.index, w.output_axis, w.summed_axis) for w in found] == [(1, 1, 2), (2, 1, 2)]
     assert LAYERS.keys() - {"Gather"} == MULTIPLYING
+
+
+def test_the_layers_at_both_ends_have_names_and_so_has_what_lies_further_out():
+    rng = np.random.default_rng(0)
+    model = network(
+        """t (float[N,8] x) => (float[N,8] y, float[N,8] z) {
+            s = Mul (x, c) a = MatMul (s, a1) b = Relu (a) d = MatMul (b, a2) e = MatMul (d, a3) f = Relu (e)
+            y = MatMul (f, a4) z = Relu (f) }""",
+        c=np.array(2.0),
+        **{f"a{i}": rng.normal(size=(8, 8)) for i in range(1, 5)},
+    )
+    found = {
+        end: [str(n.outputs[0].name) for n in model.program.graph if end in layer_names(n)]
+        for end in ("at:input", "at:output")
+    }
+    assert found == {"at:input": ["s", "a", "b"], "at:output": ["f", "y", "z"]}

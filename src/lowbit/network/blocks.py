@@ -10,7 +10,7 @@ from torch import fx
 
 from lowbit.network.quantizers import FakeQuant
 
-MOST_LAYERS = 4
+MOST_LAYERS = 8
 
 
 @dataclass(frozen=True)

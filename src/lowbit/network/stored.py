@@ -26,11 +26,13 @@ class WeightQuant(Quantizer):
              through; "values": codes stay and `table` trains; None: what is stored stays
     table    a Parameter, the table of `stored` while it trains
     latent   a Parameter, the weight in steps of its tiles that codes follow after `follow`, until `store`
+    factor   a Parameter beside it, by which the scale of each tile is multiplied; None where scales are stored in codes
     """
 
     mask: Tensor | None
     table: nn.Parameter | None
     latent: nn.Parameter | None
+    factor: nn.Parameter | None
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__(spec)
@@ -41,6 +43,7 @@ class WeightQuant(Quantizer):
         self.register_buffer("mask", None)
         self.register_parameter("table", None)
         self.register_parameter("latent", None)
+        self.register_parameter("factor", None)
         self.steps = torch.empty(0)  # of each weight's tile, while there is a latent weight
 
     @property
@@ -56,14 +59,14 @@ class WeightQuant(Quantizer):
     def store(self, stored: QuantTensor, trains: Literal["codes", "values"] | None = None) -> None:
         """Take codes with the scales or tables that belong to them, and say what of them trains from now on."""
         self.stored, self.trains, self.decoded, self.table, self.positions = stored, trains, None, None, None
-        self.latent = None
+        self.latent = self.factor = None
         if trains == "values":
             if stored.table is None:
                 raise InputError(f"{stored!r} has no table of values that could train.")
             self.table, self.positions = nn.Parameter(torch.as_tensor(stored.table).clone()), stored.table_positions()
 
-    def follow(self, weight: Tensor) -> nn.Parameter:
-        """Let codes follow a weight of their own that learns; scales and tables stay, and so does the network's weight.
+    def follow(self, weight: Tensor) -> list[nn.Parameter]:
+        """Let codes follow a weight of their own that learns, and scales learn; the network's weight stays.
 
         It begins half way between what is stored and `weight`, but not so far that it rounds to another code.
         """
@@ -72,7 +75,10 @@ class WeightQuant(Quantizer):
         self.steps = expand_tiles(self.stored.steps(), self.stored.shape, self.stored.tile)
         half = self.steps / 2
         self.latent = nn.Parameter((before + (weight.detach() - before).clamp(-half, half) / 2) / self.steps)
-        return self.latent
+        if not isinstance(self.stored.scale, Tensor):
+            return [self.latent]
+        self.factor = nn.Parameter(torch.ones(self.stored.tiles))
+        return [self.latent, self.factor]
 
     def current(self, weight: Tensor) -> QuantTensor:
         """What is stored, with the codes or the table that it has now."""
@@ -80,7 +86,8 @@ class WeightQuant(Quantizer):
         if self.trains == "codes":
             return self.stored.encode(self._masked(weight.detach()))
         if self.latent is not None:
-            return self.stored.encode(self.latent.detach() * self.steps)
+            followed = self.stored.encode(self.latent.detach() * self.steps)
+            return followed if self.factor is None else replace(followed, scale=self.scale * self.factor.detach())
         return self.stored if self.table is None else replace(self.stored, table=self.table.detach().clone())
 
     def rounded(self, x: Tensor) -> Tensor:
@@ -90,7 +97,9 @@ class WeightQuant(Quantizer):
         if self.trains == "codes":
             return straight_through(x, torch.as_tensor(self.current(x).dequantize()))
         if self.latent is not None:
-            return straight_through(self.latent * self.steps, torch.as_tensor(self.current(x).dequantize()))
+            weight = self.latent * self.steps
+            nearest = straight_through(weight, torch.as_tensor(self.stored.encode(weight.detach()).dequantize()))
+            return nearest if self.factor is None else nearest * expand_tiles(self.factor, x.shape, self.stored.tile)
         if self.table is not None:
             # A value of exactly 0 stays 0: it is what pruned weights have.
             values = torch.where(self.table != 0, self.table, 0.0)

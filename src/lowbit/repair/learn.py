@@ -3,7 +3,7 @@
 No labels: what a part should make is what the exact network makes there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
@@ -18,6 +18,7 @@ from lowbit.network.quantizers import FakeQuant
 from lowbit.network.stored import FakeBias, WeightQuant
 
 WEIGHT_RATE = 0.003  # of a weight, in steps of its grid
+FACTOR_RATE = 0.001  # of the scales of weights, relative to them
 SCALE_RATE = 0.004  # of the step of an activation, relative to it
 BIAS_RATE = 0.002  # relative to the root mean square of the bias
 SLACK = 1 << 16  # places in the random bits at which a mixture may begin
@@ -32,12 +33,9 @@ class Lesson:
     quantized: list[dict[fx.Node, Any]]
     wanted: list[dict[fx.Node, Tensor]]
 
-    def error(self, made: dict[fx.Node, Any], batch: int) -> Tensor:
-        """Squared error of what the block made of a batch, each value relative to its power in all batches."""
-        pairs = (
-            (made[n], y, sum(float(w[n].square().sum()) for w in self.wanted)) for n, y in self.wanted[batch].items()
-        )
-        return sum(((x - y).square().sum() / max(power, 1e-30) for x, y, power in pairs), torch.zeros(()))
+    def power(self) -> dict[fx.Node, float]:
+        """Of each value that it should make, over all batches."""
+        return {n: max(1e-30, sum(float(w[n].square().sum()) for w in self.wanted)) for n in self.wanted[0]}
 
 
 def floats_of(walk: Walk, nodes: Iterable[fx.Node]) -> dict[fx.Node, Tensor]:
@@ -79,7 +77,10 @@ class Parts:
 
     def begin(self) -> list[dict[str, Any]]:
         """Let them learn: groups of parameters and their rates."""
-        groups: list[dict[str, Any]] = [{"params": [q.follow(w)], "rate": WEIGHT_RATE} for q, w in self.weights.items()]
+        groups: list[dict[str, Any]] = []
+        for quantizer, weight in self.weights.items():
+            latent, *factor = quantizer.follow(weight)
+            groups += [{"params": [latent], "rate": WEIGHT_RATE}, {"params": factor, "rate": FACTOR_RATE}]
         groups += [{"params": [q.learn()], "rate": SCALE_RATE * float(q.scale.detach())} for q in self.scales]
         return groups + [
             {"params": [b], "rate": BIAS_RATE * float(b.detach().square().mean().sqrt())} for b in self.biases
@@ -99,8 +100,8 @@ class Learner(Walk):
     keep_exact  the share of these places
     """
 
-    def __init__(self, module: fx.GraphModule, block: Block, keep_exact: float) -> None:
-        super().__init__(module, ())
+    def __init__(self, module: fx.GraphModule, block: Block, keep_exact: float, exact: bool = False) -> None:
+        super().__init__(module, (), exact=exact)
         self.block, self.keep_exact, self.bits = block, keep_exact, torch.empty(0)
         self.generator = torch.Generator().manual_seed(0)
 
@@ -116,7 +117,11 @@ class Learner(Walk):
             for source in node.all_input_nodes:
                 self.compute(source)
             y = self.run_node(node)
-            if "quantized_value" in node.meta and isinstance(self.module.get_submodule(str(node.target)), FakeQuant):
+            if (
+                self.keep_exact
+                and "quantized_value" in node.meta
+                and isinstance(self.module.get_submodule(str(node.target)), FakeQuant)
+            ):
                 y = self.mixed(self.env[node.all_input_nodes[0]], y)
             self.env[node] = y
         return self.env[node]
@@ -135,10 +140,15 @@ class Learner(Walk):
         return torch.lerp(exact, quantized, bits.reshape(exact.shape))
 
 
-def learn(network: Network, lesson: Lesson, parts: Parts, steps: int, keep_exact: float) -> bool:
-    """Learn a block by Adam, a batch at each step; whether it is better than before, otherwise it is as it was."""
+def learn(network: Network, lesson: Lesson, parts: Parts, steps: int, keep_exact: float, blend: float = 0.0) -> bool:
+    """Learn a block by Adam, a batch at each step; whether it is better than before, otherwise it is as it was.
+
+    blend  at most this share of what each sample reads comes from another sample of its batch; the exact block says
+           what is to be made of it
+    """
     learner = Learner(network.module, lesson.block, keep_exact)
-    before, undo = _error(lesson, learner), network.undo()
+    teacher, power = Learner(network.module, lesson.block, 0.0, exact=True), lesson.power()
+    before, undo = _error(lesson, learner, power), network.undo()
     if not before:
         return False
     groups = parts.begin()
@@ -148,8 +158,14 @@ def learn(network: Network, lesson: Lesson, parts: Parts, steps: int, keep_exact
     for step in range(steps):
         order = order or torch.randperm(len(lesson.wanted), generator=generator).tolist()
         batch = order.pop()
-        reads = {n: learner.mixed(lesson.exact[batch][n], x) for n, x in lesson.quantized[batch].items()}
-        loss = lesson.error(learner.make(reads), batch) / before
+        exact, quantized, wanted = lesson.exact[batch], lesson.quantized[batch], lesson.wanted[batch]
+        if blend:
+            exact, quantized = _blended((exact, quantized), blend, generator)
+            with torch.no_grad():
+                made = teacher.make(exact)
+            wanted = {node: made[node] for node in wanted}
+        reads = {n: learner.mixed(exact[n], x) for n, x in quantized.items()}
+        loss = _squared_error(learner.make(reads), wanted, power) / before
         if not loss.requires_grad:  # an operator outside the table is behind all that could learn
             break
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -161,20 +177,41 @@ def learn(network: Network, lesson: Lesson, parts: Parts, steps: int, keep_exact
     for parameter in parameters:
         parameter.grad = None
     parts.settle()
-    after = _error(lesson, learner)
-    if after < before:
+    if _error(lesson, learner, power) < before:
         return True
     undo()
     return False
 
 
+def _blended(
+    reads: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], most: float, generator: torch.Generator
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+    """What both networks read, each sample with a share of another: Zhang et al. 2018 (mixup, arXiv 1710.09412)."""
+    count = max((len(x) for x in reads[0].values() if x.dim()), default=1)
+    order = torch.randperm(count, generator=generator)
+    share = most * float(torch.rand((), generator=generator))
+
+    def blended(x: Tensor) -> Tensor:
+        fits = x.is_floating_point() and x.dim() > 1 and len(x) == count
+        return torch.lerp(x, x[order], share) if fits else x
+
+    first, second = ({node: blended(x) for node, x in read.items()} for read in reads)
+    return first, second
+
+
 @torch.no_grad()
-def _error(lesson: Lesson, learner: Learner) -> float:
+def _error(lesson: Lesson, learner: Learner, power: Mapping[fx.Node, float]) -> float:
     """Of the block as it is deployed, with what the quantized network gives it."""
     keep, learner.keep_exact = learner.keep_exact, 0.0
-    error = sum(float(lesson.error(learner.make(reads), batch)) for batch, reads in enumerate(lesson.quantized))
+    pairs = zip(lesson.quantized, lesson.wanted, strict=True)
+    error = sum(float(_squared_error(learner.make(reads), wanted, power)) for reads, wanted in pairs)
     learner.keep_exact = keep
     return error
+
+
+def _squared_error(made: dict[fx.Node, Any], wanted: dict[fx.Node, Tensor], power: Mapping[fx.Node, float]) -> Tensor:
+    """Of each value relative to its power in all batches."""
+    return sum(((made[n] - y).square().sum() / power[n] for n, y in wanted.items()), torch.zeros(()))
 
 
 def _with_constants(block: Block) -> list[fx.Node]:

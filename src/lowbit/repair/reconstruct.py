@@ -17,7 +17,8 @@ from lowbit.network.network import Network
 from lowbit.repair.learn import Lesson, Parts, floats_of, learn
 from lowbit.repair.prove import Calibration
 
-STEPS = 200  # of each block, a batch each
+STEPS = 400  # of each block, a batch each
+BLEND = 0.0  # see `learn`
 KEEP_EXACT = 0.5  # share of the places in which an activation passes unquantized
 
 
@@ -32,7 +33,7 @@ def reconstruct(network: Network, calibration: Calibration) -> list[str]:
         for number, block in enumerate(blocks):
             calibration.stage(f"reconstructing block {number + 1} of {len(blocks)}")
             lesson, parts = _lesson(network, block, exact, quantized), Parts.of(network, block, settled)
-            better += learn(network, lesson, parts, STEPS, KEEP_EXACT)
+            better += learn(network, lesson, parts, STEPS, KEEP_EXACT, BLEND)
             settled |= {*parts.weights, *parts.scales}
             for _ in in_step(*quantized, nodes=block.nodes):
                 pass
