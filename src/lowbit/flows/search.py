@@ -94,7 +94,7 @@ class Search:
             return "as it was"
         if not row.reaches(self.max_drop):
             return "drops more" if self.reached else "no better"
-        return "no smaller" if row.measured and self.best.measured else ""
+        return "reaches it too"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -190,7 +190,7 @@ def _ladder(bench: Bench, tries: Tries) -> None:
         if rows[-1].reaches(tries.max_drop):
             return
     base = max(rows, key=lambda row: (row.seconds <= QUICK, row.sqnr_db) if row.measured else (False, -inf))
-    for _ in range(2):  # layers of few bits get more, then layers of 8 bits stay in float
+    for _ in range(1 + _has_few_bits(bench.recipe)):  # these get more bits first; then layers stay in float
         if base.measured is None or base.reaches(tries.max_drop):
             return
         base = _fewest_wider(bench, tries, base)
@@ -205,11 +205,17 @@ def _rungs(bench: Bench, metric: Metric) -> Iterator[tuple[str, Recipe]]:
         if other != recipe:
             yield f"{bench.name}, ranges by cross-entropy", other
     steps = tuple(name for name in ("smooth", "correct_bias") if name not in recipe.passes)
-    few = any(rule.weights and rule.weights.format and rule.weights.format.grid.bits < 8 for rule in recipe.rules)
     for name, solve in SOLVERS.items():
         other = _changed(replace(recipe, passes=recipe.passes + steps), weights={"solve": solve})
-        if other != recipe and (few or solve != "adaround"):
+        if other != recipe and (solve != "adaround" or _has_few_bits(recipe)):
             yield f"{bench.name}, {name}", other
+
+
+def _has_few_bits(recipe: Recipe) -> bool:
+    """Whether a rule asks for fewer bits than the target's own formats have."""
+    own = find_target(recipe.target).weights.grid.bits
+    specs = (spec for rule in recipe.rules for spec in (rule.weights, rule.activations))
+    return any(spec.format.grid.bits < own for spec in specs if spec is not None and spec.format is not None)
 
 
 def _changed(recipe: Recipe, **changes: dict[str, Any]) -> Recipe:
@@ -264,6 +270,7 @@ def _key(bench: Bench, judge: Judge) -> dict[str, str]:
         "network": digest(serialize(bench.model.program)).hex(),
         "calibration data": digest(*fitted).hex(),
         "test data": digest(*judge.seen).hex(),
+        "target": bench.recipe.target,
         "metric": f"{judge.metric.name}, of float {judge.before!r}",
     }
 
