@@ -26,7 +26,7 @@ from lowbit.flows.tries import PREFER, Save, Tries, Try
 from lowbit.model import Model, load
 from lowbit.numerics import Int
 from lowbit.ranges import Auto
-from lowbit.recipe import Recipe, Rule
+from lowbit.recipe import IMPROVE, Recipe, Rule
 from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.repair.wider import BYTES_WEIGH, wider
 from lowbit.report.words import plain
@@ -38,9 +38,13 @@ if TYPE_CHECKING:
 HALVINGS = 9  # tries that look for the fewest layers in float
 CLOSE = 0.3  # logarithms of two shares of the error, one that fails and one that reaches: 20 %
 CLASSES = ("top1", "top5", "agreement with float", "bits-per-token", "perplexity")  # metrics of class scores
-# At 8 bits AdaRound takes six times as long and gains nothing: MobileNet v1 0.25 23.8 dB (GPTQ 23.4), ResNet-20 32.1
-# (32.5), kws-dscnn 34.3 (35.3). So it is for weights of fewer bits.
-SOLVERS = {"GPTQ": "gptq", "AdaRound": "adaround"}
+REPAIRS = {"GPTQ": ("gptq", ("smooth", "correct_bias"))}  # solver and steps
+# At 8 bits these take six times as long and gain nothing. AdaRound: MobileNet v1 0.25 23.8 dB (GPTQ 23.4), ResNet-20
+# 32.1 (32.5), kws-dscnn 34.3 (35.3). Reconstruction is undone on MobileNet and kws-dscnn.
+REPAIRS_OF_FEW_BITS = {
+    "AdaRound": ("adaround", ("smooth", "correct_bias")),
+    "reconstructed": ("gptq", ("smooth", "reconstruct", "correct_bias")),
+}
 QUICK = 60.0  # seconds: what takes longer is not tried again with other formats, unless nothing else is there
 
 
@@ -204,10 +208,11 @@ def _rungs(bench: Bench, metric: Metric) -> Iterator[tuple[str, Recipe]]:
         other = _changed(recipe, activations={"range": Auto("cross_entropy")})
         if other != recipe:
             yield f"{bench.name}, ranges by cross-entropy", other
-    steps = tuple(name for name in ("smooth", "correct_bias") if name not in recipe.passes)
-    for name, solve in SOLVERS.items():
-        other = _changed(replace(recipe, passes=recipe.passes + steps), weights={"solve": solve})
-        if other != recipe and (solve != "adaround" or _has_few_bits(recipe)):
+    for name, (solve, steps) in (REPAIRS | REPAIRS_OF_FEW_BITS if _has_few_bits(recipe) else REPAIRS).items():
+        plain = tuple(p for p in recipe.passes if p not in IMPROVE)
+        improve = tuple(p for p in IMPROVE if p in (*recipe.passes, *steps))
+        other = replace(_changed(recipe, weights={"solve": solve}), passes=plain + improve)
+        if other != recipe:
             yield f"{bench.name}, {name}", other
 
 
