@@ -20,8 +20,12 @@ import lowbit as lb
 from lowbit.cli.app import main
 from lowbit.errors import DataError, InputError
 from lowbit.flows import search as module
-from lowbit.flows.judge import Judge
+from lowbit.flows.bench import Bench
+from lowbit.flows.judge import Judge, Measured
+from lowbit.flows.metrics import METRICS
 from lowbit.flows.ptq import observed
+from lowbit.flows.tries import Tries, Try
+from lowbit.metadata import from_text
 from lowbit.model import Model
 
 MINMAX = lb.Recipe((lb.Rule("*", lb.TensorSpec("int8 channel:0", "minmax"), lb.TensorSpec("uint8", "minmax")),))
@@ -119,8 +123,27 @@ def test_the_smallest_of_those_that_reach_the_drop_wins(done):
     assert done.found.best.measured.bytes == min(row.measured.bytes for row in good)
 
 
+def test_with_latency_preferred_the_fastest_of_those_that_reach_the_drop_wins(tmp_path):
+    def row(what: str, drop: float, size: int, faster: float) -> Try:
+        return Try(what, what, 1.0, measured=Measured(0.5, drop, size, 1.0, faster))
+
+    rows = [row("small", 0.1, 10, 1.0), row("fast", 0.2, 20, 2.0), row("too far", 0.7, 5, 3.0)]
+    model = convolutions()
+    judge = Judge.of(model, lb.Data.of(labelled(model), model.inputs), None, "onnxruntime")
+    best = {p: Tries(judge, {}, 0.5, p, tmp_path / "net.onnx", rows=rows).best() for p in ("bytes", "latency")}
+    assert [row.what for row in best.values()] == ["small", "fast"]
+
+
+def test_a_layer_whose_activations_cost_computes_in_float_with_its_weights_still_stored(done):
+    rules = done.found.recipe.rules[1:]
+    assert [rule.weights for rule in rules] == [None, None]
+    assert all(rule.activations == lb.FLOAT for rule in rules)
+    rows = {row["tensor"]: row for row in from_text(done.found.model.metadata["lowbit.ledger"])}
+    assert rows["w2"]["status"] == "quantized"
+
+
 def test_layers_of_few_bits_get_eight_before_any_stays_in_float(monkeypatch):
-    monkeypatch.setattr(module, "SOLVERS", {"GPTQ": "gptq"})
+    monkeypatch.setattr(module, "REPAIRS_OF_FEW_BITS", {})
     found = searched(uneven(), max_drop=6, recipe=lb.Recipe((lb.Rule("*", "int2 channel:0", "uint8"),)))
     assert found.reached
     assert "in 8 bits" in found.best.what
@@ -130,6 +153,16 @@ def test_layers_of_few_bits_get_eight_before_any_stays_in_float(monkeypatch):
 def test_samples_are_observed_once_for_all_recipes_with_the_same_passes(done):
     assert len(done.found.tries) > 4
     assert done.observed == 2  # without and with the passes of the repairs
+
+
+def test_repairs_that_take_minutes_are_for_few_bits():
+    def rungs(recipe: lb.Recipe) -> list[str]:
+        bench = Bench(convolutions(), None, recipe, "net", 2**30, print)
+        return [what for what, _ in module._rungs(bench, METRICS["mse"])]
+
+    assert rungs(MINMAX) == ["net", "net, GPTQ"]
+    few = lb.Recipe((lb.Rule("*", "int4 channel:0", "uint8"),))
+    assert rungs(few) == ["net", "net, GPTQ", "net, AdaRound", "net, reconstructed"]
 
 
 def test_a_drop_that_only_training_could_reach_is_said_and_the_best_is_kept(monkeypatch):
@@ -307,6 +340,25 @@ def test_a_drop_that_is_not_reached_is_exit_status_2_and_the_file_is_there(folde
     assert call(*QUANTIZE, "--recipe", "plain.toml", "--test", "test.npz", "--max-drop", "0") == 2
     assert "not reached" in capsys.readouterr().out
     assert (folder / "net.q.onnx").exists()
+
+
+def test_ctrl_c_on_the_command_line_is_exit_status_130_and_says_where_the_best_is(folder, capsys, monkeypatch):
+    made, count = module.Bench.make, []
+
+    def interrupted(self: Any, recipe: lb.Recipe) -> Any:
+        count.append(1)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        return made(self, recipe)
+
+    monkeypatch.setattr(module.Bench, "make", interrupted)
+    uneven().save("net.onnx")
+    np.savez("test.npz", **labelled(uneven()))
+    assert call(*QUANTIZE, "--test", "test.npz", "--max-drop", "0", "--json") == 130
+    told = capsys.readouterr()
+    assert told.err.endswith("lowbit: interrupted; the best so far is in net.q.onnx\n")
+    assert json.loads(told.out)["interrupted"] is True
+    assert lb.evaluate("net.q.onnx", "test.npz", "top1") > 0.9  # measured 0.98
 
 
 def test_options_that_belong_together_are_asked_for(folder, capsys):

@@ -75,7 +75,7 @@ def quantize(
         )
     stem = Path(recipe).stem.replace(" ", "-").replace(":", "")
     output = output or Path(f"{model.stem}.{stem}.onnx")
-    check_output(output, [model, data, recipe], MODEL_FILES)
+    check_output(output, [model, data, test, recipe], MODEL_FILES)
 
     if max_drop is not None:
         asked = Asked(model, data, test, output, samples, metric, max_drop, recipe, target, json)

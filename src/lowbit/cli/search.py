@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_
 from lowbit.errors import InputError
 
 if TYPE_CHECKING:
+    from lowbit.model import Model
     from lowbit.recipe import Recipe
 
 
@@ -103,6 +105,13 @@ def answer_search(asked: Asked) -> None:
     from lowbit.report.words import bytes_text
     from lowbit.storage.atomic import write_bytes
 
+    told = {"data": Path(asked.data).name, "skip": asked.samples.skip, "preprocess": asked.samples.preprocess}
+    told |= {"names": asked.samples.names}
+
+    def save(found: "Model", path: Path) -> int:
+        found.metadata["lowbit.calibration"] = dumps(told)
+        return save_model(found, path)
+
     network = load(asked.model)
     with progress(asked.json) as bar:
         found = search_recipes(
@@ -118,13 +127,13 @@ def answer_search(asked: Asked) -> None:
             storage=asked.storage,
             output=asked.output,
             stage=bar,
-            save=save_model,
+            save=save,
         )
     size = asked.output.stat().st_size
     if asked.recipe_file is not None:
         write_bytes(asked.recipe_file, found.recipe.to_toml().encode())
-    told = "" if asked.recipe_file is None else f" and its recipe {asked.recipe_file}"
-    page = f"wrote {asked.output}{told}: {bytes_text(size)}"
+    beside = "" if asked.recipe_file is None else f" and its recipe {asked.recipe_file}"
+    page = f"wrote {asked.output}{beside}: {bytes_text(size)}"
     following = f"next: lowbit show {asked.output}\n      lowbit compare {asked.model} {asked.output} --data …"
     answer(asked.json, {"output": str(asked.output), "file_bytes": size, **found.to_dict()}, found, "", page, following)
     if found.interrupted:

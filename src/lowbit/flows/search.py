@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from math import inf, isnan, log2
+from math import inf, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from lowbit.flows.tries import PREFER, Save, Tries, Try
 from lowbit.model import Model, load
 from lowbit.numerics import Int
 from lowbit.ranges import Auto
-from lowbit.recipe import Recipe, Rule
+from lowbit.recipe import IMPROVE, Recipe, Rule
 from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.repair.wider import BYTES_WEIGH, wider
 from lowbit.report.words import plain
@@ -35,12 +35,16 @@ from lowbit.targets import find_target
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-HALVINGS = 6  # tries that look for the fewest layers in float
-LEAST_SHARE = 2.0**-12  # of the predicted error: below it more layers in float change nothing
+HALVINGS = 9  # tries that look for the fewest layers in float
+CLOSE = 0.3  # logarithms of two shares of the error, one that fails and one that reaches: 20 %
 CLASSES = ("top1", "top5", "agreement with float", "bits-per-token", "perplexity")  # metrics of class scores
-# At 8 bits AdaRound takes six times as long and gains nothing: MobileNet v1 0.25 23.8 dB (GPTQ 23.4), ResNet-20 32.1
-# (32.5), kws-dscnn 34.3 (35.3). So it is for weights of fewer bits.
-SOLVERS = {"GPTQ": "gptq", "AdaRound": "adaround"}
+REPAIRS = {"GPTQ": ("gptq", ("smooth", "correct_bias"))}  # solver and steps
+# At 8 bits these take six times as long and gain nothing. AdaRound: MobileNet v1 0.25 23.8 dB (GPTQ 23.4), ResNet-20
+# 32.1 (32.5), kws-dscnn 34.3 (35.3). Reconstruction is undone on MobileNet and kws-dscnn.
+REPAIRS_OF_FEW_BITS = {
+    "AdaRound": ("adaround", ("smooth", "correct_bias")),
+    "reconstructed": ("gptq", ("smooth", "reconstruct", "correct_bias")),
+}
 QUICK = 60.0  # seconds: what takes longer is not tried again with other formats, unless nothing else is there
 
 
@@ -94,7 +98,7 @@ class Search:
             return "as it was"
         if not row.reaches(self.max_drop):
             return "drops more" if self.reached else "no better"
-        return "no smaller" if row.measured and self.best.measured else ""
+        return "reaches it too"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -190,7 +194,7 @@ def _ladder(bench: Bench, tries: Tries) -> None:
         if rows[-1].reaches(tries.max_drop):
             return
     base = max(rows, key=lambda row: (row.seconds <= QUICK, row.sqnr_db) if row.measured else (False, -inf))
-    for _ in range(2):  # layers of few bits get more, then layers of 8 bits stay in float
+    for _ in range(1 + _has_few_bits(bench.recipe)):  # these get more bits first; then layers stay in float
         if base.measured is None or base.reaches(tries.max_drop):
             return
         base = _fewest_wider(bench, tries, base)
@@ -204,12 +208,19 @@ def _rungs(bench: Bench, metric: Metric) -> Iterator[tuple[str, Recipe]]:
         other = _changed(recipe, activations={"range": Auto("cross_entropy")})
         if other != recipe:
             yield f"{bench.name}, ranges by cross-entropy", other
-    steps = tuple(name for name in ("smooth", "correct_bias") if name not in recipe.passes)
-    few = any(rule.weights and rule.weights.format and rule.weights.format.grid.bits < 8 for rule in recipe.rules)
-    for name, solve in SOLVERS.items():
-        other = _changed(replace(recipe, passes=recipe.passes + steps), weights={"solve": solve})
-        if other != recipe and (few or solve != "adaround"):
+    for name, (solve, steps) in (REPAIRS | REPAIRS_OF_FEW_BITS if _has_few_bits(recipe) else REPAIRS).items():
+        plain = tuple(p for p in recipe.passes if p not in IMPROVE)
+        improve = tuple(p for p in IMPROVE if p in (*recipe.passes, *steps))
+        other = replace(_changed(recipe, weights={"solve": solve}), passes=plain + improve)
+        if other != recipe:
             yield f"{bench.name}, {name}", other
+
+
+def _has_few_bits(recipe: Recipe) -> bool:
+    """Whether a rule asks for fewer bits than the target's own formats have."""
+    own = find_target(recipe.target).weights.grid.bits
+    specs = (spec for rule in recipe.rules for spec in (rule.weights, rule.activations))
+    return any(spec.format.grid.bits < own for spec in specs if spec is not None and spec.format is not None)
 
 
 def _changed(recipe: Recipe, **changes: dict[str, Any]) -> Recipe:
@@ -224,30 +235,30 @@ def _changed(recipe: Recipe, **changes: dict[str, Any]) -> Recipe:
 
 
 def _fewest_wider(bench: Bench, tries: Tries, base: Try) -> Try:
-    """Bisection on the share of the predicted error that may stay: the costliest tensors get a wider format.
+    """Halve the share of the predicted error that may stay, until the drop is reached; then bisect back.
 
-    The last that reaches the drop; where none does, the one with most of them.
+    The last try that reaches the drop; where none does, the one with most layers in a wider format.
     """
-    recipe, share = Recipe.from_toml(base.recipe), min(0.5, tries.max_drop / base.drop / 2)
+    recipe = Recipe.from_toml(base.recipe)
     bench.title = "looking for sensitive layers"
     ready = bench.settled(recipe)
-    samples = ready.calibration.single or ready.calibration.judging
-    costs = quantizer_costs(ready.network, samples)
-    fails, reaches, at = 0.0, None, log2(max(share, LEAST_SHARE))  # logarithms of shares
-    before, found = recipe, base
+    costs = quantizer_costs(ready.network, ready.calibration.single or ready.calibration.judging)
+    weigh = BYTES_WEIGH if tries.prefer == "bytes" else 1.0
+    fails, reaches = 0.0, None  # logarithms of shares
+    found = base
     for _ in range(HALVINGS):
-        other, told = wider(ready.network, costs, 2**at, BYTES_WEIGH if tries.prefer == "bytes" else 1.0)
-        if other in (before, recipe):
+        at = fails - 1 if reaches is None else (fails + reaches) / 2
+        if reaches is not None and fails - reaches < CLOSE:
             break
+        wide, told = wider(ready.network, costs, 2**at, weigh)
         bench.title = f"{base.what}, {told}"
-        before, row = other, tries.attempt(bench.title, other, bench.make)
+        row = base if wide == recipe else tries.attempt(bench.title, wide, bench.make)
         if row.reaches(tries.max_drop):
             reaches, found = at, row
         elif row.measured is None:  # nothing is left to quantize
             reaches = at
         else:
             fails, found = at, row if reaches is None else found
-        at = 2 * at if reaches is None else (fails + reaches) / 2
     return found
 
 
@@ -264,6 +275,7 @@ def _key(bench: Bench, judge: Judge) -> dict[str, str]:
         "network": digest(serialize(bench.model.program)).hex(),
         "calibration data": digest(*fitted).hex(),
         "test data": digest(*judge.seen).hex(),
+        "target": bench.recipe.target,
         "metric": f"{judge.metric.name}, of float {judge.before!r}",
     }
 
