@@ -105,7 +105,7 @@ def answer_search(asked: Asked) -> None:
         found = search_recipes(
             network,
             asked.samples.open(asked.data, network.inputs),
-            replace(asked.samples, skip=0, limit=None).open(asked.test, network.inputs),
+            asked.samples.whole().open(asked.test, network.inputs),
             metric=asked.metric,
             max_drop=asked.max_drop,
             recipe=asked.recipe,
