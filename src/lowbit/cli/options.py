@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from lowbit.model import Port
 
 SOURCE = (
-    "Samples: an .npz (arrays named like the model's inputs, 'labels' if there are any), an .npy, a folder or "
-    "zip of images (labels.csv, or a folder for each class), or module:function that returns batches."
+    "Samples: an .npz (arrays named like the model's inputs, 'labels' if there are any; else "
+    "FILE:input=images,labels=y), an .npy, a folder or zip of images (labels.csv, or a folder for each class), or "
+    "module:function that returns batches."
 )
 DataOption = Annotated[str, typer.Option("--data", "-d", metavar="SOURCE", help=SOURCE)]
 TrainedArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="The trained network, an .onnx file.")]
@@ -63,36 +64,50 @@ class SampleOptions:
             "scale=255 mean=.485,.456,.406 std=.229,.224,.225 layout=NCHW color=RGB'. Nothing is scaled by guess.",
         ),
     ] = None
-    names: Annotated[
+    limit: Annotated[
         str | None,
-        typer.Option(
-            metavar="INPUT=ARRAY,…",
-            help="Which array is which input, where names differ. Example: input=test_images,labels=test_labels.",
-        ),
+        typer.Option(metavar="N", help="Use the first N samples; FROM: leaves out the first, FROM:TO takes these."),
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Use this many samples.", show_default="all")] = None
-    skip: Annotated[int, typer.Option(min=0, help="Leave this many samples out at the start.")] = 0
 
     def open(self, source: str, inputs: "Sequence[Port]", bar: "Progress | None" = None, phase: str = "") -> "Data":
         """The data of the command line; the bar is told how many of its samples a phase has taken."""
         from lowbit.data import Data
 
-        data = Data.of(
-            source, inputs, preprocess=self.preprocess, names=self._names(), skip=self.skip, limit=self.limit
-        )
+        (source, names), (skip, limit) = with_names(source), self.window()
+        data = Data.of(source, inputs, preprocess=self.preprocess, names=names, skip=skip, limit=limit)
         return data if bar is None else Data.of(data, inputs, watch=lambda done: bar(phase, done, data.count))
+
+    def told(self, source: str) -> dict[str, object]:
+        """What a file says of the data that it was calibrated on."""
+        path, names = with_names(source)
+        told = {"data": Path(path).name, "skip": self.window()[0], "preprocess": self.preprocess}
+        return told | {"names": names or None}
 
     def whole(self) -> "SampleOptions":
         """The same preparation, of all samples."""
-        return replace(self, limit=None, skip=0)
+        return replace(self, limit=None)
 
-    def _names(self) -> dict[str, str]:
-        """{'input': 'images'} out of 'input=images,labels=y'."""
-        pairs = [part.split("=") for part in (self.names or "").split(",") if part.strip()]
-        if wrong := next((pair for pair in pairs if len(pair) != 2 or not all(map(str.strip, pair))), None):
-            example = "--names input=images,labels=y"
-            raise InputError(f"--names: '{'='.join(wrong)}' is not INPUT=ARRAY. Example: {example}.")
-        return {name.strip(): array.strip() for name, array in pairs}
+    def window(self) -> tuple[int, int | None]:
+        """(how many samples are left out at the start, how many are used at most)."""
+        start, colon, end = (self.limit or "0:").rpartition(":")
+        if not all(part.strip().isdigit() for part in (start, end) if part.strip()) or not (colon or end.strip()):
+            raise InputError(f"--limit: '{self.limit}' is not N, FROM: or FROM:TO. Example: --limit 200:400.")
+        first, last = int(start or 0), int(end) if end.strip() else None
+        if last is not None and last <= first:
+            raise InputError(f"--limit: '{self.limit}' takes no sample. Example: --limit 200:400.")
+        return first, None if last is None else last - first
+
+
+def with_names(source: str) -> tuple[str, dict[str, str]]:
+    """('mnist.npz', {'input': 'images'}) out of 'mnist.npz:input=images'."""
+    file, colon, tail = source.rpartition(":")
+    if not colon or "=" not in tail:
+        return source, {}
+    pairs = [part.split("=") for part in tail.split(",")]
+    if wrong := next((pair for pair in pairs if len(pair) != 2 or not all(map(str.strip, pair))), None):
+        example = "--data mnist.npz:input=images,labels=y"
+        raise InputError(f"--data: '{'='.join(wrong)}' is not INPUT=ARRAY. Example: {example}.")
+    return file, {name.strip(): array.strip() for name, array in pairs}
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,7 @@ def answer_search(asked: Asked) -> None:
     from lowbit.report.words import bytes_text
     from lowbit.storage.atomic import write_bytes
 
-    told = {"data": Path(asked.data).name, "skip": asked.samples.skip, "preprocess": asked.samples.preprocess}
-    told |= {"names": asked.samples.names}
+    told = asked.samples.told(asked.data)
 
     def save(found: "Model", path: Path) -> int:
         found.metadata["lowbit.calibration"] = dumps(told)
@@ -117,7 +116,7 @@ def answer_search(asked: Asked) -> None:
         found = search_recipes(
             network,
             asked.samples.open(asked.data, network.inputs),
-            replace(asked.samples, skip=0, limit=None).open(asked.test, network.inputs),
+            asked.samples.whole().open(asked.test, network.inputs),
             metric=asked.metric,
             max_drop=asked.max_drop,
             recipe=asked.recipe,
