@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lowbit.recipe import TensorSpec
 
 STRETCH = (-0.1, 1.1)  # γ, ζ: a sigmoid stretched to these reaches 0 and 1 itself (eq. 23)
-STEPS = 500
+STEPS = 1000
 RATE = 0.1
 REGULARISER = 3.0  # λ, for errors in steps of the grid and inputs of mean power 1
 WARM_UP = 0.2  # share of the steps before the regulariser begins
