@@ -13,7 +13,9 @@ from toy_networks import network
 import lowbit as lb
 from lowbit.engines.read_back import INTEGERS, read_back
 from lowbit.network.place import place
+from lowbit.repair.leave_in_float import layers_around
 from lowbit.report.ledger import Ledger
+from lowbit.targets import find_target
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 32, 6, 6)).astype(np.float32)
@@ -75,3 +77,9 @@ def test_the_target_says_where_a_silu_computes(target, integer):
     placement = place(two_convolutions().program, lb.RECIPES["int8"](target))
     assert ("sigmoid_1" in placement.integer, "mul_2" in placement.integer) == (integer, integer)
     assert "conv_0" in placement.integer
+
+
+def test_a_silu_that_is_float_anyway_is_no_layer_to_leave_in_float():
+    program = two_convolutions().program
+    placement = place(program, lb.RECIPES["int8"]("onnxruntime"))
+    assert layers_around(program, placement, "a", find_target("onnxruntime")) == ["conv_0"]

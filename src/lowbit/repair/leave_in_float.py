@@ -104,4 +104,5 @@ def layers_around(program: ir.Model, placement: Placement, name: str, target: Ta
             if makes and before is not None and target.kernels.get(node.op_type) is Role.ABSORB:
                 found[str(before.name)] = None
             found[str(node.name)] = None
-    return [str(n.name) for n in program.graph if n.name in found and computes(n, target)]
+    in_float = placement.float_reasons  # already, as the Sigmoid and the Mul of a SiLU
+    return [str(n.name) for n in program.graph if n.name in found and n.name not in in_float and computes(n, target)]
