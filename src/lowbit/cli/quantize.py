@@ -19,7 +19,7 @@ from lowbit.cli.options import (
     with_groups,
 )
 from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
-from lowbit.cli.search import Asked, answer_search
+from lowbit.cli.search import answer_search
 from lowbit.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def quantize(
     check_output(output, [model, data, test, recipe], MODEL_FILES)
 
     if max_drop is not None:
-        asked = Asked(model, data, test, output, samples, metric, max_drop, recipe, target, json)
-        answer_search(asked)
+        judged = {"metric": metric, "max_drop": max_drop}
+        answer_search(model, data, test, output, samples, json, None, recipe=recipe, target=target, **judged)
         return
 
     from lowbit.flows.budget import mixed_precision

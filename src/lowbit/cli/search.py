@@ -1,11 +1,10 @@
 """`lowbit search`: a recipe's settings searched with optuna; and the answer of `lowbit quantize --max-drop`."""
 
 import sys
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +24,6 @@ from lowbit.errors import InputError
 
 if TYPE_CHECKING:
     from lowbit.model import Model
-    from lowbit.recipe import Recipe
 
 
 class Small(StrEnum):
@@ -56,7 +54,8 @@ def search(
         typer.Option(metavar="URL", help="optuna's: machines that name the same one share the trials; sqlite:///a.db."),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic.")
+        str,
+        typer.Option(help="Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic, integer."),
     ] = "onnxruntime",
     samples: SampleOptions,
     json: JsonOption = False,
@@ -71,33 +70,28 @@ def search(
     output = output or Path(f"{model.stem}.searched.onnx")
     check_output(output, [model, data, test], MODEL_FILES)
     check_output(recipe := output.with_suffix(".toml"), [model, data, test, output])
-    asked = Asked(model, data, test, output, samples, metric, max_drop, "int8", target, json)
-    answer_search(replace(asked, trials=trials, storage=storage, small=small, recipe_file=recipe))
+    answer_search(
+        model, data, test, output, samples, json, recipe, metric=metric, max_drop=max_drop, target=target,
+        trials=trials, storage=storage, prefer=small,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A search as the command line asks for it; recipe_file: where to write the best recipe."""
+def answer_search(
+    model: Path,
+    data: str | None,
+    test: str | None,
+    output: Path,
+    samples: SampleOptions,
+    json: bool,
+    recipe_file: Path | None = None,
+    **options: Any,
+) -> None:
+    """Search, show the tries, and exit with status 2 where the drop was not reached, with 130 after Ctrl-C.
 
-    model: Path
-    data: str | None
-    test: str | None
-    output: Path
-    samples: SampleOptions
-    metric: str | None
-    max_drop: float
-    recipe: "str | Recipe"
-    target: str | None
-    json: bool
-    trials: int | None = None
-    storage: str | None = None
-    small: str = "bytes"
-    recipe_file: Path | None = None
-
-
-def answer_search(asked: Asked) -> None:
-    """Search, show the tries, and exit with status 2 where the drop was not reached, with 130 after Ctrl-C."""
-    if asked.data is None or asked.test is None:
+    recipe_file   where to write the best recipe
+    options       of `lb.search`
+    """
+    if data is None or test is None:
         raise InputError("a search for a drop of the metric needs --data to calibrate on and --test to judge on.")
 
     from lowbit.flows.search import search as search_recipes
@@ -105,38 +99,32 @@ def answer_search(asked: Asked) -> None:
     from lowbit.report.words import bytes_text
     from lowbit.storage.atomic import write_bytes
 
-    told = asked.samples.told(asked.data)
+    told = samples.told(data)
 
     def save(found: "Model", path: Path) -> int:
         found.metadata["lowbit.calibration"] = dumps(told)
         return save_model(found, path)
 
-    network = load(asked.model)
-    with progress(asked.json) as bar:
+    network = load(model)
+    with progress(json) as bar:
         found = search_recipes(
             network,
-            asked.samples.open(asked.data, network.inputs),
-            asked.samples.whole().open(asked.test, network.inputs),
-            metric=asked.metric,
-            max_drop=asked.max_drop,
-            recipe=asked.recipe,
-            target=asked.target,
-            prefer=asked.small,
-            trials=asked.trials,
-            storage=asked.storage,
-            output=asked.output,
+            samples.open(data, network.inputs),
+            samples.whole().open(test, network.inputs),
+            output=output,
             stage=bar,
             save=save,
+            **options,
         )
-    size = asked.output.stat().st_size
-    if asked.recipe_file is not None:
-        write_bytes(asked.recipe_file, found.recipe.to_toml().encode())
-    beside = "" if asked.recipe_file is None else f" and its recipe {asked.recipe_file}"
-    page = f"wrote {asked.output}{beside}: {bytes_text(size)}"
-    following = f"next: lowbit show {asked.output}\n      lowbit compare {asked.model} {asked.output} --data …"
-    answer(asked.json, {"output": str(asked.output), "file_bytes": size, **found.to_dict()}, found, "", page, following)
+    size = output.stat().st_size
+    if recipe_file is not None:
+        write_bytes(recipe_file, found.recipe.to_toml().encode())
+    beside = "" if recipe_file is None else f" and its recipe {recipe_file}"
+    page = f"wrote {output}{beside}: {bytes_text(size)}"
+    following = f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …"
+    answer(json, {"output": str(output), "file_bytes": size, **found.to_dict()}, found, "", page, following)
     if found.interrupted:
-        print(f"lowbit: interrupted; the best so far is in {asked.output}", file=sys.stderr)
+        print(f"lowbit: interrupted; the best so far is in {output}", file=sys.stderr)
         sys.exit(130)
     if not found.reached:
         raise typer.Exit(2)
