@@ -325,6 +325,10 @@ def test_a_bar_that_is_not_met_is_status_2(place, capsys):
         (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--engine", "abacus"], "no engine 'abacus'"),
         (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--skip", "99"], "no samples after the first 99"),
         (["run", "net.onnx", "--data", "bad.npz", "-o", "y.npz"], "in sample 3"),
+        (["quantize", "net.onnx", "--bits", "4"], "give --data"),
+        (["quantize", "net.onnx", "--data", "data.npz", "--bits", "0.5"], "Ask for "),
+        (["quantize", "net.onnx", "--data", "data.npz", "--bits", "4", "--size", "0.2"], "Give either"),
+        (["quantize", "net.onnx", "--data", "data.npz", "--bits", "nan"], "bits=nan"),
     ],
 )
 def test_an_error_is_one_line_that_says_what_to_do(place, capsys, words, message):

@@ -3,7 +3,7 @@
 import time
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_
 from lowbit.cli.search import Asked, answer_search
 from lowbit.errors import InputError
 
+if TYPE_CHECKING:
+    from lowbit.recipe import Recipe
+
 
 @with_groups
 def quantize(
@@ -36,19 +39,27 @@ def quantize(
         output_option("Where to write: .onnx, or .lowbit to entropy-code it as well.", "MODEL.RECIPE.onnx, here"),
     ] = None,
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="A preset (int8, int8-fast, w4a8, w4a8-blocks; weights alone: int8-weights, int4-weights, "
             "mxfp4-weights, nf4-weights, codebook4-weights), a .toml file of rules, or a format for weights "
-            "('int5 group:64': 'lowbit formats')."
+            "('int5 group:64': 'lowbit formats').",
+            show_default="int8; w4a8 with --bits or --size",
         ),
-    ] = "int8",
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             help="Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic, integer.",
             show_default="the recipe's",
         ),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(help="Mixed precision: formats by layer, with this mean of bits a weight at most."),
+    ] = None,
+    size: Annotated[
+        float | None, typer.Option(help="The same, with this share of the float file's bytes at most, as 0.2.")
     ] = None,
     max_drop: Annotated[
         float | None,
@@ -67,13 +78,20 @@ def quantize(
 
     Example: lowbit quantize net.onnx --data samples.npz -o net.int8.onnx
              lowbit quantize net.onnx --recipe nf4
+             lowbit quantize net.onnx --data samples.npz --bits 5 -o net.mixed.onnx
              lowbit quantize net.onnx --data samples.npz --test test.npz --max-drop 0.5 -o net.int8.onnx
     """
     if max_drop is None and (test, metric) != (None, None):
         raise InputError(
             "--test and --metric judge the tries of --max-drop: give it too, or run `lowbit compare` after."
         )
-    stem = Path(recipe).stem.replace(" ", "-").replace(":", "")
+    mixed = bits is not None or size is not None
+    if mixed and max_drop is not None:
+        raise InputError("--bits and --size choose formats for a budget, --max-drop for a metric: give either.")
+    if mixed and data is None:
+        raise InputError("--bits and --size measure what each format costs: give --data, some hundred typical inputs.")
+    recipe = recipe or ("w4a8" if mixed else "int8")
+    stem = "mixed" if mixed else Path(recipe).stem.replace(" ", "-").replace(":", "")
     output = output or Path(f"{model.stem}.{stem}.onnx")
     check_output(output, [model, data, test, recipe], MODEL_FILES)
 
@@ -82,6 +100,7 @@ def quantize(
         answer_search(asked)
         return
 
+    from lowbit.flows.budget import mixed_precision
     from lowbit.flows.ptq import quantize as quantize_model
     from lowbit.graph.notes import sizes
     from lowbit.model import load
@@ -96,7 +115,10 @@ def quantize(
     network = load(model)
     with progress(json) as bar:
         opened = None if data is None else samples.open(data, network.inputs, watch, "calibrating")
-        quantized = quantize_model(network, opened, recipe, target=target, stage=bar)
+        chosen: str | Recipe = recipe
+        if mixed:
+            chosen = mixed_precision(network, opened, recipe, bits=bits, size=size, target=target, stage=bar)
+        quantized = quantize_model(network, opened, chosen, target=target, stage=bar)
     if data is not None:
         told = {"data": Path(data).name, "samples": seen[0], "skip": samples.skip}
         told |= {"preprocess": samples.preprocess, "names": samples.names}

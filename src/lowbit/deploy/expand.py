@@ -176,6 +176,11 @@ class Expansion:
             index = self.node("Add", index, self.shared(np.int32(first), ir.DataType.INT32))
         return self.node("Cast", index, to=to)
 
+    def looked_up(self, codes: Array, table: Array, part: str, to: ir.DataType) -> ir.Value:
+        """What codes stand for in a table of numbers of type `to`; they take as many bits as the table needs."""
+        index = self._unpack(codes.astype(np.int32), max(1, (len(table) - 1).bit_length()), part)
+        return self.node("Gather", self.shared(table.astype(to.numpy()), to), index, axis=0)
+
     def _table_starts(self, tables: Array, counts: tuple[int, ...]) -> ir.Value:
         """Where the table of each tile starts among all tables: computed, so it takes no bytes."""
         whole = ir.DataType.INT32

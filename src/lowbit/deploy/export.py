@@ -1,6 +1,7 @@
 """From a network to a deployable program, and the ledger of what became of every tensor."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lowbit.network.stored import FakeBias, WeightQuant
 from lowbit.network.weights import has_one_scale_an_output
 from lowbit.network.why_float import constant_in_float
 from lowbit.numerics import TENSOR, Format, Int, describe_format, group
+from lowbit.numerics.grids import grid_table, is_whole
 from lowbit.ranges import range_words
 
 Row = dict[str, Any]
@@ -100,7 +102,7 @@ def _constant(network: Network, site: Site, quantizer: WeightQuant) -> IntegerTe
     if arithmetic == FLOAT:
         return ExpandedTensor(site.value, stored, site.readers)
     grid = stored.format.grid
-    assert isinstance(grid, Int)
+    kind, table = (grid, None) if isinstance(grid, Int) else (Int(8), np.asarray(grid_table(grid).values))
     scale, zero, codes = (np.asarray(t) for t in (stored.scale_values(), stored.zero_values(), stored.codes))
     axis: int | None
     if arithmetic == BY_BLOCK:
@@ -108,9 +110,8 @@ def _constant(network: Network, site: Site, quantizer: WeightQuant) -> IntegerTe
     else:
         axis, block = next((axis for axis, count in enumerate(stored.tiles) if count > 1), None), 0
         scale, zero = (t.reshape(() if axis is None else -1) for t in (scale, zero))
-    return IntegerTensor(
-        site.value, scale, zero, grid.bits, grid.signed, codes, axis=axis, block=block, readers=site.readers
-    )
+    held = IntegerTensor(site.value, scale, zero, kind.bits, kind.signed, codes, axis=axis, block=block)
+    return replace(held, table=table, readers=site.readers)
 
 
 def _arithmetic(network: Network, site: Site) -> str:
@@ -129,7 +130,7 @@ def _arithmetic(network: Network, site: Site) -> str:
     activations = _activations_beside(network, site, node)
     if site.role == "constant":
         return INTEGERS if _fit_in_8_bits(weights, *_quantized_around(network, node)) else FLOAT
-    if activations is None or not all(isinstance(kind.grid, Int) for kind in (weights, activations)):
+    if activations is None or not all(is_whole(kind.grid) for kind in (weights, activations)):
         return FLOAT
     output, summed = next((w.output_axis, w.summed_axis) for w in layers_of(node) if w.value.name == site.value)
     if activations.block == TENSOR:
@@ -140,11 +141,12 @@ def _arithmetic(network: Network, site: Site) -> str:
     length = stored.tile[summed]
     equal = [length if axis == summed else 1 for axis in range(len(stored.tile))] == list(stored.tile)
     fits = equal and stored.shape[summed] % length == 0 and activations.block == group(length)
-    return BY_BLOCK if fits and weights.grid.bits == 4 and activations.grid == Int(8) else FLOAT
+    four = isinstance(weights.grid, Int) and weights.grid.bits == 4
+    return BY_BLOCK if fits and four and activations.grid == Int(8) else FLOAT
 
 
 def _fit_in_8_bits(*formats: Format | None) -> bool:
-    return all(kind is not None and isinstance(kind.grid, Int) and kind.grid.bits <= 8 for kind in formats)
+    return all(kind is not None and is_whole(kind.grid) and kind.grid.bits <= 8 for kind in formats)
 
 
 def _quantized_around(network: Network, node: ir.Node) -> list[Format | None]:

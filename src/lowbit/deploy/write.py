@@ -31,6 +31,7 @@ class IntegerTensor:
     narrow      the lowest code is not used
     block       4-bit codes only: left to the engine as they are, for its kernel of blocks (onnxruntime's MatMulNBits)
     readers     (node, input index) that read the quantized value; None: all
+    table       of a constant: the integers that its codes, counted from 0, stand for
     """
 
     value: str
@@ -43,6 +44,7 @@ class IntegerTensor:
     block: int = 0
     narrow: bool = False
     readers: frozenset[tuple[str, int]] | None = None
+    table: np.ndarray | None = None
 
     @property
     def dtype(self) -> ir.DataType:
@@ -145,6 +147,8 @@ def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor, p
     expansion = Expansion(name, pool)
     if tensor.block or tensor.bits == 32:
         codes = expansion.constant("_codes", tensor.codes, ir.DataType.INT32 if tensor.bits == 32 else tensor.stored)
+    elif tensor.table is not None:
+        codes = expansion.looked_up(tensor.codes, tensor.table, "_codes", tensor.dtype)
     else:
         codes = expansion.integers(tensor.codes, tensor.grid, "_codes", tensor.dtype)
     inputs = [codes, expansion.constant("_scale", np.asarray(tensor.scale, np.float32), ir.DataType.FLOAT)]

@@ -11,7 +11,7 @@ then real networks correct the prediction. Sources: HAWQ-V3 (Yao et al. 2021, ar
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from lowbit.repair.sensitivity import Candidate, output_errors
 from lowbit.solve.program import Option, Program
 from lowbit.targets import find_target
 
-FORMATS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
+# All take their bits in the file; the engine computes with int8 of them.
+FORMATS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8", "lloyd2", "lloyd3", "lloyd4", "lloyd5")
 TRIES = 4  # real networks
 NOTES = 1024  # bytes that a file's notes take beside recipe and ledger: what was done, the proof
 
@@ -110,6 +111,8 @@ def mixed_precision(
     """
     if (bits is None) == (size is None):
         raise InputError(f"mixed precision needs one budget: bits={bits!r}, size={size!r}. Give either.")
+    if not 0 < (bits or size or 0) < inf:
+        raise InputError(f"bits={bits!r}, size={size!r}: a budget is a positive number, as bits=5 or size=0.2.")
     model, data, base = given(model, calibration, recipe, target)
     base.check_deployable()
     seen = observed(model, data, base, memory, stage)
@@ -166,12 +169,14 @@ def _tried(network: Network, site: Site, formats: Sequence[Format | str]) -> dic
     recipe, own = network.placement.recipe, site.spec.format
     assert recipe is not None
     assert own is not None
-    most = grid_table(find_target(recipe.target).weights.grid).maximum
+    target = find_target(recipe.target)
+    most = grid_table(target.weights.grid).maximum
     asked = _spec(network, site.layer).format
     assert asked is not None
     found = {}
     for kind in (parse_format(word) for word in formats):
-        if isinstance(own.grid, Int) and grid_table(kind.grid).maximum <= most:
+        readable = isinstance(kind.grid, Int) or not target.whole
+        if isinstance(own.grid, Int) and readable and grid_table(kind.grid).maximum <= most:
             word = spell_format(replace(asked, grid=kind.grid))
             found[word] = _with(site.spec, replace(own, grid=kind.grid))
     return found or {spell_format(asked): site.spec}
@@ -225,11 +230,9 @@ class _Search:
         tries: list[_Try] = []
         for number in range(TRIES):
             chosen = self._program().least("error", {"bytes": limit - self.extra})
-            if chosen is None and not tries:
-                raise TooSmallError(self._nearest(bits, size))
             if chosen is None:
                 break
-            words = {layer: self._words(layer)[index] for layer, index in chosen.items()}
+            words = self._named(chosen)
             recipe = self._recipe(words)
             if any(recipe == known.recipe for known in tries):
                 break
@@ -238,7 +241,9 @@ class _Search:
             self._learn(words, tries[-1])
         kept = [tried for tried in tries if tried.bytes <= limit]
         if not kept:
-            raise TooSmallError(self._nearest(bits, size))
+            kept = [self._judged(self._recipe(self._named(self._program().least("bytes") or {})))]
+            if kept[0].bytes > limit:
+                raise TooSmallError(self._nearest(kept[0].bytes, bits, size))
         return min(kept, key=lambda tried: tried.error).recipe
 
     def _bytes_of(self, bits: float) -> float:
@@ -304,10 +309,12 @@ class _Search:
             self.trust[word] = self.trust.get(word, 1.0) * (tried.error / predicted) ** (error / predicted)
         self.extra = tried.bytes - sum(self._stored(layer, word) for layer, word in words.items())
 
-    def _nearest(self, bits: float | None, size: float | None) -> str:
-        """What to tell where no file keeps the budget: the smallest that one can ask for."""
-        program = self._program()
-        least = program.total(program.least("bytes") or {})["bytes"] + self.extra
+    def _named(self, chosen: Mapping[str, int]) -> dict[str, str]:
+        """Layer → format."""
+        return {layer: self._words(layer)[index] for layer, index in chosen.items()}
+
+    def _nearest(self, least: int, bits: float | None, size: float | None) -> str:
+        """What to tell where even the smallest file, of `least` bytes, is too large."""
         if size is not None:
             near = ceil(1000 * (least + NOTES) / self.float_bytes) / 1000
             asked = f"{size:g} of the float file's {self.float_bytes:,} bytes"

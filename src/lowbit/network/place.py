@@ -22,6 +22,7 @@ from lowbit.network.operators import shares_scale
 from lowbit.network.sites import Placement, Site
 from lowbit.network.weights import orient
 from lowbit.numerics import Int
+from lowbit.numerics.grids import is_whole
 from lowbit.recipe import FLOAT, Recipe
 from lowbit.targets import COMPUTING, Role, Target, find_target
 
@@ -113,7 +114,7 @@ class _Placer:
         if role in (Role.CONVOLVE, Role.MULTIPLY):
             assert weights.format is not None
             kind = activations.format
-            if kind is None or (isinstance(kind.grid, Int) and not isinstance(weights.format.grid, Int)):
+            if kind is None or (isinstance(kind.grid, Int) and not is_whole(weights.format.grid)):
                 return Role.STORE  # integer activations and weights of another kind have no kernel
         return role
 

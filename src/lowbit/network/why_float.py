@@ -12,7 +12,8 @@ from lowbit.graph.layer import Layer, layers_of, number
 from lowbit.graph.recognize import is_of_silu
 from lowbit.graph.weights import float_constant
 from lowbit.network.weights import SMALLEST_WEIGHT, has_one_scale_an_output
-from lowbit.numerics import TENSOR, Int
+from lowbit.numerics import TENSOR
+from lowbit.numerics.grids import is_whole
 from lowbit.recipe import TensorSpec
 from lowbit.targets import COMPUTING, Role, Target
 
@@ -64,7 +65,7 @@ def weight_in_float(layer: Layer, spec: TensorSpec, role: Role) -> str:
 
 def bias_in_float(bias: ir.Value, layer: Layer, weights: TensorSpec, activations: TensorSpec) -> str:
     """Why a bias is not stored in int32, at the product of the scales of these weights and activations."""
-    kinds = [kind for kind in (weights.format, activations.format) if kind is not None and isinstance(kind.grid, Int)]
+    kinds = [kind for kind in (weights.format, activations.format) if kind is not None and is_whole(kind.grid)]
     if (
         activations.dynamic
         or len(kinds) < 2

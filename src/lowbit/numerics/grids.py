@@ -216,6 +216,22 @@ class Codebook:
         return np.array(self.table, dtype=np.float64)
 
 
+# Least squared error for a normal variable with so many bits (Max 1960, table I), in 127ths of the largest: an int8
+# kernel computes with these as they are.
+LLOYD_VALUES: dict[int, tuple[float, ...]] = {
+    bits: tuple(float(round(127 * sign * x / levels[-1])) for sign in (-1, 1) for x in levels[::sign])
+    for bits, levels in {
+        2: (0.4528, 1.510),
+        3: (0.2451, 0.7560, 1.344, 2.152),
+        4: (0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733),
+        5: (
+            *(0.0659, 0.1981, 0.3314, 0.4668, 0.6050, 0.7473, 0.8947, 1.049),
+            *(1.212, 1.387, 1.577, 1.788, 2.029, 2.319, 2.692, 3.263),
+        ),
+    }.items()
+}
+
+
 @dataclass(frozen=True)
 class GridTable:
     """A grid's values, ready to compute with: float32 values and the position of zero among them."""
@@ -241,6 +257,16 @@ def grid_table(grid: Grid | Fitted) -> GridTable:
     has_zero = zero < len(values) and values[zero] == 0
     ends = float(values[0]), float(values[-1])
     return GridTable(values.astype(np.float32), zero if has_zero else 0, bool(has_zero), *ends)
+
+
+def is_whole(grid: Grid | Fitted) -> bool:
+    """Whether an integer kernel can compute with its values: it is Int, or they are whole numbers within int8."""
+    if isinstance(grid, Int):
+        return True
+    if is_fitted(grid):
+        return False
+    values = grid.values()
+    return bool((values == np.rint(values)).all() and values[0] >= -128 and values[-1] <= 127)
 
 
 def code_dtype(grid: Grid | Fitted) -> torch.dtype:

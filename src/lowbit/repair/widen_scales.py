@@ -10,7 +10,8 @@ import torch
 
 from lowbit.network.network import Network
 from lowbit.network.stored import FakeBias
-from lowbit.numerics import Int, QuantTensor, quantize
+from lowbit.numerics import QuantTensor, quantize
+from lowbit.numerics.grids import grid_table, is_whole
 from lowbit.numerics.rows import expand_tiles
 
 LARGEST_BIAS = 2.0**30  # steps: half of int32, the other half is for the sum that it is added to
@@ -28,8 +29,8 @@ def widen_scales_for_biases(simulation: Network) -> list[str]:
         least = (bias.abs() / (activation.scale.reshape(()) * LARGEST_BIAS)).reshape(-1)
         scale = weight.scale.reshape(-1)
         short = scale < least if scale.numel() > 1 else scale < least.max()
-        if bool(short.any()) and isinstance(weight.format.grid, Int):
-            top = weight.format.reach or weight.format.grid.maximum
+        if bool(short.any()) and is_whole(weight.format.grid):
+            top = weight.format.reach or grid_table(weight.format.grid).maximum
             bound = (torch.maximum(scale, least if scale.numel() > 1 else least.max()) * top).reshape(-1, 1)
             wider = quantize(simulation.parameter(site.product[1]).detach(), weight.format, (-bound, bound))
             weight.store(_keep_codes(weight.stored, wider))

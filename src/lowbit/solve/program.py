@@ -74,7 +74,8 @@ class Program:
             integrality=whole.astype(int),
             bounds=Bounds(0, 1),
             constraints=constraints,
-            options={"mip_rel_gap": GAP, "time_limit": SECONDS},
+            # With presolve HiGHS (1.12) prints lines of its own to stdout.
+            options={"mip_rel_gap": GAP, "time_limit": SECONDS, "presolve": False},
         )
         if found.x is None:
             return None
