@@ -6,7 +6,7 @@ import numpy as np
 
 from lowbit.numerics.fitted import Bases, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, Format
-from lowbit.numerics.grids import AdditivePow2, Float, Int, SignedPow2, is_fitted
+from lowbit.numerics.grids import LLOYD_VALUES, AdditivePow2, Float, Int, SignedPow2, is_fitted
 from lowbit.numerics.words import spell_block
 
 _OCP_MX = "OCP Microscaling Formats (MX) 1.0"
@@ -19,6 +19,7 @@ SOURCES = {
     "ternary": "Li et al. 2016, arXiv 1605.04711",
     "binary": "Rastegari et al. 2016, arXiv 1603.05279",
     "nf4": "Dettmers et al. 2023, arXiv 2305.14314",
+    **dict.fromkeys((f"lloyd{bits}" for bits in LLOYD_VALUES), "Max 1960, table I, as whole numbers up to 127"),
     **dict.fromkeys(("e4m3", "e5m2"), _OCP_FP8),
     "e3m4": "IEEE 754 rules with 3 exponent bits",
     **dict.fromkeys(("e3m2", "e2m3", "e2m1"), _OCP_MX),
