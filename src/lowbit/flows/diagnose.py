@@ -79,6 +79,9 @@ def diagnose(
     stage("comparing")
     judged = _few(data) if test is None else Data.of(test, model.inputs)
     comparison = compare(model, quantized, judged, metric, layers=False, latency=latency)
+    recipe_name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "a recipe"
+    name = f"{Path(model.source).name} in {recipe_name}"
+    comparison = replace(comparison, candidate=replace(comparison.candidate, name=name))
     kept = list(ready.calibration.observed())
     inputs = input_facts(kept, model.inputs)
     tested = input_facts((s.inputs for s in _few(judged).samples()), model.inputs)
@@ -99,7 +102,7 @@ def diagnose(
     kinds = usual_shifts(model.inputs, inputs) if asked is None else asked
     return Diagnosis(
         source=model.source,
-        recipe_name=recipe if isinstance(recipe, str) else "recipe",
+        recipe_name=recipe_name,
         recipe=quantized.metadata["lowbit.recipe"],
         samples=samples,
         on_test_data=test is not None,

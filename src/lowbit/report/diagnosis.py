@@ -80,12 +80,11 @@ def _head(found: "Diagnosis") -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></div>"
         for name, value, more in tiles
     )
-    told, main = found.comparison.verdict.partition(": ")[2], found.main
-    kept = f"{Path(found.source).name} {c.kept} the job"
+    kept, _, told = c.verdict.partition(": ")
     return (
         f'<p class="quiet">lowbit {lowbit.__version__} · {escape(found.recipe_name)} · calibrated on {found.samples:,} '
         f'samples, judged on {on}</p><h1><span class="{COLOURS[c.kept]}">{escape(kept)}</span>: {escape(told)} '
-        f'{escape(main)}</h1><dl class="tiles">{listed}</dl>'
+        f'{escape(found.main)}</h1><dl class="tiles">{listed}</dl>'
     )
 
 
