@@ -67,16 +67,16 @@ def test_one_scale_for_unequal_channels_is_told_with_its_ratio_and_mended():
 def test_a_range_that_one_value_stretches_is_told_and_mended():
     """One of 512,000 values is 100 times the 99.9th percentile; it is in none of the samples that judge."""
     model = two_products(np.eye(512), _rng(1).normal(size=(512, 8)), "h = Identity (p)")
-    x = _rng(2).normal(size=(1000, 512)).astype(np.float32)
-    x[700, 3] = 330
+    x = _rng(2).normal(size=(700, 512)).astype(np.float32)
+    x[600, 3] = 330
     found = quick(model, x)
     told = next(f for f in found.findings if f.cause == "range outlier")
     p999 = np.quantile(np.abs(x), 0.999)
     assert told.told.startswith(f"its largest value, 330, is {330 / p999:.1f} times the 99.9th percentile, {p999:.3g}")
     assert remedy(found, "range outlier").outputs_db > found.measured_db + 10  # calibrated anew with the lines
     recipes = "int8-fast", mended(found, "range outlier")
-    exact = model.run({"x": x[:500]})["y"]
-    before, after = (lb.quantize(model, x, r).run({"x": x[:500]})["y"] for r in recipes)
+    exact = model.run({"x": x[:100]})["y"]
+    before, after = (lb.quantize(model, x, r).run({"x": x[:100]})["y"] for r in recipes)
     assert sqnr_db(exact, after) > sqnr_db(exact, before) + 10
 
 
@@ -177,7 +177,7 @@ def test_an_activation_that_never_moves_is_told():
 
 
 def test_costs_alone_add_up_to_the_measured_error_of_a_small_network():
-    found = quick(convolutions(), images(200))
+    found = quick(convolutions(), images(80))
     assert found.estimated_db == pytest.approx(found.measured_db, abs=3)  # 3 dB is a factor of 2
 
 
