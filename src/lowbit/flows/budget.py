@@ -178,7 +178,7 @@ def _tried(network: Network, site: Site, formats: Sequence[Format | str]) -> dic
         readable = isinstance(kind.grid, Int) or not target.whole
         if isinstance(own.grid, Int) and readable and grid_table(kind.grid).maximum <= most:
             word = spell_format(replace(asked, grid=kind.grid))
-            found[word] = _with(site.spec, replace(own, grid=kind.grid))
+            found[word] = replace(site.spec, format=replace(own, grid=kind.grid))
     return found or {spell_format(asked): site.spec}
 
 
@@ -187,10 +187,6 @@ def _spec(network: Network, layer: str) -> TensorSpec:
     assert network.placement.recipe is not None
     node = next(node for node in network.program.graph if node.name == layer)
     return network.placement.recipe.specs(layer_names(node))[0]
-
-
-def _with(spec: TensorSpec, format: Format | str) -> TensorSpec:
-    return TensorSpec(format, spec.range, spec.solve, spec.dynamic)
 
 
 @dataclass(frozen=True)
@@ -291,8 +287,9 @@ class _Search:
         network, rules = self.prices.network, self.base.rules
         common = Counter(words.values()).most_common(1)[0][0] if len(rules) == 1 else ""
         if common and rules[0].weights is not None:
-            rules = (replace_weights(rules[0], common),)
-        own = (Rule(literal(x), _with(_spec(network, x), word)) for x, word in words.items() if word != common)
+            rules = (replace(rules[0], weights=replace(rules[0].weights, format=parse_format(common))),)
+        changed = {layer: word for layer, word in words.items() if word != common}
+        own = (Rule(literal(x), replace(_spec(network, x), format=parse_format(word))) for x, word in changed.items())
         return replace(self.base, rules=(*rules, *own))
 
     def _judged(self, recipe: Recipe) -> _Try:
@@ -323,11 +320,6 @@ class _Search:
         return (
             f"no file has a mean of {bits:g} bits a weight with formats that the target runs. Ask for {near:g} or more."
         )
-
-
-def replace_weights(rule: Rule, word: str) -> Rule:
-    assert rule.weights is not None
-    return Rule(rule.layers, _with(rule.weights, word), rule.activations)
 
 
 def _code_bits(word: str) -> int:
