@@ -75,7 +75,8 @@ def sensitivity(
     formats   of the weights; what shares a scale is as in the recipe
     return    a row for each weight in each format, and one for each activation in its own
     """
-    prices = _prices(observed(*given(model, calibration, recipe, target), memory), formats)
+    model, data, base = given(model, calibration, recipe, target)
+    prices = _prices(observed(model, data, _draft(base), memory), formats)
     sites = prices.network.placement.sites
     rows = [
         Sensitivity(sites[name].layer, name, "weight", word, error, round(codes.bits / 8))
@@ -115,10 +116,28 @@ def mixed_precision(
         raise InputError(f"bits={bits!r}, size={size!r}: a budget is a positive number, as bits=5 or size=0.2.")
     model, data, base = given(model, calibration, recipe, target)
     base.check_deployable()
-    seen = observed(model, data, base, memory, stage)
+    draft = _draft(base)
+    seen = observed(model, data, draft, memory, stage)
     stage("pricing formats")
-    search = _Search(seen, base, _prices(seen, FORMATS), len(serialize(model.program)))
-    return search.run(bits, size, stage)
+    search = _Search(seen, draft, _prices(seen, FORMATS), len(serialize(model.program)))
+    found = search.run(bits, size, stage)
+    return found if draft == base else replace(_solved_by(found, "gptq", "adaround"), passes=base.passes)
+
+
+def _draft(recipe: Recipe) -> Recipe:
+    """The recipe without what takes minutes, for prices and tries: GPTQ for AdaRound, no reconstruction."""
+    passes = tuple(name for name in recipe.passes if name not in ("reconstruct", "learn_ranges"))
+    return replace(_solved_by(recipe, "adaround", "gptq"), passes=passes)
+
+
+def _solved_by(recipe: Recipe, before: str, after: str) -> Recipe:
+    """The recipe with one solver in place of another."""
+
+    def changed(rule: Rule) -> Rule:
+        spec = rule.weights
+        return rule if spec is None or spec.solve != before else replace(rule, weights=replace(spec, solve=after))
+
+    return replace(recipe, rules=tuple(map(changed, recipe.rules)))
 
 
 @dataclass(frozen=True)
