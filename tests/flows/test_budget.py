@@ -16,7 +16,9 @@ from lowbit.network.calibrate import forward, solve_alone
 from lowbit.numerics import parse_format
 from lowbit.repair.prove import float_outputs
 
-NOTES = ("lowbit.recipe", "lowbit.ledger", "lowbit.passes", "lowbit.parity", "lowbit.version")
+GPTQ = lb.Recipe(
+    (lb.Rule("*", lb.TensorSpec("int4 channel:0", solve="gptq"), lb.TensorSpec("uint8", "minmax")),), ("fuse_gemm",)
+)
 
 
 def unequal() -> Model:
@@ -48,8 +50,8 @@ def rows_of(count: int = 96) -> np.ndarray:
 def test_bits_go_where_the_outputs_need_them():
     model, x = unequal(), rows_of()
     exact = model.run({"x": x})["y"]
-    mixed = lb.quantize(model, x, lb.mixed_precision(model, x, bits=4))
-    plain = lb.quantize(model, x, "w4a8")
+    mixed = lb.quantize(model, x, lb.mixed_precision(model, x, GPTQ, bits=4))
+    plain = lb.quantize(model, x, GPTQ)
     found = widths(mixed)
     assert parse_format(found["w1"]).grid.bits < 4 < parse_format(found["w2"]).grid.bits
     assert len(serialize(mixed.program)) <= len(serialize(plain.program)) + 200

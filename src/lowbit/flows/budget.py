@@ -75,7 +75,8 @@ def sensitivity(
     formats   of the weights; what shares a scale is as in the recipe
     return    a row for each weight in each format, and one for each activation in its own
     """
-    prices = _prices(observed(*given(model, calibration, recipe, target), memory), formats)
+    model, data, base = given(model, calibration, recipe, target)
+    prices = _prices(observed(model, data, _draft(base), memory), formats)
     sites = prices.network.placement.sites
     rows = [
         Sensitivity(sites[name].layer, name, "weight", word, error, round(codes.bits / 8))
@@ -115,10 +116,28 @@ def mixed_precision(
         raise InputError(f"bits={bits!r}, size={size!r}: a budget is a positive number, as bits=5 or size=0.2.")
     model, data, base = given(model, calibration, recipe, target)
     base.check_deployable()
-    seen = observed(model, data, base, memory, stage)
+    draft = _draft(base)
+    seen = observed(model, data, draft, memory, stage)
     stage("pricing formats")
-    search = _Search(seen, base, _prices(seen, FORMATS), len(serialize(model.program)))
-    return search.run(bits, size, stage)
+    search = _Search(seen, draft, _prices(seen, FORMATS), len(serialize(model.program)))
+    found = search.run(bits, size, stage)
+    return found if draft == base else replace(_solved_by(found, "gptq", "adaround"), passes=base.passes)
+
+
+def _draft(recipe: Recipe) -> Recipe:
+    """The recipe without what takes minutes, for prices and tries: GPTQ for AdaRound, no reconstruction."""
+    passes = tuple(name for name in recipe.passes if name not in ("reconstruct", "learn_ranges"))
+    return replace(_solved_by(recipe, "adaround", "gptq"), passes=passes)
+
+
+def _solved_by(recipe: Recipe, before: str, after: str) -> Recipe:
+    """The recipe with one solver in place of another."""
+
+    def changed(rule: Rule) -> Rule:
+        spec = rule.weights
+        return rule if spec is None or spec.solve != before else replace(rule, weights=replace(spec, solve=after))
+
+    return replace(recipe, rules=tuple(map(changed, recipe.rules)))
 
 
 @dataclass(frozen=True)
@@ -178,7 +197,7 @@ def _tried(network: Network, site: Site, formats: Sequence[Format | str]) -> dic
         readable = isinstance(kind.grid, Int) or not target.whole
         if isinstance(own.grid, Int) and readable and grid_table(kind.grid).maximum <= most:
             word = spell_format(replace(asked, grid=kind.grid))
-            found[word] = _with(site.spec, replace(own, grid=kind.grid))
+            found[word] = replace(site.spec, format=replace(own, grid=kind.grid))
     return found or {spell_format(asked): site.spec}
 
 
@@ -187,10 +206,6 @@ def _spec(network: Network, layer: str) -> TensorSpec:
     assert network.placement.recipe is not None
     node = next(node for node in network.program.graph if node.name == layer)
     return network.placement.recipe.specs(layer_names(node))[0]
-
-
-def _with(spec: TensorSpec, format: Format | str) -> TensorSpec:
-    return TensorSpec(format, spec.range, spec.solve, spec.dynamic)
 
 
 @dataclass(frozen=True)
@@ -291,8 +306,9 @@ class _Search:
         network, rules = self.prices.network, self.base.rules
         common = Counter(words.values()).most_common(1)[0][0] if len(rules) == 1 else ""
         if common and rules[0].weights is not None:
-            rules = (replace_weights(rules[0], common),)
-        own = (Rule(literal(x), _with(_spec(network, x), word)) for x, word in words.items() if word != common)
+            rules = (replace(rules[0], weights=replace(rules[0].weights, format=parse_format(common))),)
+        changed = {layer: word for layer, word in words.items() if word != common}
+        own = (Rule(literal(x), replace(_spec(network, x), format=parse_format(word))) for x, word in changed.items())
         return replace(self.base, rules=(*rules, *own))
 
     def _judged(self, recipe: Recipe) -> _Try:
@@ -323,11 +339,6 @@ class _Search:
         return (
             f"no file has a mean of {bits:g} bits a weight with formats that the target runs. Ask for {near:g} or more."
         )
-
-
-def replace_weights(rule: Rule, word: str) -> Rule:
-    assert rule.weights is not None
-    return Rule(rule.layers, _with(rule.weights, word), rule.activations)
 
 
 def _code_bits(word: str) -> int:
