@@ -1,6 +1,6 @@
 """Mixed precision beside one format for all layers, on deployed files: `python -m benchmarks.budget [NETWORK …]`.
 
-The base is `w4a8`, GPTQ in all rows. Uniform int4 is the recipe as it is; "bits 4" and so on are
+The base is `w4a8-fast`, GPTQ in all rows. Uniform int4 is the recipe as it is; "bits 4" and so on are
 `lowbit.mixed_precision(…, bits=4)`. Bytes are those of the whole file, its recipe and ledger included. Signal-to-noise
 is of the outputs in onnxruntime against the float file's, on samples that nothing was calibrated with.
 """
@@ -30,7 +30,7 @@ def measure(name: str, bits: list[float], limit: int) -> list[dict[str, object]]
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
         for mean in (None, *bits):
             start = time.perf_counter()
-            recipe = "w4a8" if mean is None else lb.mixed_precision(model, data, bits=mean)
+            recipe = "w4a8-fast" if mean is None else lb.mixed_precision(model, data, bits=mean)
             quantized = lb.quantize(model, data, recipe)
             seconds, file = time.perf_counter() - start, Path(folder) / f"{mean}.onnx"
             size = quantized.save(file)

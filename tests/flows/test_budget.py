@@ -14,7 +14,6 @@ from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.network.calibrate import forward, solve_alone
 from lowbit.numerics import parse_format
-from lowbit.recipe import PREPARE
 from lowbit.repair.prove import float_outputs
 
 NOTES = ("lowbit.recipe", "lowbit.ledger", "lowbit.passes", "lowbit.parity", "lowbit.version")
@@ -42,12 +41,6 @@ def widths(model: Model) -> dict[str, str]:
     return {row["tensor"]: row["format"] for row in rows if row["role"] == "weight"}
 
 
-UNIFORM = lb.Recipe(
-    (lb.Rule("*", lb.TensorSpec("int4 channel:0", solve="gptq"), lb.TensorSpec("uint8", "auto")),),
-    (*PREPARE, "smooth", "correct_bias"),
-)
-
-
 def rows_of(count: int = 96) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(count, 64)).astype(np.float32)
 
@@ -56,7 +49,7 @@ def test_bits_go_where_the_outputs_need_them():
     model, x = unequal(), rows_of()
     exact = model.run({"x": x})["y"]
     mixed = lb.quantize(model, x, lb.mixed_precision(model, x, bits=4))
-    plain = lb.quantize(model, x, UNIFORM)
+    plain = lb.quantize(model, x, "w4a8-fast")
     found = widths(mixed)
     assert parse_format(found["w1"]).grid.bits < 4 < parse_format(found["w2"]).grid.bits
     assert len(serialize(mixed.program)) <= len(serialize(plain.program)) + 200
@@ -137,7 +130,7 @@ def correlation(model: Model, data: object, formats: tuple[str, ...]) -> float:
     from lowbit.flows.budget import _tried
     from lowbit.flows.ptq import given, observed
 
-    seen = observed(*given(model, data, UNIFORM, None))
+    seen = observed(*given(model, data, "w4a8-fast", None))
     predicted = {(r.tensor, r.format): r.error for r in lb.sensitivity(model, data, formats=formats) if r.bytes}
     simulation, batches = seen.network, seen.calibration.fitting[:2]
     exact, found = float_outputs(simulation, batches), {}

@@ -12,10 +12,8 @@ from toy_networks import convolutions, images
 
 from lowbit.flows.diagnose import diagnose
 from lowbit.flows.diagnosis import Diagnosis
-from lowbit.recipe import PREPARE, Recipe, Rule, TensorSpec
 from lowbit.report.charts import Axis, columns, histogram, line
 
-INT4 = Recipe((Rule("*", TensorSpec("int4 channel:0", solve="gptq"), TensorSpec("uint8", "auto")),), PREPARE)
 TRIES = [
     {"what": "int8", "metric": 0.913, "bytes": 287_460, "latency": 0.2, "seconds": 4.0},
     {"what": "int8, 'conv1' in float", "metric": 0.917, "bytes": 290_000, "latency": None, "seconds": 9.5},
@@ -25,7 +23,7 @@ TRIES = [
 @pytest.fixture(scope="module")
 def found() -> Diagnosis:
     shifts = ["noise:0.5", "blur:1"]
-    return diagnose(convolutions(), images(48), INT4, latency=False, shifts=shifts, tries=TRIES)
+    return diagnose(convolutions(), images(48), "w4a8-fast", latency=False, shifts=shifts, tries=TRIES)
 
 
 def test_the_page_asks_nothing_of_a_network(found):

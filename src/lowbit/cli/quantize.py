@@ -90,7 +90,7 @@ def quantize(
         raise InputError("--bits and --size choose formats for a budget, --max-drop for a metric: give either.")
     if mixed and data is None:
         raise InputError("--bits and --size measure what each format costs: give --data, some hundred typical inputs.")
-    recipe = recipe or ("w4a8" if mixed else "int8")
+    recipe = recipe or ("w4a8-fast" if mixed else "int8")
     stem = "mixed" if mixed else Path(recipe).stem.replace(" ", "-").replace(":", "")
     output = output or Path(f"{model.stem}.{stem}.onnx")
     check_output(output, [model, data, test, recipe], MODEL_FILES)
