@@ -302,7 +302,7 @@ def test_mobilenet_in_four_bits_has_too_few_bits_everywhere(data):
     """8 bits for one layer gain at most 0.6 dB, for all of them 11: the finding names them all."""
     model = lb.load(data / "imagenet-mobilenet_v1_0.25_128.onnx")
     photos = lb.Data.of(data / "imagenet-sample-a.zip", model.inputs, preprocess=PIXELS, limit=96)
-    found = quick(model, photos, "w4a8")
+    found = quick(model, photos, "w4a8-fast")
     first = found.findings[0]
     assert (first.cause, len(first.tensors)) == ("few bits", 28)
     assert first.remedies[-1].outputs_db > found.measured_db + 8  # 11.5 with 200 samples

@@ -21,7 +21,9 @@ from lowbit.repair.reconstruct import reconstruct
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """100 steps, not hundreds."""
+    """100 steps, and larger ones."""
+    for name, rate in (("WEIGHT", 0.003), ("FACTOR", 0.003), ("SCALE", 0.004), ("BIAS", 0.002)):
+        monkeypatch.setattr(f"lowbit.repair.learn.{name}_RATE", rate)
     for module in ("reconstruct", "learn_ranges"):
         monkeypatch.setattr(f"lowbit.repair.{module}.STEPS", 100)
 

@@ -23,7 +23,7 @@ TRIES = [
 @pytest.fixture(scope="module")
 def found() -> Diagnosis:
     shifts = ["noise:0.5", "blur:1"]
-    return diagnose(convolutions(), images(48), "w4a8", latency=False, shifts=shifts, tries=TRIES)
+    return diagnose(convolutions(), images(48), "w4a8-fast", latency=False, shifts=shifts, tries=TRIES)
 
 
 def test_the_page_asks_nothing_of_a_network(found):

@@ -41,10 +41,10 @@ def quantize(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A preset (int8, int8-fast, w4a8, w4a4, w4a8-blocks; weights alone: int8-weights, int4-weights, "
-            "mxfp4-weights, nf4-weights, codebook4-weights), a .toml file of rules, or a format for weights "
-            "('int5 group:64': 'lowbit formats').",
-            show_default="int8; w4a8 with --bits or --size",
+            help="A preset (int8, int8-fast, w4a8, w4a8-fast, w4a4, w4a8-blocks; weights alone: int8-weights, "
+            "int4-weights, mxfp4-weights, nf4-weights, codebook4-weights), a .toml file of rules, or a format for "
+            "weights ('int5 group:64': 'lowbit formats').",
+            show_default="int8; w4a8-fast with --bits or --size",
         ),
     ] = None,
     target: Annotated[
@@ -90,7 +90,7 @@ def quantize(
         raise InputError("--bits and --size choose formats for a budget, --max-drop for a metric: give either.")
     if mixed and data is None:
         raise InputError("--bits and --size measure what each format costs: give --data, some hundred typical inputs.")
-    recipe = recipe or ("w4a8" if mixed else "int8")
+    recipe = recipe or ("w4a8-fast" if mixed else "int8")
     stem = "mixed" if mixed else Path(recipe).stem.replace(" ", "-").replace(":", "")
     output = output or Path(f"{model.stem}.{stem}.onnx")
     check_output(output, [model, data, test, recipe], MODEL_FILES)

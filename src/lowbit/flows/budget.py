@@ -62,7 +62,7 @@ class Sensitivity:
 def sensitivity(
     model: Any,
     calibration: Any,
-    recipe: "str | Path | Format | Recipe" = "w4a8",
+    recipe: "str | Path | Format | Recipe" = "w4a8-fast",
     *,
     formats: Sequence[Format | str] = FORMATS,
     target: str | None = None,
@@ -93,7 +93,7 @@ def sensitivity(
 def mixed_precision(
     model: Any,
     calibration: Any,
-    recipe: "str | Path | Format | Recipe" = "w4a8",
+    recipe: "str | Path | Format | Recipe" = "w4a8-fast",
     *,
     bits: float | None = None,
     size: float | None = None,

@@ -203,8 +203,8 @@ def _finding(name: str, members: list[tuple[TensorFacts, Told]], total: float, c
     """One cause in several tensors.
 
     Another format serves all of them, not the costliest: costs of single tensors say little where a solver has the next
-    layer make up for them. Of MobileNet 0.25 in w4a8 two weights make a third of the sum; 8 bits for both gain 0.1 dB,
-    for all 11 dB. In float only the costly ones are left, at least one.
+    layer make up for them. Of MobileNet 0.25 in w4a8-fast two weights make a third of the sum; 8 bits for both gain
+    0.1 dB, for all 11 dB. In float only the costly ones are left, at least one.
     """
     told, changes = members[0][1]
     costly = [m for m in members if (m[0].cost or 0.0) >= COSTLY * total] or members[:1]

@@ -17,10 +17,12 @@ from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
 from lowbit.network.stored import FakeBias, WeightQuant
 
-WEIGHT_RATE = 0.003  # of a weight, in steps of its grid
-FACTOR_RATE = 0.001  # of the scales of weights, relative to them
-SCALE_RATE = 0.004  # of the step of an activation, relative to it
-BIAS_RATE = 0.002  # relative to the root mean square of the bias
+# Rates. MobileNet v1 0.25 in W4A8, answers of 300 photos as float's: 66 % before, 69 % with three to four times these
+# rates, 71 % with these.
+WEIGHT_RATE = 0.001  # of a weight, in steps of its grid
+FACTOR_RATE = 0.0005  # of the scales of weights, relative to them
+SCALE_RATE = 0.001  # of the step of an activation, relative to it
+BIAS_RATE = 0.0005  # relative to the root mean square of the bias
 SLACK = 1 << 16  # places in the random bits at which a mixture may begin
 
 
@@ -100,8 +102,8 @@ class Learner(Walk):
     keep_exact  the share of these places
     """
 
-    def __init__(self, module: fx.GraphModule, block: Block, keep_exact: float, exact: bool = False) -> None:
-        super().__init__(module, (), exact=exact)
+    def __init__(self, module: fx.GraphModule, block: Block, keep_exact: float) -> None:
+        super().__init__(module, ())
         self.block, self.keep_exact, self.bits = block, keep_exact, torch.empty(0)
         self.generator = torch.Generator().manual_seed(0)
 
@@ -140,14 +142,9 @@ class Learner(Walk):
         return torch.lerp(exact, quantized, bits.reshape(exact.shape))
 
 
-def learn(network: Network, lesson: Lesson, parts: Parts, steps: int, keep_exact: float, blend: float = 0.0) -> bool:
-    """Learn a block by Adam, a batch at each step; whether it is better than before, otherwise it is as it was.
-
-    blend  at most this share of what each sample reads comes from another sample of its batch; the exact block says
-           what is to be made of it
-    """
-    learner = Learner(network.module, lesson.block, keep_exact)
-    teacher, power = Learner(network.module, lesson.block, 0.0, exact=True), lesson.power()
+def learn(network: Network, lesson: Lesson, parts: Parts, steps: int, keep_exact: float) -> bool:
+    """Learn a block by Adam, a batch at each step; whether it is better than before, otherwise it is as it was."""
+    learner, power = Learner(network.module, lesson.block, keep_exact), lesson.power()
     before, undo = _error(lesson, learner, power), network.undo()
     if not before:
         return False
@@ -158,14 +155,8 @@ def learn(network: Network, lesson: Lesson, parts: Parts, steps: int, keep_exact
     for step in range(steps):
         order = order or torch.randperm(len(lesson.wanted), generator=generator).tolist()
         batch = order.pop()
-        exact, quantized, wanted = lesson.exact[batch], lesson.quantized[batch], lesson.wanted[batch]
-        if blend:
-            exact, quantized = _blended((exact, quantized), blend, generator)
-            with torch.no_grad():
-                made = teacher.make(exact)
-            wanted = {node: made[node] for node in wanted}
-        reads = {n: learner.mixed(exact[n], x) for n, x in quantized.items()}
-        loss = _squared_error(learner.make(reads), wanted, power) / before
+        reads = {n: learner.mixed(lesson.exact[batch][n], x) for n, x in lesson.quantized[batch].items()}
+        loss = _squared_error(learner.make(reads), lesson.wanted[batch], power) / before
         if not loss.requires_grad:  # an operator outside the table is behind all that could learn
             break
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -181,22 +172,6 @@ def learn(network: Network, lesson: Lesson, parts: Parts, steps: int, keep_exact
         return True
     undo()
     return False
-
-
-def _blended(
-    reads: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], most: float, generator: torch.Generator
-) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
-    """What both networks read, each sample with a share of another: Zhang et al. 2018 (mixup, arXiv 1710.09412)."""
-    count = max((len(x) for x in reads[0].values() if x.dim()), default=1)
-    order = torch.randperm(count, generator=generator)
-    share = most * float(torch.rand((), generator=generator))
-
-    def blended(x: Tensor) -> Tensor:
-        fits = x.is_floating_point() and x.dim() > 1 and len(x) == count
-        return torch.lerp(x, x[order], share) if fits else x
-
-    first, second = ({node: blended(x) for node, x in read.items()} for read in reads)
-    return first, second
 
 
 @torch.no_grad()

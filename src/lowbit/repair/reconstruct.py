@@ -17,8 +17,7 @@ from lowbit.network.network import Network
 from lowbit.repair.learn import Lesson, Parts, floats_of, learn
 from lowbit.repair.prove import Calibration
 
-STEPS = 400  # of each block, a batch each
-BLEND = 0.0  # see `learn`
+STEPS = 300  # of each block, a batch each
 KEEP_EXACT = 0.5  # share of the places in which an activation passes unquantized
 
 
@@ -33,7 +32,7 @@ def reconstruct(network: Network, calibration: Calibration) -> list[str]:
         for number, block in enumerate(blocks):
             calibration.stage(f"reconstructing block {number + 1} of {len(blocks)}")
             lesson, parts = _lesson(network, block, exact, quantized), Parts.of(network, block, settled)
-            better += learn(network, lesson, parts, STEPS, KEEP_EXACT, BLEND)
+            better += learn(network, lesson, parts, STEPS, KEEP_EXACT)
             settled |= {*parts.weights, *parts.scales}
             for _ in in_step(*quantized, nodes=block.nodes):
                 pass
