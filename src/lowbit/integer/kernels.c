@@ -11,7 +11,7 @@ struct conv {
     const int8_t *weight;
     const int32_t *bias, *multiplier;
     const uint8_t *shift;
-    int groups, in_zero, left, zero, low, high;
+    int groups, row, in_zero, left, zero, low, high;
 };
 
 /* section rescale_once: conv */
@@ -131,7 +131,7 @@ static void convolve(const struct conv *c, const int8_t *x, int8_t *y, uint8_t *
 {
     const struct window *a = &c->at;
     const int inputs = a->in[3] / c->groups, outputs = a->out[3] / c->groups;
-    const int size = a->taps[0] * a->taps[1] * a->taps[2] * inputs;
+    const int size = c->row; /* of a row of weights, zeros at its end */
     int32_t acc[BLOCK];
     int d, h, w, g, o;
     for (d = 0; d < a->out[0]; d++)
