@@ -197,11 +197,11 @@ static void add(const struct add *s, const int8_t *a, const int8_t *b, int8_t *y
 {
     const int32_t ma = s->multipliers[0], mb = s->multipliers[1];
     const int za = s->zeros[0], zb = s->zeros[1], shift = s->shift, zero = s->zero, low = s->low, high = s->high;
-    const int32_t half = 1 << (shift - 1);
+    const int64_t half = (int64_t)1 << (shift - 1);
     int first, i;
     for (first = 0; first < s->count; first += s->period, a += s->period, y += s->period)
         for (i = 0; i < s->period; i++) {
-            int32_t code = (((a[i] - za) * ma + (b[i] - zb) * mb + half) >> shift) + zero;
+            int32_t code = (int32_t)(((int64_t)(a[i] - za) * ma + (int64_t)(b[i] - zb) * mb + half) >> shift) + zero;
             code = code < low ? low : code;
             y[i] = (int8_t)(code > high ? high : code);
         }
