@@ -9,12 +9,16 @@ from lowbit.cli.options import JsonOption, output_option
 from lowbit.cli.output import answer, check_output
 from lowbit.errors import InputError
 
-KINDS = {".c": "C99, and a .h beside it", ".npz": "codes, multipliers and shifts by name"}
+KINDS = {
+    ".c": "C99, and a .h beside it",
+    ".tflite": "LiteRT, TFLite Micro",
+    ".npz": "codes, multipliers and shifts by name",
+}
 
 
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A file of `lowbit quantize --target integer`.")],
-    output: Annotated[Path, output_option("What to write: .c or .npz.")],
+    output: Annotated[Path, output_option("What to write: .c, .tflite or .npz.")],
     main: Annotated[
         bool, typer.Option("--main", help="C: add a main that turns input codes on stdin into output codes on stdout.")
     ] = False,
@@ -27,7 +31,7 @@ def export(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a network that was quantized for the target `integer` as C, or as plain arrays.
+    """Write a network that was quantized for the target `integer` as C, for TFLite, or as plain arrays.
 
     The C needs no library, no memory but the arena that it is given, and no floating point.
 
@@ -53,10 +57,15 @@ def export(
         told = f"wrote {output} and {header}: {len(program.layers)} layers, an arena of {source.arena_bytes:,} bytes"
         answer(json, {"output": str(output), "header": str(header), "arena_bytes": source.arena_bytes}, told)
         return
-    from lowbit.data.archive import write_arrays
-    from lowbit.integer.arrays import arrays_of
+    if output.suffix == ".tflite":
+        from lowbit.integer.tflite import write_tflite
 
-    size = write_arrays(output, arrays_of(program))
+        size = write_bytes(output, write_tflite(program))
+    else:
+        from lowbit.data.archive import write_arrays
+        from lowbit.integer.arrays import arrays_of
+
+        size = write_arrays(output, arrays_of(program))
     answer(json, {"output": str(output), "bytes": size}, f"wrote {output}, {size:,} bytes")
 
 

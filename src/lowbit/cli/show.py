@@ -12,6 +12,9 @@ from lowbit.cli.output import answer
 def show(
     model: Annotated[Path, typer.Argument(metavar="FILE", help="A network, quantized or not.")],
     every: Annotated[bool, typer.Option("--all", help="Also list tensors of a few bytes.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Of a network for the target integer: flash, RAM and products a layer.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """List every tensor: its format, bits, range and bytes, or why it stayed float.
@@ -21,12 +24,20 @@ def show(
 
     Example: lowbit show net.int8.onnx
     """
-    if model.suffix == ".lowbit":
+    if model.suffix == ".lowbit" and not memory:
         from lowbit.report.contents import contents_dict, contents_view
         from lowbit.storage.inspect import inspect
 
         report = inspect(model)
         answer(json, contents_dict(report, model), contents_view(report, model, every))
+        return
+
+    if memory:
+        from lowbit.integer.lower import read_program
+        from lowbit.integer.memory import Memory
+
+        taken = Memory.of(read_program(model))
+        answer(json, taken.to_dict(), "\n".join(taken.lines()))
         return
 
     from lowbit.model import load

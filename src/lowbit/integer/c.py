@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import InputError, UnsupportedError
-from lowbit.integer.plan import Plan, plan, scratch_name
+from lowbit.integer.plan import Plan, plan, row_of, scratch_name
 from lowbit.integer.program import Add, AveragePool, Conv, Copy, Ints, Layer, MaxPool, Multiply, Program, Table, Tensor
 from lowbit.integer.reference import spatial, window_out
 
@@ -121,13 +121,15 @@ def _conv(writer: _Writer, layer: Conv) -> Iterator[str]:
     rows = layer.weight.reshape(len(layer.weight), -1)
     # What is not depthwise reads codes lifted by 128: the bias takes it off again.
     bias = layer.bias if layer.depthwise else layer.bias - 128 * rows.astype(np.int64).sum(1)
+    rows = rows.T if layer.depthwise else np.pad(rows, ((0, 0), (0, row_of(rows.shape[1]) - rows.shape[1])))
     fields = {
         "at": _window(spatial(layer.input), spatial(layer.output), layer.weight.shape[1:4], layer),
-        "weight": writer.table("int8_t", f"{layer.name}_weight", rows.T if layer.depthwise else rows),
+        "weight": writer.table("int8_t", f"{layer.name}_weight", rows),
         "bias": writer.table("int32_t", f"{layer.name}_bias", bias),
         "multiplier": writer.table("int32_t", f"{layer.name}_multiplier", layer.rescale.multiplier),
         "shift": writer.table("uint8_t", f"{layer.name}_shift", layer.rescale.shift),
         "groups": layer.groups,
+        "row": rows.shape[1],
         "in_zero": layer.input.zero,
         "left": layer.rescale.left,
     }

@@ -105,8 +105,7 @@ def add(a: Coded, b: Coded | Constant, sign: int = 1) -> Waiting:
 
     def finish(output: Tensor, low: int, high: int) -> Layer:
         ratios = np.array([first.scale, sign * second.scale]) / output.scale
-        largest = 21 if max(first.bits, second.bits) <= 8 else 30
-        shift = min(30, largest - int(np.frexp(np.abs(ratios).max())[1]))
+        shift = min(40, 30 - int(np.frexp(np.abs(ratios).max())[1]))
         if shift < 1:
             raise UnsupportedError(f"an operand's scale is {np.abs(ratios).max():g} times the output's")
         multipliers = tuple(int(m) for m in np.rint(ratios * 2.0**shift))

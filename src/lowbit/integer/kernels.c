@@ -11,7 +11,7 @@ struct conv {
     const int8_t *weight;
     const int32_t *bias, *multiplier;
     const uint8_t *shift;
-    int groups, in_zero, left, zero, low, high;
+    int groups, row, in_zero, left, zero, low, high;
 };
 
 /* section rescale_once: conv */
@@ -131,7 +131,7 @@ static void convolve(const struct conv *c, const int8_t *x, int8_t *y, uint8_t *
 {
     const struct window *a = &c->at;
     const int inputs = a->in[3] / c->groups, outputs = a->out[3] / c->groups;
-    const int size = a->taps[0] * a->taps[1] * a->taps[2] * inputs;
+    const int size = c->row; /* of a row of weights, zeros at its end */
     int32_t acc[BLOCK];
     int d, h, w, g, o;
     for (d = 0; d < a->out[0]; d++)
@@ -197,11 +197,11 @@ static void add(const struct add *s, const int8_t *a, const int8_t *b, int8_t *y
 {
     const int32_t ma = s->multipliers[0], mb = s->multipliers[1];
     const int za = s->zeros[0], zb = s->zeros[1], shift = s->shift, zero = s->zero, low = s->low, high = s->high;
-    const int32_t half = 1 << (shift - 1);
+    const int64_t half = (int64_t)1 << (shift - 1);
     int first, i;
     for (first = 0; first < s->count; first += s->period, a += s->period, y += s->period)
         for (i = 0; i < s->period; i++) {
-            int32_t code = (((a[i] - za) * ma + (b[i] - zb) * mb + half) >> shift) + zero;
+            int32_t code = (int32_t)(((int64_t)(a[i] - za) * ma + (int64_t)(b[i] - zb) * mb + half) >> shift) + zero;
             code = code < low ? low : code;
             y[i] = (int8_t)(code > high ? high : code);
         }

@@ -52,7 +52,16 @@ def scratch_bytes(layer: object) -> int:
     """The window of its input that a convolution gathers before it multiplies."""
     if not isinstance(layer, Conv) or layer.depthwise:
         return 0
-    return int(layer.weight[0].size) * layer.input.dtype.itemsize
+    return row_of(int(layer.weight[0].size)) * layer.input.dtype.itemsize
+
+
+def row_of(products: int) -> int:
+    """Weights of one output as they lie in the C: zeros up to a whole vector of 16 where that adds at most a quarter.
+
+    A rest of 8 takes a loop of its own: kws's first layer, 40 products, took 28 µs and takes 13 with 48.
+    """
+    whole = -(-products // 16) * 16
+    return whole if 4 * whole <= 5 * products else products
 
 
 def plan(program: Program) -> Plan:

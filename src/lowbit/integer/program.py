@@ -131,8 +131,8 @@ class Conv:
 class Add:
     """y = zero_y + ((a − zero_a) · multipliers[0] + (b − zero_b) · multipliers[1] + 2^(shift−1)) >> shift.
 
-    multipliers   of a and b, below 2^21 in absolute value, so that the sum of 8-bit codes stays in int32; b's is
-                  negative in a subtraction
+    multipliers   of a and b, at most 2^30 in absolute value; b's is negative in a subtraction. The sum takes 40 bits:
+                  with 21-bit multipliers and 32 bits one code in 5,000 was another one
     constant      codes of b where it is a constant of the network, of b's shape
     """
 

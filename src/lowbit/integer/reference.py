@@ -37,8 +37,8 @@ def _convolve(layer: Conv, x: Sequence[Ints], y: Ints, program: Program) -> None
     multiplier, shift = layer.rescale.multiplier.astype(np.int64), layer.rescale.shift.astype(np.int64)
     kernels.convolve(
         x[0], y, weight, layer.bias, multiplier, shift, layer.rescale.left, program.rounding == "twice",
-        spatial(layer.input), spatial(layer.output), layer.strides, layer.pads, layer.dilations,
-        layer.input.zero, _ends(layer),
+        spatial(layer.input), spatial(layer.output), layer.strides, layer.pads, layer.dilations, layer.input.zero,
+        _ends(layer),
     )  # fmt: skip
 
 

@@ -1,0 +1,139 @@
+"""Networks in integers only: `python -m benchmarks.integers [kws resnet8 vww resnet20]`.
+
+accuracy and agreement   the reference, its C, and onnxruntime on the same file, on up to 1,000 samples
+bytes                    of the C (gcc -Os, this machine), its arena, the .tflite, and the published int8 model's file
+times                    ms a sample, one thread, one run: the C, onnxruntime, LiteRT, and LiteRT on the published model
+
+A value is off where the reference and onnxruntime disagree though both started from onnxruntime's codes.
+"""
+
+import ctypes
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lowbit as lb
+from benchmarks.networks import CASES, FOLDER
+from benchmarks.tables import arguments, show
+from benchmarks.timing import alternating
+from lowbit.engines.compile import ENGINES
+from lowbit.integer.c import Source, write_c
+from lowbit.integer.engine import encode
+from lowbit.integer.lower import lower
+from lowbit.integer.program import Program
+from lowbit.integer.reference import run
+from lowbit.integer.tflite import write_tflite
+from lowbit.model import Model
+
+PUBLISHED = {"kws": "kws_ref_model.tflite", "resnet8": "pretrainedResnet_quant.tflite", "vww": "vww_96_int8.tflite"}
+NAMES = (*PUBLISHED, "resnet20")
+SAMPLES = 1000
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    options = arguments(__doc__ or "", NAMES).parse_args(given)
+    agreement, sizes, times = [], [], []
+    for name in options.networks or NAMES:
+        network = lb.load(CASES[name].file())
+        file = lb.quantize(network, CASES[name].calibration(network), target="integer")
+        program = lower(file.program)
+        with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+            source = write_c(program, "net", main=True)
+            (Path(folder) / "net.c").write_text(source.code)
+            (Path(folder) / "net.h").write_text(source.header)
+            agreement.append({"network": name} | agrees(name, network, file, program, Path(folder)))
+            sizes.append({"network": name} | takes(name, program, source, Path(folder)))
+            times.append({"network": name} | times_of(name, file, program, source, Path(folder)))
+    show("accuracy and agreement", agreement, options.json, {"off by one %": 4})
+    show("bytes", sizes, options.json)
+    show("ms a sample", times, options.json)
+
+
+def agrees(name: str, network: Model, file: Model, program: Program, folder: Path) -> dict[str, Any]:
+    samples = lb.Data.of(CASES[name].evaluation(network), network.inputs, limit=SAMPLES)
+    parts = list(samples.batches(SAMPLES))
+    inputs = {key: np.concatenate([part[key] for part, _ in parts]) for key in parts[0][0]}
+    labels = np.concatenate([part for _, part in parts])
+    (port,), (output,) = program.inputs, program.outputs
+    codes = encode(inputs[port.name], port)
+    compiled(folder, "-O3", "-march=native", "-o", "net")
+    written = subprocess.run([folder / "net"], input=codes.tobytes(), capture_output=True, check=True).stdout
+    own = run(program, {port.name: codes})[output.name]
+
+    off, ends = [], []
+    names = [t.name for t in program.tensors() if t.name not in inputs]
+    session = ENGINES["onnxruntime"].compile(file.program, outputs=names)
+    for begin in range(0, len(labels), 100):
+        batch = {key: array[begin : begin + 100] for key, array in inputs.items()}
+        values = session(batch) | batch
+        theirs = {t.name: encode(values[t.name], t) for t in program.tensors()}
+        ends.append(np.abs(theirs[output.name].astype(int) - own[begin : begin + 100]).reshape(-1))
+        for layer in program.layers:
+            alone = Program(layer.inputs, (layer.output,), (layer.output.name,), (layer,))
+            ours = run(alone, {t.name: theirs[t.name] for t in layer.inputs})[layer.output.name]
+            off.append(np.abs(ours.astype(np.int16) - theirs[layer.output.name]).reshape(-1).astype(np.uint8))
+    steps, last = np.concatenate(off), np.concatenate(ends)
+    return {
+        "samples": len(labels),
+        "float top1 %": 100 * float((network.run(inputs)[program.names[0]].argmax(1) == labels).mean()),
+        "integer top1 %": 100 * float((own.argmax(1) == labels).mean()),
+        "C = reference": "every byte" if written == own.tobytes() else "DIFFERS",
+        "values": steps.size,
+        "off by one %": 100 * float((steps == 1).mean()),
+        "most steps off": int(steps.max()),
+        "outputs off by one %": 100 * float((last == 1).mean()),
+        "outputs, most off": int(last.max()),
+    }
+
+
+def takes(name: str, program: Program, source: Source, folder: Path) -> dict[str, Any]:
+    compiled(folder, "-Os", "-c", "-o", "net.o")
+    told = subprocess.run(["size", folder / "net.o"], capture_output=True, text=True, check=True).stdout
+    row = {"C, code and constants": int(told.splitlines()[1].split()[0]), "arena": source.arena_bytes}
+    row["tflite"] = len(write_tflite(program))
+    if name in PUBLISHED:
+        row["published tflite"] = (FOLDER / "peers" / PUBLISHED[name]).stat().st_size
+    return row
+
+
+def times_of(name: str, file: Model, program: Program, source: Source, folder: Path) -> dict[str, float]:
+    compiled(folder, "-O3", "-march=native", "-shared", "-fPIC", "-o", "net.so")
+    library = ctypes.CDLL(str(folder / "net.so"))
+    arena = np.zeros(source.arena_bytes + 64, np.int8)
+    given, made = (np.zeros(port.bytes, np.int8) for port in (*program.inputs, *program.outputs))
+    pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (given, made, arena)]
+    size = ctypes.c_size_t(arena.size)
+    shape = [d if isinstance(d, int) else 1 for d in file.inputs[0].shape]
+    batch = {file.inputs[0].name: np.zeros(shape, np.float32)}
+    session = ENGINES["onnxruntime"].compile(file.program, threads=1)
+    calls: dict[str, Callable[[], object]] = {
+        "C": lambda: library.net_run(*pointers, size),
+        "onnxruntime": lambda: session(batch),
+        "LiteRT": litert(write_tflite(program)),
+    }
+    if name in PUBLISHED:
+        calls["LiteRT, published"] = litert((FOLDER / "peers" / PUBLISHED[name]).read_bytes())
+    ten = {key: lambda call=call: [call() for _ in range(10)] for key, call in calls.items()}
+    return {key: ms / 10 for key, ms in alternating(ten, seconds=3).items()}
+
+
+def litert(model: bytes) -> Callable[[], object]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    engine = Interpreter(model_content=model, num_threads=1)
+    engine.allocate_tensors()
+    port = engine.get_input_details()[0]
+    engine.set_tensor(port["index"], np.zeros(port["shape"], port["dtype"]))
+    return lambda: engine.invoke()
+
+
+def compiled(folder: Path, *options: str) -> None:
+    subprocess.run(["gcc", "-std=c99", *options, "net.c"], check=True, cwd=folder)
+
+
+if __name__ == "__main__":
+    main()
