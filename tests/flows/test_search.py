@@ -342,6 +342,22 @@ def test_a_drop_that_is_not_reached_is_exit_status_2_and_the_file_is_there(folde
     assert (folder / "net.q.onnx").exists()
 
 
+def test_a_budget_of_bits_is_where_the_search_starts(folder, capsys, monkeypatch):
+    monkeypatch.setattr(module, "REPAIRS_OF_FEW_BITS", {})
+    monkeypatch.setattr(module, "HALVINGS", 1)
+    uneven().save("net.onnx")
+    np.savez("test.npz", **labelled(uneven()))
+    (folder / "int4.toml").write_text(lb.Recipe((lb.Rule("*", "int4 channel:0", "uint8"),)).to_toml())
+    words = (*QUANTIZE, "--recipe", "int4.toml", "--test", "test.npz", "--bits", "4", "--max-drop", "90", "--json")
+    assert call(*words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["what"] for row in told["tries"]] == ["recipe", "float"]
+    formats = {
+        rule.weights.format.grid.bits for rule in lb.Recipe.from_toml(told["tries"][0]["recipe"]).rules if rule.weights
+    }
+    assert min(formats) < 8
+
+
 def test_ctrl_c_on_the_command_line_is_exit_status_130_and_says_where_the_best_is(folder, capsys, monkeypatch):
     made, count = module.Bench.make, []
 

@@ -63,7 +63,10 @@ def quantize(
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(metavar="POINTS", help=f"Try repairs, then layers in float, until --test says so. {DROP}"),
+        typer.Option(
+            metavar="POINTS",
+            help=f"Try repairs, then wider formats for a few layers, until --test says that it is kept. {DROP}",
+        ),
     ] = None,
     test: TestOption = None,
     metric: MetricOption = None,
@@ -86,8 +89,6 @@ def quantize(
             "--test and --metric judge the tries of --max-drop: give it too, or run `lowbit compare` after."
         )
     mixed = bits is not None or size is not None
-    if mixed and max_drop is not None:
-        raise InputError("--bits and --size choose formats for a budget, --max-drop for a metric: give either.")
     if mixed and data is None:
         raise InputError("--bits and --size measure what each format costs: give --data, some hundred typical inputs.")
     recipe = recipe or ("w4a8-fast" if mixed else "int8")
@@ -96,8 +97,8 @@ def quantize(
     check_output(output, [model, data, test, recipe], MODEL_FILES)
 
     if max_drop is not None:
-        judged = {"metric": metric, "max_drop": max_drop}
-        answer_search(model, data, test, output, samples, json, None, recipe=recipe, target=target, **judged)
+        options = {"metric": metric, "max_drop": max_drop, "recipe": recipe, "target": target}
+        answer_search(model, data, test, output, samples, json, None, (bits, size), **options)
         return
 
     from lowbit.flows.budget import mixed_precision

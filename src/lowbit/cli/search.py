@@ -84,16 +84,19 @@ def answer_search(
     samples: SampleOptions,
     json: bool,
     recipe_file: Path | None = None,
+    budget: tuple[float | None, float | None] = (None, None),
     **options: Any,
 ) -> None:
     """Search, show the tries, and exit with status 2 where the drop was not reached, with 130 after Ctrl-C.
 
     recipe_file   where to write the best recipe
+    budget        (bits, size) of `lb.mixed_precision`, whose recipe is tried first
     options       of `lb.search`
     """
     if data is None or test is None:
         raise InputError("a search for a drop of the metric needs --data to calibrate on and --test to judge on.")
 
+    from lowbit.flows.budget import mixed_precision
     from lowbit.flows.search import search as search_recipes
     from lowbit.model import load
     from lowbit.report.words import bytes_text
@@ -107,22 +110,28 @@ def answer_search(
 
     network = load(model)
     with progress(json) as bar:
+        opened = samples.open(data, network.inputs)
+        if budget != (None, None):
+            (bits, size), target = budget, options["target"]
+            options["recipe"] = mixed_precision(
+                network, opened, options["recipe"], bits=bits, size=size, target=target, stage=bar
+            )
         found = search_recipes(
             network,
-            samples.open(data, network.inputs),
+            opened,
             samples.whole().open(test, network.inputs),
             output=output,
             stage=bar,
             save=save,
             **options,
         )
-    size = output.stat().st_size
+    written = output.stat().st_size
     if recipe_file is not None:
         write_bytes(recipe_file, found.recipe.to_toml().encode())
     beside = "" if recipe_file is None else f" and its recipe {recipe_file}"
-    page = f"wrote {output}{beside}: {bytes_text(size)}"
+    page = f"wrote {output}{beside}: {bytes_text(written)}"
     following = f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …"
-    answer(json, {"output": str(output), "file_bytes": size, **found.to_dict()}, found, "", page, following)
+    answer(json, {"output": str(output), "file_bytes": written, **found.to_dict()}, found, "", page, following)
     if found.interrupted:
         print(f"lowbit: interrupted; the best so far is in {output}", file=sys.stderr)
         sys.exit(130)
