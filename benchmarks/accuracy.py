@@ -1,6 +1,8 @@
 """What a recipe keeps of trained networks, on the deployed file, by default int8; `--peers` adds other quantizers.
 
-`python -m benchmarks.accuracy [NETWORK …] [--recipe RECIPE] [--limit N] [--peers]`. "worst step" is the largest
+`python -m benchmarks.accuracy [NETWORK …] [--recipe RECIPE] [--limit N] [--peers] [--splits N]`. With `--splits`, a
+network that is calibrated on the first of its own samples is calibrated N times, each time on other ones, and evaluated
+on all the rest; the last row is the mean. "worst step" is the largest
 difference between a code of the file and the simulation's; "integers" counts the operators with weights that
 onnxruntime runs in integers in a default session, and all of them. Calibration has 200 samples without labels (fewer
 where there are no more); none of them is evaluated. onnxruntime's own quantizer runs with each of its calibrators, and
@@ -12,19 +14,20 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import lowbit as lb
 from benchmarks import peers
-from benchmarks.networks import CASES, Case
+from benchmarks.networks import CALIBRATION, CASES, Case
 from benchmarks.optimized import operators, optimized
 from benchmarks.tables import arguments, show
-from lowbit.engines.compile import ENGINES, Run
+from lowbit.engines.compile import ENGINES, Batch, Run
 from lowbit.errors import LowbitError
 from lowbit.flows.fidelity import Closeness, Fidelity
 from lowbit.flows.metrics import metric_of
@@ -80,6 +83,30 @@ def candidates(case: Case, folder: Path, with_peers: bool, recipe: str) -> Itera
     )
 
 
+def splits(name: str, recipe: str, count: int) -> list[dict[str, object]]:
+    """A row for each split of a network's own samples into those that calibrate and the rest, and their mean."""
+    case = CASES[name]
+    model = lb.load(case.file())
+    samples = [*case.calibration(model).batches(1), *case.evaluation(model).batches(1)]
+    size = min(CALIBRATION, len(samples) // count)
+    rows: list[dict[str, object]] = []
+    for split in range(count):
+        chosen = range(split * size, (split + 1) * size)
+        quantized = lb.quantize(model, [samples[i][0] for i in chosen], recipe)
+        with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+            quantized.save(Path(folder) / "lowbit.onnx")
+            runs = {"float": ENGINES["onnxruntime"].compile(case.file(), threads=1)}
+            runs["lowbit"] = ENGINES["onnxruntime"].compile(Path(folder) / "lowbit.onnx", threads=1)
+            rest = [sample for i, sample in enumerate(samples) if i not in chosen]
+            judged = judge(case, rest, runs)
+        value, closeness = judged["lowbit"]
+        shares = {"float": judged["float"][0], "metric": value, "agree %": closeness.agreement}
+        row: dict[str, object] = {key: 100 * share for key, share in shares.items() if share is not None}
+        rows.append({"network": name, "split": split + 1, **row, "SQNR dB": closeness.sqnr_db})
+    means = {key: sum(float(str(row[key])) for row in rows) / count for key in list(rows[0])[2:]}
+    return [*rows, {"network": name, "split": "mean", **means}]
+
+
 def compiled(name: str, file: Path, engine: str = "onnxruntime", seconds: float | None = None) -> Candidate:
     """A candidate that its engine has loaded."""
     return Candidate(name, file, ENGINES[engine].compile(file, threads=1), seconds)
@@ -95,14 +122,14 @@ def _attempt(name: str, engine: str, quantizer: object, *inputs: object, **optio
 
 
 def judge(
-    case: Case, data: lb.Data, runs: dict[str, Run], limit: int | None = None
+    case: Case, batches: Iterable[tuple[Batch, Any]], runs: dict[str, Run]
 ) -> dict[str, tuple[float | None, Fidelity]]:
-    """Metric and closeness to the first of the runs, all in one pass over the data, or its first `limit` samples."""
+    """Metric and closeness to the first of the runs, all in one pass over the batches of inputs and labels."""
     metric = None if case.metric is None else metric_of(case.metric)
     tallies = {name: metric.tally() for name in runs} if metric else {}
     sums = {name: Closeness() for name in runs}
     reference = next(iter(runs))
-    for inputs, labels in islice(data.batches(BATCH), None if limit is None else -(-limit // BATCH)):
+    for inputs, labels in batches:
         outputs = {name: run(inputs) for name, run in runs.items()}
         shown = case.output or next(iter(outputs[reference]))
         for name, output in outputs.items():
@@ -121,8 +148,9 @@ def measure(
     case = CASES[name]
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
         found = list(candidates(case, Path(folder), with_peers, recipe))
-        data = case.evaluation(lb.load(found[0].file))
-        judged = judge(case, data, {c.name: c.run for c in found}, limit)
+        batches = case.evaluation(lb.load(found[0].file)).batches(BATCH)
+        some = islice(batches, None if limit is None else -(-limit // BATCH))
+        judged = judge(case, some, {c.name: c.run for c in found})
         sizes = {c.name: _bytes(c.file) for c in found}
         deployed = _deployed(found[1].file)
     rows = []
@@ -171,12 +199,16 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser.add_argument("--recipe", default="int8", help="a preset, a TOML file or a format; int8 by default")
     parser.add_argument("--limit", type=int, help="samples to evaluate; all by default")
     parser.add_argument("--peers", action="store_true", help="onnxruntime's quantizer and NNCF in the same run")
+    parser.add_argument("--splits", type=int, help="calibrate that many times, on other samples of the network's own")
     given = parser.parse_args(arguments_given)
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     for name in given.networks or CASES:
         try:
-            rows += measure(name, given.peers, given.recipe, given.limit)
+            if given.splits:
+                rows += splits(name, given.recipe, given.splits)
+            else:
+                rows += measure(name, given.peers, given.recipe, given.limit)
         except LowbitError as error:
             rows.append({"network": name, "quantizer": "lowbit", "bar": f"failed: {error}"})
     show(f"{given.recipe}, deployed; CPU s is the time to quantize", rows, given.json)

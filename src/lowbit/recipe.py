@@ -24,6 +24,8 @@ from lowbit.targets import find_target
 _MSE = MSE()
 IMPROVE = (
     "smooth",
+    "equalize",
+    "equalize_without_ceilings",
     "reconstruct",
     "learn_ranges",
     "correct_bias",
@@ -236,15 +238,19 @@ PREPARE = (
 
 
 def _preset(
-    weights: "TensorSpec | str", activations: "TensorSpec | str" = FLOAT, steps: tuple[str, ...] = ()
+    weights: "TensorSpec | str",
+    activations: "TensorSpec | str" = FLOAT,
+    steps: tuple[str, ...] = (),
+    solve: str = "nearest",
 ) -> Callable[[str], Recipe]:
     """A recipe of one rule, for any target. A range alone stands for the target's own format with this range."""
 
     def recipe(target: str = "onnxruntime") -> Recipe:
         own = find_target(target)
         kept = tuple(step for step in steps if step != "leave_in_float" or not own.whole)
-        pairs = ((weights, own.weights), (activations, own.activations))
-        rule = Rule("*", *(TensorSpec(kind, spec) if isinstance(spec, str) else spec for spec, kind in pairs))
+        first = TensorSpec(own.weights, weights, solve) if isinstance(weights, str) else weights
+        second = TensorSpec(own.activations, activations) if isinstance(activations, str) else activations
+        rule = Rule("*", first, second)
         return Recipe((rule,), PREPARE + kept, target)
 
     return recipe
@@ -273,6 +279,8 @@ RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
     {
         # 8 bits, in the formats of the target.
         "int8": _preset("minmax", "auto", ("smooth", "correct_bias", "leave_in_float")),
+        # What int8 can gain without labels; takes two to three times as long. Each step stays only where it helps.
+        "int8-repaired": _preset("minmax", "auto", ("smooth", "equalize", "correct_bias", "leave_in_float"), "gptq"),
         # The same by the extremes of the calibration data alone: nothing is tried out, nothing corrected.
         "int8-fast": _preset("minmax", "minmax"),
         "int8-weights": _preset("minmax"),

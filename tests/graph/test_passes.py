@@ -7,7 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from real_models import MODELS, batch_for, known, loaded, relative_error
 
-from lowbit.graph.equalize import equalize_weights, pairs_of
+from lowbit.graph.channels import channels_of
+from lowbit.graph.equalize import equalize_weights
 from lowbit.graph.finite_masks import finite_masks
 from lowbit.graph.fold import fold_constants
 from lowbit.graph.fold_batchnorm import fold_batchnorm
@@ -159,6 +160,35 @@ def test_batchnorm_written_as_mul_and_add_folds_too():
     assert relative_error(before, model.run({"x": x})) < 1e-6
 
 
+def test_a_factor_passes_residuals_concatenations_and_padded_channels():
+    x = random(2, 4, 9, 9)
+    nodes = [
+        node("Conv", "x w1 b1", "h"),
+        node("Relu", "h", "r"),
+        node("Conv", "r w2", "s", pads=[1, 1, 1, 1]),
+        node("Add", "r s", "t"),
+        node("Pad", "t pads", "wide"),
+        node("Conv", "t w3", "u"),
+        node("Concat", "wide u", "c", axis=1),
+        node("Conv", "c w4", "y"),
+    ]
+    weights = {"w1": random(6, 4, 3, 3), "b1": random(6), "w2": random(6, 6, 3, 3), "w3": random(3, 6, 1, 1)}
+    pads = np.array([0, 1, 0, 0, 0, 2, 0, 0])
+    model = network(nodes, x, **weights, w4=random(5, 12, 1, 1), pads=pads)
+    before, channels = model.run({"x": x}), channels_of(model.program)
+    assert channels.free.sum() == 6 + 1 + 2 + 3  # r and s have one factor for each of their channels
+    done = channels.divide(np.exp(random(len(channels.free)).astype(float)))
+    model.changed()
+    assert done == ["conv_h", "conv_s", "conv_u"]
+    assert relative_error(before, model.run({"x": x})) < 1e-6
+
+
+def test_a_channel_that_leaves_the_program_keeps_its_factor():
+    nodes = [node("Conv", "x w1", "h"), node("Sigmoid", "h", "g"), node("Mul", "h g", "r"), node("Conv", "r w2", "y")]
+    model = network(nodes, random(2, 4, 9, 9), w1=random(6, 4, 3, 3), w2=random(6, 6, 3, 3))
+    assert not channels_of(model.program).free.any()
+
+
 def test_a_copy_is_not_touched_by_a_pass_on_the_original(data):
     model = load(data / "detection/face-slim-320.onnx")
     batch = batch_for(data / "detection/face-slim-320.onnx")
@@ -184,9 +214,10 @@ def test_equalization_gives_both_layers_the_same_ranges():
     changed = equalize_weights(model.program)
     model.changed()
     assert changed.exact
-    assert changed.done == ("weights of 'conv_h' → 'conv_y' equalized",)
+    assert changed.done == ("output channels of 'conv_h' equalized",)
     assert relative_error(before, model.run({"x": x})) < 1e-6
-    ((first, second),), _ = pairs_of(model.program)
+    channels = channels_of(model.program)
+    (first, _), (second, _) = channels.makers[0], channels.readers[0]
     r1, r2 = np.abs(first.by_output()).max(1), np.abs(second.by_input()).max(1)
     np.testing.assert_allclose(r1, r2, rtol=1e-3)  # Nagel et al. 2019, eq. 11
 
@@ -234,7 +265,7 @@ def test_equalization_reaches_a_classifier_through_pooling():
     ]
     model = network(nodes, x, w1=random(6, 4, 3, 3), w2=random(3, 6))
     before = model.run({"x": x})
-    assert equalize_weights(model.program).done == ("weights of 'conv_h' → 'gemm_y' equalized",)
+    assert equalize_weights(model.program).done == ("output channels of 'conv_h' equalized",)
     model.changed()
     assert relative_error(before, model.run({"x": x})) < 1e-6
 

@@ -160,9 +160,12 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
     stream = data.samples(BATCH, memory // 16)
     kept = keep(data, stream, memory // 4)
 
-    notes = [line for name in chosen.passes if name in PASSES for line in PASSES[name](prepared.program)]
-    if "smooth" in chosen.passes:
-        notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
+    notes: list[str] = []
+    for name in chosen.passes:  # in their order, before all steps
+        if name == "smooth":
+            notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
+        elif name in PASSES:
+            notes += PASSES[name](prepared.program)
     network = Network(prepared.program, _place(prepared.program, chosen, model.source))
     one = next(first(data, kept.judging, 1))
     size = footprint(network.module, tensors(network, one.inputs))

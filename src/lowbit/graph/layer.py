@@ -145,6 +145,10 @@ class Layer:
         """float64, (groups, outputs of a group, inputs of a group, kernel)."""
         return np.asarray(by_group(self.weight.astype(np.float64), self.groups, self.output_axis))
 
+    def grouped(self, like: Any) -> Any:
+        """An array or a tensor of the weight's shape as `by_group` has it."""
+        return by_group(like, self.groups, self.output_axis)
+
     def by_output(self) -> np.ndarray:
         """float64, (output channels, everything else)."""
         return self.by_group().reshape(self.outputs, -1)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.equalize import bounded_step
+from lowbit.graph.channels import LARGEST_FACTOR
 from lowbit.graph.layer import Layer, linear_before, linear_layer
 from lowbit.graph.weights import constant, set_constant
 
@@ -56,7 +56,8 @@ def balance(maxima: np.ndarray, weights: np.ndarray, strength: float) -> np.ndar
     scale[alive] = x[alive] ** strength / w[alive] ** (1 - strength)
     if alive.any():
         scale[alive] /= np.exp(np.log(scale[alive]).mean())
-    return bounded_step(scale)
+    bounded: np.ndarray = np.clip(scale, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
+    return bounded
 
 
 def _found(program: ir.Model) -> Iterator[tuple[ir.Value, list[Layer], ir.Node | Layer]]:

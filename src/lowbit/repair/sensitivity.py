@@ -51,7 +51,7 @@ def squared_gradients(
     def arrived(name: str, _: Tensor, gradient: Tensor) -> None:
         total[name] += float(gradient.square().mean())
 
-    _at_gradients(network, weights, batches[: -(-SAMPLES // together)], arrived)
+    at_gradients(network, weights, batches[: -(-SAMPLES // together)], arrived)
     return total
 
 
@@ -73,25 +73,27 @@ def output_errors(
         seen = _squared_projections(quantizer, x, gradient, tried[name], samples)
         total[name] = seen if (before := total[name]) is None else before + seen
 
-    _at_gradients(network, tried, batches, arrived, loss)
+    at_gradients(network, tried, batches, arrived, loss)
     return total
 
 
-def _at_gradients(
+def at_gradients(
     network: Network,
     names: Iterable[str],
     batches: Sequence[Batch],
     arrived: Callable[[str, Tensor, Tensor], None],
     loss: str = "squares",
+    by_value: bool = False,
 ) -> None:
     """For each batch, one random projection of the outputs, and its gradient by each of these quantizers' inputs.
 
     arrived   called with a name, the quantizer's input and the gradient as soon as that is computed; it is let go at
               once, so memory holds one batch's activations
+    by_value  the name is that of the value quantized, not the one given: several values may share a quantizer
     """
     generator = torch.Generator().manual_seed(0)
     quantizers = {name: q for name in names if isinstance(q := network.quantizers[name], Quantizer)}
-    moved = _moved(network)
+    calls = _calls(network)
 
     def told(name: str, x: Tensor, gradient: Tensor) -> None:
         with torch.no_grad():
@@ -100,7 +102,12 @@ def _at_gradients(
     def estimate(batch: Batch) -> None:
         with network.mode("probe", quantizers.values()):
             outputs = [y for y in network.module(*tensors(network, batch)).values() if y.requires_grad]
-        probes = [(name, x) for name, q in quantizers.items() for x in _new(q.take_probes(), moved[q])]
+        probes = [
+            (value if by_value else name, x)
+            for name, q in quantizers.items()
+            for x, (value, again) in zip(q.take_probes(), calls[q], strict=False)
+            if not again
+        ]
         for name, x in probes:
             x.register_hook(partial(told, name, x.detach()))  # type: ignore[no-untyped-call]
         leaves = [x for _, x in probes if x.is_leaf]
@@ -136,22 +143,19 @@ def _squared_projections(
     return torch.cat(found, 1).square().sum(0)
 
 
-def _moved(network: Network) -> dict[nn.Module, list[bool]]:
-    """For each call of a quantizer: whether its input was only moved since the same one rounded it (MaxPool, Concat).
+def _calls(network: Network) -> dict[nn.Module, list[tuple[str, bool]]]:
+    """For each call of a quantizer: the value, and whether it was only moved since the same one rounded it.
 
-    Rounding it again changes nothing, so such a call adds no error of its own.
+    Rounding it again (behind a MaxPool, a Concat) changes nothing, so such a call adds no error of its own.
     """
-    found: dict[nn.Module, list[bool]] = {}
+    found: dict[nn.Module, list[tuple[str, bool]]] = {}
     for node in network.module.graph.nodes:
         if node.op == "call_module" and "quantized_value" in node.meta:
             (source,) = node.all_input_nodes
             again = any(n.op == "call_module" and n.target == node.target for n in source.all_input_nodes)
-            found.setdefault(network.module.get_submodule(str(node.target)), []).append(again)
+            called = found.setdefault(network.module.get_submodule(str(node.target)), [])
+            called.append((str(node.meta["quantized_value"]), again))
     return found
-
-
-def _new(probes: list[Tensor], moved: Sequence[bool]) -> list[Tensor]:
-    return [x for x, again in zip(probes, moved, strict=False) if not again]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from lowbit.network.network import Network
 from lowbit.repair.correct_bias import correct_bias
+from lowbit.repair.equalize import equalize, equalize_without_ceilings
 from lowbit.repair.learn_ranges import learn_ranges
 from lowbit.repair.leave_in_float import leave_in_float
 from lowbit.repair.prove import Calibration, Step, fit, prove
@@ -12,6 +13,8 @@ from lowbit.repair.reconstruct import reconstruct
 
 STEPS: Mapping[str, Step] = MappingProxyType(
     {
+        "equalize": equalize,
+        "equalize_without_ceilings": equalize_without_ceilings,
         "reconstruct": reconstruct,
         "learn_ranges": learn_ranges,
         "correct_bias": correct_bias,
@@ -19,11 +22,14 @@ STEPS: Mapping[str, Step] = MappingProxyType(
     }
 )
 
+LASTING = frozenset({equalize, equalize_without_ceilings})  # they change the program, which later placements start from
+
 
 def take_steps(network: Network, names: Iterable[str], calibration: Calibration) -> list[str]:
     """Ranges and codes for a network that has observed, then these steps in order. What was done, in words."""
     notes = fit(network, calibration)
     for step in (STEPS[name] for name in names):
         notes += prove(network, step, calibration)
-        calibration.earlier.append(step)
+        if step not in LASTING:
+            calibration.earlier.append(step)
     return notes
