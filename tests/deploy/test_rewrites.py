@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from small_networks import NETWORKS
-from toy_networks import network
+from toy_networks import network, sqnr_db
 
 import lowbit as lb
 from lowbit.deploy import write
@@ -100,3 +100,25 @@ def test_a_relu_stays_where_codes_go_below_zero():
     assert next(iter(relu.outputs[0].uses())).node.op_type == "QuantizeLinear"
     exact, rough = model.run({"x": x})["y"], quantized.run({"x": x})["y"]
     assert np.abs(exact - rough).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(
+    ("text", "products"),
+    [
+        ("a = MatMul (x, w) b = Mul (x, half) c = Add (a, b) y = MatMul (c, v)", {"MatMulIntegerToFloat": 2}),
+        ("a = MatMul (x, w) c = Add (x, a) y = MatMul (c, v)", {"MatMulIntegerToFloat": 2}),
+        ("a = MatMul (x, w) b = MatMul (x, v) y = Add (a, b)", {"MatMulIntegerToFloat": 2}),
+        ("a = Gemm (x, w) b = Add (a, x) y = LayerNormalization <axis = -1> (b, g)", {"QGemm": 1}),
+        ("a = Gemm (x, w) b = MatMul (x, v) y = Add (a, b)", {"QGemm": 1, "MatMulIntegerToFloat": 1}),
+    ],
+)
+def test_a_matrix_with_activations_added_to_it_is_multiplied_in_integers(text, products, tmp_path):
+    """onnxruntime makes float Gemms of MatMul + Add, and of Gemm + Sum, before it looks for integers."""
+    held = {"w": SQUARE, "v": SQUARE.T, "half": np.float32(0.5), "g": ONES}
+    used = {name: value for name, value in held.items() if name in text.replace("axis", "")}
+    model = network(f"m (float[N,64] x) => (float[N,64] y) {{ {text} }}", **used)
+    x = _rng.normal(size=(64, 64)).astype(np.float32)
+    quantized = lb.quantize(model, x, INT8)
+    found = engine_runs(quantized, tmp_path)
+    assert {op: count for op, count in found.items() if "Gemm" in op or "MatMul" in op} == products
+    assert sqnr_db(model.run({"x": x})["y"], lb.load(tmp_path / "net.onnx").run({"x": x})["y"]) > 30  # measured 36

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.deploy.absorb import bounds_of
-from lowbit.deploy.rewrites import fuse_silu
+from lowbit.deploy.rewrites import as_sum, fuse_silu
 
 _INTEGER_KERNELS = frozenset(
     {
@@ -47,7 +47,7 @@ def keep_float_apart(program: ir.Model, integer: Collection[str]) -> None:
         if not _is_quantized_next(value):
             continue
         if node.op_type == "Add":
-            node.op_type = "Sum"
+            as_sum(program, node)
             continue
         result = ir.Value(name=f"{value.name}_kept_float", shape=value.shape, type=value.type)
         value.replace_all_uses_with(result)

@@ -13,25 +13,37 @@ from lowbit.graph.recognize import silu_input
 
 
 def keep_bias_apart(program: ir.Model) -> None:
-    """Give the bias behind a quantized MatMul the rank of its output: (n,) → (1, …, 1, n).
+    """Keep what is added behind a quantized MatMul out of a Gemm: a bias gets the rank of the output, or Add is Sum.
 
-    onnxruntime fuses MatMul + Add of a one-dimensional bias into a float Gemm before it looks for quantized MatMuls,
-    and the layer then runs slower than in float (128×384×1536, one thread: 1.28 ms, float 0.60; with the bias apart
-    0.20).
+    onnxruntime fuses MatMul + Add into a float Gemm before it looks for quantized MatMuls, and the layer then runs
+    slower than in float (128×384×1536, one thread: 1.28 ms, float 0.60; with the bias apart 0.20). It does so with a
+    one-dimensional bias at any rank, (n,) → (1, …, 1, n) prevents it, and with anything added to a matrix (`as_sum`).
     """
     for node in program.graph:
         if node.op_type != "Add" or not any(_is_quantized_matmul(v) for v in node.inputs):
             continue
         for index, value in enumerate(node.inputs):
             other = node.inputs[1 - index]
-            if value is None or value.const_value is None or other is None or other.shape is None:
+            if value is None or other is None or not _is_quantized_matmul(other):
                 continue
-            bias = value.const_value.numpy()
-            if bias.ndim == 1 and len(other.shape) <= 2:
-                node.op_type = "Sum"  # the rank does not tell them apart: the same operation, which is not fused
-            elif bias.ndim == 1:
-                shaped = bias.reshape((1,) * (len(other.shape) - 1) + bias.shape)
+            rank = len(other.shape) if other.shape is not None else 0
+            if rank <= 2:
+                as_sum(program, node)
+            elif value.const_value is not None and len(value.const_value.shape) == 1:
+                shaped = value.const_value.numpy().reshape((1,) * (rank - 1) + (-1,))
                 node.replace_input_with(index, _constant(program, f"{value.name}_ranked", shaped))
+
+
+def as_sum(program: ir.Model, add: ir.Node) -> None:
+    """Write an Add as Sum: the same operation, which onnxruntime fuses with nothing but a Gemm without bias.
+
+    Behind such a Gemm the Sum gets a third operand, 0: only a Sum of two is fused, and the Gemm would run in float.
+    """
+    add.op_type = "Sum"
+    makers = [v.producer() for v in add.inputs if v is not None]
+    if any(p is not None and p.op_type == "Gemm" and (len(p.inputs) < 3 or p.inputs[2] is None) for p in makers):
+        add.resize_inputs(3)
+        add.replace_input_with(2, _constant(program, "lowbit_zero", np.zeros((), np.float32)))
 
 
 def fit_kernel_of_blocks(program: ir.Model) -> None:
@@ -87,7 +99,7 @@ def keep_residuals_apart(program: ir.Model) -> None:
     for node in program.graph:
         add = node.inputs[0].producer() if node.op_type == "LayerNormalization" and node.inputs[0] is not None else None
         if add is not None and add.op_type == "Add" and add.outputs[0].dtype == ir.DataType.FLOAT:
-            add.op_type = "Sum"
+            as_sum(program, add)
 
 
 def fuse_silu(program: ir.Model, integer: Collection[str] = ()) -> None:
