@@ -2,12 +2,13 @@
 
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from compiled import STRICT, codes_of, program_of, quantized, reference_bytes, run_c
 from small_networks import mobile, residual
-from toy_networks import convolutions, images
+from toy_networks import convolutions, images, network
 
 from lowbit.errors import InputError
 from lowbit.integer.c import write_c
@@ -27,11 +28,22 @@ def test_c_and_reference_give_the_same_bytes(name: str, compiler: str, tmp_path:
     assert run_c(program, codes, tmp_path, compiler, *sanitized) == reference_bytes(program, codes)
 
 
-@pytest.mark.parametrize("rounding", ["once", "twice"])
-def test_both_rounding_rules_are_the_same_in_c_and_in_the_reference(rounding: Rounding, tmp_path: Path):
-    program = program_of(quantized(convolutions(), {"x": images()}), rounding)
-    codes = {"x": np.random.default_rng(0).integers(-128, 128, (300, 192)).astype(np.int8)}
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rounded_twice_c_and_reference_give_the_same_bytes(name: str, tmp_path: Path):
+    model, batch = NETWORKS[name]()
+    program = program_of(quantized(model, batch), "twice")
+    codes = {"x": np.random.default_rng(0).integers(-128, 128, (60, program.inputs[0].size)).astype(np.int8)}
     assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
+
+
+def test_products_of_two_values_are_the_same_in_c_and_in_the_reference(tmp_path: Path):
+    text = "f (float[N,40] x) => (float[N,40] y) { a = MatMul (x, w)  b = Sigmoid (a)  c = Mul (a, b)  y = Sub (c, x) }"
+    r = np.random.default_rng(0)
+    file = quantized(network(text, w=r.normal(size=(40, 40))), {"x": r.normal(size=(64, 40)).astype(np.float32)})
+    codes = {"x": r.integers(-128, 128, (60, 40)).astype(np.int8)}
+    for rounding in get_args(Rounding):
+        program = program_of(file, rounding)
+        assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
 
 
 def test_an_arena_that_is_too_small_is_refused_and_nothing_is_written(tmp_path: Path):
