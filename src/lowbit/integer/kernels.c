@@ -16,10 +16,10 @@ struct conv {
 
 /* section rescale_once: conv */
 /* Accumulators to codes: multiplier * 2^(left - 31 - shift), the product rounded once, half up. */
-static void rescale(int32_t *acc, int count, const struct conv *c, int first, int8_t *y)
+static void rescale(int32_t *restrict acc, int count, const struct conv *c, int first, int8_t *restrict y)
 {
-    const int32_t *multiplier = c->multiplier + first;
-    const uint8_t *shift = c->shift + first;
+    const int32_t *restrict multiplier = c->multiplier + first;
+    const uint8_t *restrict shift = c->shift + first;
     const int up = 1 << c->left, zero = c->zero, low = c->low, high = c->high;
     int i;
     for (i = 0; i < count; i++)
@@ -61,7 +61,7 @@ static void rescale(int32_t *acc, int count, const struct conv *c, int first, in
 
 /* section convolve: conv */
 /* Copies `count` codes as 0 ... 255: machines multiply unsigned with signed bytes. */
-static uint8_t *lift(const int8_t *x, int count, uint8_t *window)
+static uint8_t *lift(const int8_t *restrict x, int count, uint8_t *restrict window)
 {
     int i;
     for (i = 0; i < count; i++)
