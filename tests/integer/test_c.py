@@ -88,3 +88,21 @@ def test_values_that_live_together_never_share_bytes():
     assert len(together) > 10
     assert not [(a, b) for a, b in together if a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes]
     assert placed.bytes < sum(slot.bytes for slot in slots)
+
+
+def test_two_readers_of_a_turned_tensor_share_one_copy(tmp_path: Path):
+    """A product along the height reads channels first, in memory they are last."""
+    text = """
+        f (float[N,4,6,6] x) => (float[N,4,6,5] y) {
+            a = Conv <pads = [1,1,1,1]> (x, w)
+            b = MatMul (a, u)
+            c = MatMul (a, v)
+            y = Add (b, c)
+        }"""
+    r = np.random.default_rng(0)
+    weights = {"w": r.normal(size=(4, 4, 3, 3)), "u": r.normal(size=(6, 5)), "v": r.normal(size=(6, 5))}
+    batch = {"x": r.normal(size=(16, 4, 6, 6)).astype(np.float32)}
+    program = program_of(quantized(network(text, **weights), batch))
+    assert [type(layer).__name__ for layer in program.layers] == ["Conv", "Copy", "Conv", "Conv", "Add"]
+    codes = codes_of(program, batch)
+    assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
