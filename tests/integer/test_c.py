@@ -2,12 +2,13 @@
 
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from compiled import STRICT, codes_of, program_of, quantized, reference_bytes, run_c
 from small_networks import mobile, residual
-from toy_networks import convolutions, images
+from toy_networks import convolutions, images, network
 
 from lowbit.errors import InputError
 from lowbit.integer.c import write_c
@@ -27,11 +28,22 @@ def test_c_and_reference_give_the_same_bytes(name: str, compiler: str, tmp_path:
     assert run_c(program, codes, tmp_path, compiler, *sanitized) == reference_bytes(program, codes)
 
 
-@pytest.mark.parametrize("rounding", ["once", "twice"])
-def test_both_rounding_rules_are_the_same_in_c_and_in_the_reference(rounding: Rounding, tmp_path: Path):
-    program = program_of(quantized(convolutions(), {"x": images()}), rounding)
-    codes = {"x": np.random.default_rng(0).integers(-128, 128, (300, 192)).astype(np.int8)}
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rounded_twice_c_and_reference_give_the_same_bytes(name: str, tmp_path: Path):
+    model, batch = NETWORKS[name]()
+    program = program_of(quantized(model, batch), "twice")
+    codes = {"x": np.random.default_rng(0).integers(-128, 128, (60, program.inputs[0].size)).astype(np.int8)}
     assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
+
+
+def test_products_of_two_values_are_the_same_in_c_and_in_the_reference(tmp_path: Path):
+    text = "f (float[N,40] x) => (float[N,40] y) { a = MatMul (x, w)  b = Sigmoid (a)  c = Mul (a, b)  y = Sub (c, x) }"
+    r = np.random.default_rng(0)
+    file = quantized(network(text, w=r.normal(size=(40, 40))), {"x": r.normal(size=(64, 40)).astype(np.float32)})
+    codes = {"x": r.integers(-128, 128, (60, 40)).astype(np.int8)}
+    for rounding in get_args(Rounding):
+        program = program_of(file, rounding)
+        assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
 
 
 def test_an_arena_that_is_too_small_is_refused_and_nothing_is_written(tmp_path: Path):
@@ -76,3 +88,21 @@ def test_values_that_live_together_never_share_bytes():
     assert len(together) > 10
     assert not [(a, b) for a, b in together if a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes]
     assert placed.bytes < sum(slot.bytes for slot in slots)
+
+
+def test_two_readers_of_a_turned_tensor_share_one_copy(tmp_path: Path):
+    """A product along the height reads channels first, in memory they are last."""
+    text = """
+        f (float[N,4,6,6] x) => (float[N,4,6,5] y) {
+            a = Conv <pads = [1,1,1,1]> (x, w)
+            b = MatMul (a, u)
+            c = MatMul (a, v)
+            y = Add (b, c)
+        }"""
+    r = np.random.default_rng(0)
+    weights = {"w": r.normal(size=(4, 4, 3, 3)), "u": r.normal(size=(6, 5)), "v": r.normal(size=(6, 5))}
+    batch = {"x": r.normal(size=(16, 4, 6, 6)).astype(np.float32)}
+    program = program_of(quantized(network(text, **weights), batch))
+    assert [type(layer).__name__ for layer in program.layers] == ["Conv", "Copy", "Conv", "Conv", "Add"]
+    codes = codes_of(program, batch)
+    assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)

@@ -71,6 +71,27 @@ def test_rounded_twice_convolutions_are_tflites_own_bytes():
     assert np.array_equal(run_litert(write_tflite(program), codes["x"], reference=True), expected(program, codes))
 
 
+@pytest.mark.parametrize("name", ["convolutions", "mobile"])
+def test_rounded_twice_whole_networks_are_tflites_own_bytes(name: str):
+    model, batch = NETWORKS[name]()
+    program = program_of(quantized(model, batch), "twice")
+    codes = codes_of(program, batch)
+    assert np.array_equal(run_litert(write_tflite(program), codes["x"], reference=True), expected(program, codes))
+
+
+def test_rounded_twice_a_sum_is_tflites_own():
+    r = np.random.default_rng(0)
+    weight = {"w": r.normal(size=(40, 40)), "v": r.normal(size=(40, 40))}
+    text = (
+        "f (float[N,40] x) => (float[N,40] y) { a = MatMul (x, w)  b = MatMul (x, v)  c = Sub (a, b)  y = Add (c, x) }"
+    )
+    model = network(text, **weight)
+    program = program_of(quantized(model, {"x": r.normal(size=(64, 40)).astype(np.float32)}), "twice")
+    codes = r.integers(-128, 128, (50, 40)).astype(np.int8)
+    found = run_litert(write_tflite(program), codes, reference=True)
+    assert np.array_equal(found, expected(program, {"x": codes}))
+
+
 def test_tflite_micro_gives_the_references_codes_to_one_step():
     runtime = pytest.importorskip("tflite_micro").runtime
     program = program_of(quantized(convolutions(), {"x": images()}))

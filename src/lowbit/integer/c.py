@@ -14,7 +14,20 @@ import numpy as np
 
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.integer.plan import Plan, plan, row_of, scratch_name
-from lowbit.integer.program import Add, AveragePool, Conv, Copy, Ints, Layer, MaxPool, Multiply, Program, Table, Tensor
+from lowbit.integer.program import (
+    Add,
+    AveragePool,
+    Conv,
+    Copy,
+    Ints,
+    Layer,
+    MaxPool,
+    Multiply,
+    Program,
+    Rescale,
+    Table,
+    Tensor,
+)
 from lowbit.integer.reference import spatial, window_out
 
 BLOCK = 64  # accumulators on the stack
@@ -106,6 +119,12 @@ class _Writer:
         self.tables.append(f"static const struct {kind} {unique} = {{\n{lines}\n}};\n")
         return f"&{unique}"
 
+    def call(self, function: str, layer: "Add | Multiply | AveragePool", fields: Mapping[str, Any], given: str) -> str:
+        """A call of the function, or of its form that rounds twice."""
+        name = function if self.program.rounding == "once" else f"{function}_twice"
+        self.used.add(name)
+        return f"    {name}({self.struct(name, layer.name, {**fields, **_ends(layer)})}, {given});"
+
     def identifier(self, name: str) -> str:
         word = re.sub(r"\W", "_", name, flags=re.ASCII)
         word = f"t{word}" if not word or word[0].isdigit() else word
@@ -149,26 +168,44 @@ def _operands(writer: _Writer, layer: Add | Multiply) -> str:
 
 
 def _add(writer: _Writer, layer: Add) -> Iterator[str]:
-    writer.used.add("add")
-    fields = {"count": layer.a.size, "period": layer.b.size, "zeros": (layer.a.zero, layer.b.zero)}
-    fields |= {"multipliers": layer.multipliers, "shift": layer.shift}
-    yield f"    add({writer.struct('add', layer.name, fields | _ends(layer))}, {_operands(writer, layer)});"
+    fields: dict[str, Any] = {"count": layer.a.size, "period": layer.b.size, "zeros": (layer.a.zero, layer.b.zero)}
+    if writer.program.rounding == "twice":
+        factors = [_exponent(factor) for factor in layer.factors()]
+        fields |= {"multipliers": [m for m, _ in factors], "exponents": [e for _, e in factors], "sign": layer.sign}
+    else:
+        fields |= {"multipliers": layer.multipliers, "shift": layer.shift}
+    yield writer.call("add", layer, fields, _operands(writer, layer))
+
+
+def _exponent(factor: Rescale) -> tuple[int, int]:
+    """(multiplier, exponent) as `twice` takes them."""
+    return int(factor.multiplier[0]), factor.left - int(factor.shift[0])
 
 
 def _multiply(writer: _Writer, layer: Multiply) -> Iterator[str]:
-    writer.used.add("multiply")
-    fields = {"count": layer.a.size, "period": layer.b.size, "zeros": (layer.a.zero, layer.b.zero)}
-    fields |= {"multiplier": int(layer.rescale.multiplier[0]), "shift": int(layer.rescale.shift[0])}
-    fields |= {"left": layer.rescale.left}
-    yield f"    multiply({writer.struct('multiply', layer.name, fields | _ends(layer))}, {_operands(writer, layer)});"
+    fields: dict[str, Any] = {"count": layer.a.size, "period": layer.b.size, "zeros": (layer.a.zero, layer.b.zero)}
+    multiplier, exponent = _exponent(layer.rescale)
+    fields |= {"multiplier": multiplier}
+    if writer.program.rounding == "twice":
+        fields |= {"exponent": exponent}
+    else:
+        fields |= {"shift": int(layer.rescale.shift[0]), "left": layer.rescale.left}
+    yield writer.call("multiply", layer, fields, _operands(writer, layer))
 
 
 def _average(writer: _Writer, layer: AveragePool) -> Iterator[str]:
+    given = f"{writer.place(layer.input)}, {writer.place(layer.output)}"
+    if writer.program.rounding == "twice" and layer.whole:
+        multiplier, exponent = _exponent(layer.factor())
+        fields = {"places": layer.input.size // layer.output.size, "channels": layer.output.size}
+        fields |= {"in_zero": layer.input.zero, "multiplier": multiplier, "exponent": exponent}
+        yield writer.call("mean", layer, fields, given)
+        return
     writer.used.add("average")
-    fields = {"at": _window(spatial(layer.input), window_out(layer), layer.kernel, layer), "in_zero": layer.input.zero}
-    fields |= {"counted": int(layer.count_padding), "multiplier": layer.multiplier, "shift": layer.shift}
-    struct = writer.struct("average", layer.name, fields | _ends(layer))
-    yield f"    average({struct}, {writer.place(layer.input)}, {writer.place(layer.output)});"
+    at = _window(spatial(layer.input), window_out(layer), layer.kernel, layer)
+    numbers = {"in_zero": layer.input.zero, "counted": int(layer.count_padding), "multiplier": layer.multiplier}
+    struct = writer.struct("average", layer.name, {"at": at} | numbers | {"shift": layer.shift} | _ends(layer))
+    yield f"    average({struct}, {given});"
 
 
 def _largest(writer: _Writer, layer: MaxPool) -> Iterator[str]:

@@ -16,10 +16,10 @@ struct conv {
 
 /* section rescale_once: conv */
 /* Accumulators to codes: multiplier * 2^(left - 31 - shift), the product rounded once, half up. */
-static void rescale(int32_t *acc, int count, const struct conv *c, int first, int8_t *y)
+static void rescale(int32_t *restrict acc, int count, const struct conv *c, int first, int8_t *restrict y)
 {
-    const int32_t *multiplier = c->multiplier + first;
-    const uint8_t *shift = c->shift + first;
+    const int32_t *restrict multiplier = c->multiplier + first;
+    const uint8_t *restrict shift = c->shift + first;
     const int up = 1 << c->left, zero = c->zero, low = c->low, high = c->high;
     int i;
     for (i = 0; i < count; i++)
@@ -31,27 +31,37 @@ static void rescale(int32_t *acc, int count, const struct conv *c, int first, in
     }
 }
 
-/* section rescale_twice: conv */
-/* Accumulators to codes as TFLite rounds: the product at bit 31, to nearest; the shift, half away from zero. */
+/* section twice */
+/* value * multiplier * 2^(exponent - 31) as TFLite rounds: at bit 31, to nearest; then the shift, half away from zero. */
+static int32_t twice(int32_t value, int32_t multiplier, int exponent)
+{
+    const int up = exponent > 0 ? exponent : 0, down = exponent > 0 ? 0 : -exponent;
+    const int64_t product = (int64_t)(value * (1 << up)) * multiplier;
+    const int64_t total = product + (product >= 0 ? 1 << 30 : 1 - (1 << 30));
+    const int32_t top = (int32_t)(total / ((int64_t)1 << 31));
+    const int32_t mask = (int32_t)(((int64_t)1 << down) - 1);
+    return (top >> down) + ((top & mask) > (mask >> 1) + (top < 0));
+}
+
+static int8_t clipped(int32_t code, int low, int high)
+{
+    code = code < low ? low : code;
+    return (int8_t)(code > high ? high : code);
+}
+
+/* section rescale_twice: conv twice */
 static void rescale(int32_t *acc, int count, const struct conv *c, int first, int8_t *y)
 {
     int i;
     for (i = 0; i < count; i++) {
-        const int exponent = c->left - c->shift[first + i];
-        const int up = exponent > 0 ? exponent : 0, down = exponent > 0 ? 0 : -exponent;
-        const int64_t product = (int64_t)(acc[i] * (1 << up)) * c->multiplier[first + i];
-        const int64_t total = product + (product >= 0 ? 1 << 30 : 1 - (1 << 30));
-        const int32_t top = (int32_t)(total / ((int64_t)1 << 31));
-        const int32_t mask = (int32_t)(((int64_t)1 << down) - 1);
-        int32_t code = (top >> down) + ((top & mask) > (mask >> 1) + (top < 0)) + c->zero;
-        code = code < c->low ? c->low : code;
-        y[i] = (int8_t)(code > c->high ? c->high : code);
+        const int32_t code = twice(acc[i], c->multiplier[first + i], c->left - c->shift[first + i]);
+        y[i] = clipped(code + c->zero, c->low, c->high);
     }
 }
 
 /* section convolve: conv */
 /* Copies `count` codes as 0 ... 255: machines multiply unsigned with signed bytes. */
-static uint8_t *lift(const int8_t *x, int count, uint8_t *window)
+static uint8_t *lift(const int8_t *restrict x, int count, uint8_t *restrict window)
 {
     int i;
     for (i = 0; i < count; i++)
@@ -205,6 +215,58 @@ static void add(const struct add *s, const int8_t *a, const int8_t *b, int8_t *y
             code = code < low ? low : code;
             y[i] = (int8_t)(code > high ? high : code);
         }
+}
+
+/* section add_twice: twice */
+struct add_twice {
+    int count, period, zeros[2], sign, exponents[3], zero, low, high;
+    int32_t multipliers[3];
+};
+
+/* TFLite's sum: operands 20 bits up and rescaled, then their sum; b repeats along a. */
+static void add_twice(const struct add_twice *s, const int8_t *a, const int8_t *b, int8_t *y)
+{
+    int first, i;
+    for (first = 0; first < s->count; first += s->period, a += s->period, y += s->period)
+        for (i = 0; i < s->period; i++) {
+            const int32_t left = twice((a[i] - s->zeros[0]) * (1 << 20), s->multipliers[0], s->exponents[0]);
+            const int32_t right = twice((b[i] - s->zeros[1]) * (1 << 20), s->multipliers[1], s->exponents[1]);
+            const int32_t code = twice(left + s->sign * right, s->multipliers[2], s->exponents[2]);
+            y[i] = clipped(code + s->zero, s->low, s->high);
+        }
+}
+
+/* section multiply_twice: twice */
+struct multiply_twice {
+    int count, period, zeros[2], multiplier, exponent, zero, low, high;
+};
+
+/* y = zero + (a - its zero) * (b - its zero), rescaled; b repeats along a. */
+static void multiply_twice(const struct multiply_twice *s, const int8_t *a, const int8_t *b, int8_t *y)
+{
+    int first, i;
+    for (first = 0; first < s->count; first += s->period, a += s->period, y += s->period)
+        for (i = 0; i < s->period; i++) {
+            const int32_t code = twice((a[i] - s->zeros[0]) * (b[i] - s->zeros[1]), s->multiplier, s->exponent);
+            y[i] = clipped(code + s->zero, s->low, s->high);
+        }
+}
+
+/* section mean_twice: twice */
+struct mean_twice {
+    int places, channels, in_zero, multiplier, exponent, zero, low, high;
+};
+
+/* TFLite's mean of all places; the number of places is part of the multiplier. */
+static void mean_twice(const struct mean_twice *s, const int8_t *x, int8_t *y)
+{
+    int n, i;
+    for (n = 0; n < s->channels; n++) {
+        int32_t total = -s->places * s->in_zero;
+        for (i = 0; i < s->places; i++)
+            total += x[i * s->channels + n];
+        y[n] = clipped(twice(total, s->multiplier, s->exponent) + s->zero, s->low, s->high);
+    }
 }
 
 /* section multiply */

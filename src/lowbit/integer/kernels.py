@@ -94,6 +94,32 @@ def add(a: Ints, b: Ints, y: Ints, zeros: Any, multipliers: Any, shift: int, end
 
 
 @kernel
+def add_twice(a: Ints, b: Ints, y: Ints, zeros: Any, factors: Any, sign: int, ends: Any) -> None:
+    """TFLite's sum: operands 20 bits up and rescaled, then their sum; factors are (multiplier, shift, left) of each."""
+    for s in range(a.shape[0]):
+        for i in range(a.shape[1]):
+            first = (np.int64(a[s, i]) - zeros[0]) << 20
+            second = (np.int64(b[s % b.shape[0], i % b.shape[1]]) - zeros[1]) << 20
+            total = twice(int(first), factors[0][0], factors[0][1], factors[0][2])
+            total += sign * twice(int(second), factors[1][0], factors[1][1], factors[1][2])
+            code = twice(total, factors[2][0], factors[2][1], factors[2][2]) + ends[0]
+            y[s, i] = min(max(code, ends[1]), ends[2])
+
+
+@kernel
+def mean_twice(x: Ints, y: Ints, channels: int, zero: int, factor: Any, ends: Any) -> None:
+    """TFLite's mean of all places: the sum rescaled, the number of places being part of the multiplier."""
+    places = x.shape[1] // channels
+    for s in range(x.shape[0]):
+        for c in range(channels):
+            total = -places * zero
+            for i in range(places):
+                total += x[s, i * channels + c]
+            code = twice(total, factor[0], factor[1], factor[2]) + ends[0]
+            y[s, c] = min(max(code, ends[1]), ends[2])
+
+
+@kernel
 def multiply(
     a: Ints, b: Ints, y: Ints, zeros: Any, multiplier: int, shift: int, left: int, double: bool, ends: Any
 ) -> None:

@@ -18,17 +18,12 @@ from lowbit.graph.weights import constant
 from lowbit.integer import forms
 from lowbit.integer.bounds import check_accumulators
 from lowbit.integer.functions import FUNCTIONS, evaluate
-from lowbit.integer.moves import FILLED, pieces_of, positions, run_node
-from lowbit.integer.program import Copy, Ints, Layer, Program, Rounding, Table, Tensor
-from lowbit.integer.values import Array, Coded, Constant, Waiting, channels_last, onnx_shape
+from lowbit.integer.layout import MOVING, in_channels_last, in_order, moved
+from lowbit.integer.moves import run_node
+from lowbit.integer.program import Layer, Program, Rounding, Table, Tensor
+from lowbit.integer.values import Array, Coded, Constant, Waiting, channels_last
 
 AGAIN = "Quantize the float network with --target integer."
-_MOVING = frozenset(
-    {
-        *("Identity", "Dropout", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat"),
-        *("Pad", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Gather", "Resize"),
-    }
-)
 
 
 def read_program(path: Path, rounding: Rounding = "once", sizes: Mapping[str, int] | None = None) -> Program:
@@ -265,8 +260,10 @@ class _Walk:
         name = str(node.outputs[0].name)
         data = {i: v for i, v in read.items() if isinstance(v, Coded)}
         operands = {i: v for i, v in read.items() if isinstance(v, (Coded, Constant))}
-        if node.op_type in _MOVING:
-            self._move(node, data, {i: v.real() for i, v in operands.items() if isinstance(v, Constant)})
+        if node.op_type in MOVING:
+            constants = {i: v.real() for i, v in operands.items() if isinstance(v, Constant)}
+            outputs = moved(self.layers, node, data, constants)
+            self.known |= {str(v.name): coded for v, coded in zip(node.outputs, outputs, strict=True)}
         elif self._is_function(node, operands):
             first = next(iter(data.values()))
             numbers = [
@@ -275,14 +272,16 @@ class _Walk:
             ]
             self.known[name] = Coded(first.tensor, evaluate(node, numbers))
         elif node.op_type in ("MaxPool", "GlobalMaxPool"):
-            layer = forms.max_pool(node, {0: self._channels_last(data[0])})
+            layer = forms.max_pool(node, {0: in_channels_last(self.layers, data[0])})
             self.layers.append(layer)
             self.known[name] = Coded(layer.output)
         elif node.op_type in forms.OVER_POSITIONS:
-            self.known[name] = forms.OVER_POSITIONS[node.op_type](node, operands | {0: self._channels_last(data[0])})
+            self.known[name] = forms.OVER_POSITIONS[node.op_type](
+                node, operands | {0: in_channels_last(self.layers, data[0])}
+            )
         elif node.op_type in forms.ORDERED:
             as_it_lies = node.op_type == "ReduceMean"
-            first = data[0] if as_it_lies else self._in_order(data[0], tuple(range(len(data[0].shape))))
+            first = data[0] if as_it_lies else in_order(self.layers, data[0], tuple(range(len(data[0].shape))))
             self.known[name] = forms.ORDERED[node.op_type](node, operands | {0: first})
         elif node.op_type in ("Add", "Sum", "Sub", "Mul") and len(node.inputs) == 2:
             self.known[name] = self._elementwise(node, operands)
@@ -307,7 +306,7 @@ class _Walk:
             held, rank = b.tensor, len(shape) - len(b.shape)
             order = (*range(rank), *(axis + rank for axis in held.order))
             wide = replace(held, shape=(*(1,) * rank, *held.shape), order=order)
-            b = self._in_order(Coded(wide), a.tensor.order)
+            b = in_order(self.layers, Coded(wide), a.tensor.order)
             if not forms.repeats(b.tensor.shape, a.tensor.shape):
                 raise UnsupportedError("an operand that is repeated along inner axes")
         if node.op_type == "Mul":
@@ -316,67 +315,3 @@ class _Walk:
         if node.op_type == "Sub" and first == 1:
             raise UnsupportedError("subtracts a larger tensor from a smaller one")
         return waiting
-
-    # ---- moves ---------------------------------------------------------------------------------------------------
-
-    def _channels_last(self, coded: Coded) -> Coded:
-        return self._in_order(coded, channels_last(len(coded.shape)))
-
-    def _in_order(self, coded: Coded, order: tuple[int, ...]) -> Coded:
-        """The same values with their axes in this order in memory; copied where they lie otherwise."""
-        held = coded.tensor
-        if held.order == order or coded.function is not None:
-            return coded
-        where = _lies(held).transpose(order)
-        return self._copied(f"{held.name}.{''.join(map(str, order))}", [held], where, order)
-
-    def _copied(self, name: str, sources: list[Tensor], where: Ints, order: tuple[int, ...], fill: float = 0) -> Coded:
-        """Codes of these tensors in other places: where[i] counts through the memory of all of them."""
-        first = sources[0]
-        if len(sources) == 1 and np.array_equal(where.reshape(-1), np.arange(first.size)):
-            return Coded(replace(first, shape=where.shape, order=order))  # as it lies
-        tensor = replace(first, name=name, shape=where.shape, order=order)
-        pieces = pieces_of(where, [s.size for s in sources], name)
-        filled = np.any(where == FILLED)
-        code = int(np.clip(np.rint(fill / first.scale) + first.zero, *first.ends))
-        self.layers.append(Copy(name, tuple(sources), tensor, pieces, code if filled else None))
-        return Coded(tensor)
-
-    def _move(self, node: ir.Node, data: dict[int, Coded], constants: dict[int, Array]) -> None:
-        sources = [coded.tensor for coded in data.values()]
-        if any(coded.function is not None for coded in data.values()):
-            raise UnsupportedError("reads a value that no quantizer stands on")
-        if len({(s.scale, s.zero, s.bits) for s in sources}) > 1:
-            raise UnsupportedError("joins values of several scales")
-        if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
-            raise UnsupportedError("resizes by other than the nearest value")
-        filling = float(constants[2]) if node.op_type == "Pad" and 2 in constants else 0.0
-        starts = np.cumsum([0, *(s.size for s in sources)])
-        lies = np.concatenate([_lies(s).reshape(-1) + start for s, start in zip(sources, starts, strict=False)])
-        shapes = {i: onnx_shape(coded.tensor) for i, coded in data.items()}
-        keeps = {len(s.shape) for s in sources} if sources[0].order == channels_last(len(sources[0].shape)) else set()
-        for value, found in zip(node.outputs, positions(node, shapes, constants), strict=True):
-            order = channels_last(found.ndim) if found.ndim in keeps else tuple(range(found.ndim))
-            place = np.where(found == FILLED, FILLED, lies[np.maximum(found, 0)])
-            self.known[str(value.name)] = self._placed(str(value.name), sources, place, order, filling)
-
-    def _placed(self, name: str, sources: list[Tensor], place: Ints, order: tuple[int, ...], fill: float) -> Coded:
-        """In the order that needs no copy, if there is one: a transpose often only renames axes."""
-        for free in (order, tuple(range(place.ndim)), tuple(np.argsort(_strides(place))[::-1])):
-            where = place.transpose(free)
-            if len(sources) == 1 and np.array_equal(where.reshape(-1), np.arange(sources[0].size)):
-                return self._copied(name, sources, where, tuple(int(a) for a in free))
-        return self._copied(name, sources, place.transpose(order), order, fill)
-
-
-def _lies(tensor: Tensor) -> Ints:
-    """In ONNX's shape, where in memory each value lies."""
-    return np.arange(tensor.size).reshape(tensor.shape).transpose(np.argsort(tensor.order))
-
-
-def _strides(place: Ints) -> list[int]:
-    """How far one step along each axis moves through memory."""
-    return [
-        int(np.take(place, 1, axis).reshape(-1)[0] - place.reshape(-1)[0]) if place.shape[axis] > 1 else place.size + 1
-        for axis in range(place.ndim)
-    ]

@@ -150,6 +150,20 @@ class Add:
     def inputs(self) -> tuple[Tensor, ...]:
         return (self.a,) if self.constant is not None else (self.a, self.b)
 
+    @property
+    def sign(self) -> int:
+        """−1 in a subtraction."""
+        return 1 if self.multipliers[1] > 0 else -1
+
+    def factors(self) -> tuple[Rescale, Rescale, Rescale]:
+        """What TFLite multiplies with, of a, b and their sum: operands, 20 bits up, come to twice the larger scale."""
+        twice = 2 * max(self.a.scale, self.b.scale)
+        return (
+            Rescale.of(self.a.scale / twice),
+            Rescale.of(self.b.scale / twice),
+            Rescale.of(twice / 2**20 / self.output.scale),
+        )
+
 
 @dataclass(frozen=True)
 class Multiply:
@@ -192,6 +206,20 @@ class AveragePool:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         return (self.input,)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all places of a channel become one: TFLite's MEAN."""
+        return (
+            self.output.size == self.input.shape[-1]
+            and int(np.prod(self.kernel)) == self.input.size // self.output.size
+        )
+
+    def factor(self) -> Rescale:
+        """What TFLite multiplies the sum of all places with: the ratio of the scales, divided by how many they are."""
+        ratio, places = Rescale.of(self.input.scale / self.output.scale), self.input.size // self.output.size
+        up = places.bit_length() - 1
+        return Rescale((ratio.multiplier.astype(np.int64) << up) // places, ratio.shift + up, ratio.left)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,20 @@ from typing import Any
 import numpy as np
 
 from lowbit.integer import kernels
-from lowbit.integer.program import Add, AveragePool, Conv, Copy, Ints, Layer, MaxPool, Multiply, Program, Table, Tensor
+from lowbit.integer.program import (
+    Add,
+    AveragePool,
+    Conv,
+    Copy,
+    Ints,
+    Layer,
+    MaxPool,
+    Multiply,
+    Program,
+    Rescale,
+    Table,
+    Tensor,
+)
 
 Codes = dict[str, Ints]  # tensor name → (samples, size), as the codes lie in memory
 
@@ -44,16 +57,28 @@ def _convolve(layer: Conv, x: Sequence[Ints], y: Ints, program: Program) -> None
 
 def _add(layer: Add, x: Sequence[Ints], y: Ints, program: Program) -> None:
     b = x[1] if layer.constant is None else layer.constant.reshape(1, -1)
-    kernels.add(x[0], b, y, (layer.a.zero, layer.b.zero), layer.multipliers, layer.shift, _ends(layer))
+    zeros, ends = (layer.a.zero, layer.b.zero), _ends(layer)
+    if program.rounding == "twice":
+        kernels.add_twice(x[0], b, y, zeros, tuple(map(_numbers, layer.factors())), layer.sign, ends)
+    else:
+        kernels.add(x[0], b, y, zeros, layer.multipliers, layer.shift, ends)
 
 
 def _multiply(layer: Multiply, x: Sequence[Ints], y: Ints, program: Program) -> None:
     b = x[1] if layer.constant is None else layer.constant.reshape(1, -1)
-    factor = int(layer.rescale.multiplier[0]), int(layer.rescale.shift[0]), layer.rescale.left
-    kernels.multiply(x[0], b, y, (layer.a.zero, layer.b.zero), *factor, program.rounding == "twice", _ends(layer))
+    kernels.multiply(
+        x[0], b, y, (layer.a.zero, layer.b.zero), *_numbers(layer.rescale), program.rounding == "twice", _ends(layer)
+    )
+
+
+def _numbers(factor: Rescale) -> tuple[int, int, int]:
+    return int(factor.multiplier[0]), int(factor.shift[0]), factor.left
 
 
 def _average(layer: AveragePool, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    if program.rounding == "twice" and layer.whole:
+        kernels.mean_twice(x[0], y, layer.output.size, layer.input.zero, _numbers(layer.factor()), _ends(layer))
+        return
     kernels.average(
         x[0], y, spatial(layer.input), window_out(layer), layer.kernel, layer.strides, layer.pads,
         layer.count_padding, layer.input.zero, layer.multiplier, layer.shift, _ends(layer),

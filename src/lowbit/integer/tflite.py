@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import UnsupportedError
-from lowbit.integer.program import Add, AveragePool, Conv, Copy, Ints, Layer, MaxPool, Multiply, Program, Table, Tensor
+from lowbit.integer.program import (
+    Add,
+    AveragePool,
+    Conv,
+    Copy,
+    Ints,
+    Layer,
+    MaxPool,
+    Multiply,
+    Program,
+    Rounding,
+    Table,
+    Tensor,
+)
 from lowbit.integer.reference import spatial
 from lowbit.integer.tflite_moves import moves
 
@@ -44,8 +57,8 @@ def write_tflite(program: Program) -> bytes:
     """The flatbuffer; UnsupportedError names the layers that TFLite has no operator for."""
     if wide := [t.name for t in program.tensors() if t.bits > 8]:
         raise UnsupportedError(f"'{wide[0]}' has 16-bit codes, which are not written as TFLite yet. Use 8 bits.")
-    writer = _Writer()
-    wrong = []
+    writer = _Writer(program.rounding)
+    inputs, wrong = [writer.tensor(tensor) for tensor in program.inputs], []
     for layer in program.layers:
         try:
             _STEPS[type(layer)](writer, layer)
@@ -54,7 +67,7 @@ def write_tflite(program: Program) -> bytes:
     if wrong:
         raise UnsupportedError(f"these have no operator in TFLite: {'; '.join(wrong)}. Export them as C.")
     outputs = [writer.read(tensor) for tensor in program.outputs]
-    return writer.file([writer.tensor(tensor) for tensor in program.inputs], outputs)
+    return writer.file(inputs, outputs)
 
 
 class _Writer:
@@ -64,7 +77,8 @@ class _Writer:
     known                         (name, shape) → index of a tensor: a view in another shape is another tensor
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rounding: Rounding) -> None:
+        self.rounding = rounding
         try:
             import flatbuffers
             import tflite
@@ -189,7 +203,7 @@ def _conv(writer: _Writer, layer: Conv) -> None:
     biases = writer.constant(f"{layer.name}/bias", bias.astype(np.int32), bias_scale)
     weight, scales = layer.weight[:, 0], layer.weight_scale
     activation = _activation(layer)
-    if len(layer.input.shape) == 2:
+    if len(layer.input.shape) == 2 and writer.rounding == "once":  # LiteRT's own kernel for it rounds once
         flat = writer.constant(f"{layer.name}/weight", rows.astype(np.int8), scales)
         source = writer.latest.get(layer.input.name, layer.input)  # it flattens what it reads
         inputs = [writer.tensor(source), flat, biases]
