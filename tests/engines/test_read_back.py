@@ -23,6 +23,19 @@ def test_the_layers_of_a_quantized_toy_run_in_integers_and_those_of_the_float_on
     assert [read_back(convolutions().program, engine).of(name) for name in LAYERS] == [FLOAT] * 3
 
 
+@pytest.mark.parametrize("last", ["MatMul (r, v)", "Gemm (r, v)"])
+def test_a_layer_that_makes_the_output_is_read_back_from_openvino(last):
+    """OpenVINO calls it by the name of the output."""
+    pytest.importorskip("openvino")
+    rng = np.random.default_rng(0)
+    text = f"m (float[N,32] x) => (float[N,8] y) {{ a = Gemm (x, w) r = Relu (a) y = {last} }}"
+    model = network(text, w=rng.normal(size=(32, 32)), v=rng.normal(size=(32, 8)))
+    quantized = lb.quantize(model, rng.normal(size=(32, 32)).astype(np.float32), target="openvino")
+    found = read_back(quantized.program, "openvino")
+    assert [found.of(str(n.name)) for n in quantized.program.graph if n.op_type in ("Gemm", "MatMul")] == [INTEGERS] * 2
+    assert [port.name for port in quantized.outputs] == ["y"]
+
+
 def test_a_kernel_that_rounds_activations_by_block_is_called_so():
     model = network(
         "m (float[N,64] x) => (float[N,64] y) { y = MatMul (x, w) }", w=np.random.default_rng(0).normal(size=(64, 64))

@@ -64,6 +64,9 @@ def _tagged(program: ir.Model) -> bytes:
     tagged = program.clone()
     for index, node in enumerate(tagged.graph):
         node.name = f"@{index}@"
+        for value in node.outputs:  # OpenVINO names the node that makes an output of the network after that output
+            if value.is_graph_output():
+                value.name = f"@{index}@{value.name}"
     return serialize(tagged)
 
 
