@@ -285,7 +285,8 @@ def test_a_bar_that_is_not_met_is_status_2(place, capsys):
     onnx.save(broken, "broken.onnx")
     words = ["compare", "net.onnx", "broken.onnx", "--data", "data.npz", "--without", "latency"]
     assert call(*words) == 0
-    assert call(*words, "--max-drop", "0.01") == 2
+    assert call(*words, "--max-drop", "1") == 2  # a point: a hundredth of top1
+    assert call(*words, "--max-drop", "100") == 0
     assert call("compare", "net.onnx", "net.onnx", "--data", "data.npz", "--without", "latency", "--max-drop", "0") == 0
 
 

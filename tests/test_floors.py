@@ -37,7 +37,7 @@ def compared(
 def test_resnet20_is_within_a_tenth_of_a_point_of_float_on_all_of_cifar10(data, tmp_path):
     found = compared(data, tmp_path / "net.onnx", "cifar10-resnet20", "cifar10-train-0.npz", "cifar10-test.npz", CIFAR)
     assert found.reference.metric == pytest.approx(0.9173, abs=1e-4)
-    assert found.drop <= 0.001  # measured -0.0007: 91.80 %
+    assert found.drop <= 0.1  # points; measured -0.07: 91.80 %
     assert found.outputs[0].sqnr_db > 30.5  # 31.5
     assert found.times_smaller > 3.4  # 3.47; the largest part of the rest is what a node and its names weigh
 
@@ -78,7 +78,7 @@ def test_resnet20_with_4_bit_weights_keeps_its_accuracy(data, tmp_path, short):
     files = "cifar10-resnet20", "cifar10-train-0.npz", "cifar10-test.npz"
     found = compared(data, tmp_path / "net.onnx", *files, CIFAR, "w4a8", limit=2000)
     assert found.reference.metric == pytest.approx(0.9155, abs=1e-4)
-    assert found.drop <= 0.001  # measured -0.001: 91.65 %
+    assert found.drop <= 0.1  # points; measured -0.1: 91.65 %
     assert found.agreement >= 0.98  # measured 0.9845
     assert found.outputs[0].sqnr_db > 22.5  # 23.2
 

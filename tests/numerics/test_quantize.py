@@ -172,7 +172,8 @@ def test_memory_that_is_not_contiguous_changes_nothing():
 
 @every_format
 def test_zeros_stay_zeros(format):
-    assert (quantize(torch.zeros(8, 40), format).dequantize().abs() < 1e-37).all()
+    least = 38 * torch.finfo(torch.float32).tiny  # of a grid without 0: lloyd2 has ±38, at the smallest scale
+    assert (quantize(torch.zeros(8, 40), format).dequantize().abs() <= least).all()
 
 
 @every_format

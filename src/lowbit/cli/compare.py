@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import DataOption, JsonOption, RunOptions, with_groups
+from lowbit.cli.options import DROP, DataOption, JsonOption, RunOptions, with_groups
 from lowbit.cli.output import answer, progress
 
 
@@ -30,7 +30,7 @@ def compare(
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(metavar="DROP", help="Exit with status 2 if the metric is worse by more; top1: .01 is one point."),
+        typer.Option(metavar="POINTS", help=f"Exit with status 2 if the metric is worse by more. {DROP}"),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -18,7 +18,7 @@ from lowbit.flows.evaluate import Subject
 from lowbit.flows.fidelity import Closeness, Fidelity, LayerFidelity, layer_fidelity
 from lowbit.flows.given import model_and_data
 from lowbit.flows.latency import Timing, side_by_side
-from lowbit.flows.metrics import METRICS, Metric, Tally, default_metric, metric_of
+from lowbit.flows.metrics import METRICS, Metric, Tally, default_metric, metric_of, points_lost
 from lowbit.graph.notes import sizes
 from lowbit.model import Model
 from lowbit.report.ledger import Ledger
@@ -86,9 +86,10 @@ class Comparison:
 
     @property
     def drop(self) -> float:
-        """How much worse the candidate's metric is; negative where it is better, 0 without a metric."""
-        change = self.metric_change or 0.0
-        return -change if self.better == "higher" else change
+        """Points that the candidate's metric is worse by (`points_lost`); 0 without a metric."""
+        if self.reference.metric is None or self.candidate.metric is None:
+            return 0.0
+        return points_lost(self.reference.metric, self.candidate.metric, self.better)
 
     @property
     def agreement(self) -> float | None:

@@ -16,7 +16,7 @@ from lowbit.engines.compile import ENGINES, Run
 from lowbit.errors import DataError
 from lowbit.flows.evaluate import Subject
 from lowbit.flows.latency import side_by_side
-from lowbit.flows.metrics import Metric, class_axis, default_metric, metric_of
+from lowbit.flows.metrics import Metric, class_axis, default_metric, metric_of, points_lost
 from lowbit.graph.notes import sizes
 from lowbit.model import Model, load
 
@@ -29,8 +29,7 @@ Answers = list[np.ndarray]
 class Measured:
     """What a file does on the test data.
 
-    drop         points: hundredths of 1 where a higher metric is better and at most 1 (a share, a correlation), else
-                 percent of the float network's value. Negative where the file is better
+    drop         points that the metric is worse by than the float network's (`points_lost`)
     latency_ms   of one sample on one thread; times_faster: than the float network, which ran in turn with it
     """
 
@@ -100,10 +99,8 @@ class Judge:
             return Measured(self.before, 0.0, _network_bytes(path), float_ms, 1.0)
 
     def drop(self, metric: float) -> float:
-        """How much worse than the float network, in points: see `Measured`."""
-        worse = self.before - metric if self.metric.better == "higher" else metric - self.before
-        share = self.metric.better == "higher" and abs(self.before) <= 1
-        return 100 * worse / (1.0 if share else max(abs(self.before), 1e-30))
+        """How much worse than the float network, in points: see `points_lost`."""
+        return points_lost(self.before, metric, self.metric.better)
 
     def _metric_of(self, run: Run) -> float:
         tally = self.metric.tally()

@@ -41,6 +41,17 @@ class Metric:
         return f"{100 * change:+.2f}" if self.percent else f"{change:+.3g}"
 
 
+def points_lost(before: float, after: float, better: Literal["higher", "lower"]) -> float:
+    """How much worse a metric became, in points; negative where it became better.
+
+    A point is a hundredth of 1 where a higher metric is better and at most 1 (a share, a correlation), else a percent
+    of the value before.
+    """
+    worse = before - after if better == "higher" else after - before
+    share = better == "higher" and abs(before) <= 1
+    return 100 * worse / (1.0 if share else max(abs(before), 1e-30))
+
+
 @dataclass
 class Tally:
     """What a metric has seen so far."""

@@ -16,6 +16,7 @@ from lowbit.errors import DataError, InputError, TooSmallError
 from lowbit.flows.compress import Compression, Progress, compress
 from lowbit.flows.evaluate import evaluate, predict
 from lowbit.flows.given import model_and_data
+from lowbit.flows.metrics import points_lost
 from lowbit.model import Model
 from lowbit.train.samples import Samples
 
@@ -49,7 +50,7 @@ class Found:
     def verdict(self) -> dict[str, object]:
         """For people and JSON."""
         text = "reached" if self.reached else "not reached"
-        drop = 100 * (self.before - self.after)
+        drop = points_lost(self.before, self.after, "higher")
         return {
             "budget": f"{text}: {self.metric} {100 * self.before:.2f} → {100 * self.after:.2f} %, a drop of {drop:.2f} "
             f"where {self.max_drop:g} is allowed",
@@ -94,7 +95,7 @@ def shrink(
             after, within = None, False
         else:
             after = evaluate(small, judging, "top1")
-            within = 100 * (before - after) <= max_drop + 1e-9
+            within = points_lost(before, after, "higher") <= max_drop + 1e-9
             if best is None or within:  # ratios within the budget only grow
                 best = small, after, within
         trials.append(Trial(ratio, after, within))
