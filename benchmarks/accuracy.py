@@ -64,6 +64,10 @@ def candidates(case: Case, folder: Path, with_peers: bool, recipe: str) -> Itera
     source = folder / "float.onnx"  # at a current opset: per-channel weights need 13
     model.save(source)
     batches = [inputs for inputs, _ in calibration.batches(1)]
+    if lb.RECIPES.get(recipe, lb.RECIPES["int8"])().looks_at_data() is None:
+        target = folder / "dynamic.onnx"
+        yield from _attempt("onnxruntime dynamic", "onnxruntime", peers.onnxruntime_dynamic, source, target)
+        return
     for per_channel, methods in ((True, case.calibrators), (False, case.calibrators[:1])):
         for method in methods:
             name = f"onnxruntime {method}, per {'channel' if per_channel else 'tensor'}"

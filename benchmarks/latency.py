@@ -1,7 +1,8 @@
 """Latency of one call, one thread: float, lowbit's file, and the engine's own quantizer on the same network, in turn.
 
 `python -m benchmarks.latency [NETWORK …] [--engine onnxruntime|openvino]`. Milliseconds are processor time, medians.
-`--recipe "int4 group:32" --recipe nf4` times such files beside float in onnxruntime instead, minima of one run.
+`--recipe "int4 group:32" --recipe nf4` times such files beside float in onnxruntime instead, minima of one run;
+`--recipe int8-dynamic` adds onnxruntime's own dynamic quantizer.
 """
 
 import contextlib
@@ -69,10 +70,22 @@ def _minilm(tokens: int) -> Network:
     return Network(write, sample, transformer=True)
 
 
+def _characters(count: int) -> Network:
+    from benchmarks.networks import FOLDER
+
+    file = FOLDER / "text/charlstm-charlotte_bronte.onnx"
+
+    def sample(generator: np.random.Generator) -> Batch:
+        return {lb.load(file).inputs[0].name: generator.integers(0, 64, (1, count))}
+
+    return Network(lambda path: path.write_bytes(file.read_bytes()), sample)
+
+
 NETWORKS: dict[str, Callable[[], Network]] = {
     **{name: partial(_shape, name) for name in SHAPES},
     "MiniLM-16": partial(_minilm, 16),
     "MiniLM-128": partial(_minilm, 128),
+    "charlstm-128": partial(_characters, 128),
     "resnet20": partial(_trained, "cifar10-resnet20.onnx", (1, 3, 32, 32)),
     "squeezenet": partial(_trained, "imagenet-squeezenet1_1.onnx", (1, 3, 224, 224)),
     "yolox": partial(_trained, "detection/yolox_nano.onnx", (1, 3, 416, 416)),
@@ -133,6 +146,8 @@ def beside_float(name: str, recipes: list[str], seconds: float) -> list[dict[str
         for index, recipe in enumerate(recipes):
             written[recipe] = Path(folder) / f"{index}.onnx"
             lb.quantize(model, batches, recipe).save(written[recipe])
+            if recipe == "int8-dynamic":
+                written["onnxruntime dynamic"] = peers.onnxruntime_dynamic(source, Path(folder) / "dynamic.onnx")
         calls = {
             recipe: partial(ENGINES["onnxruntime"].compile(path, threads=1), batches[0])
             for recipe, path in written.items()

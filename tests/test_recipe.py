@@ -6,7 +6,7 @@ import torch
 from toy_networks import convolutions, images, sqnr_db
 
 import lowbit as lb
-from lowbit.errors import InputError, LowbitError, UnsupportedError
+from lowbit.errors import InputError, LowbitError
 from lowbit.graph import PASSES
 from lowbit.recipe import IMPROVE, RECIPES
 
@@ -80,16 +80,13 @@ def test_lists_become_tuples():
     assert lb.Recipe([RULE], ["smooth"]) == lb.Recipe((RULE,), ("smooth",))
 
 
-DYNAMIC = lb.Recipe((lb.Rule("*", "int8 channel:0", lb.TensorSpec("uint8", "minmax", dynamic=True)),))
+DYNAMIC = lb.Recipe((lb.Rule("*", "int8 channel:0", lb.TensorSpec("uint8", "minmax", dynamic=True)),), target="generic")
 
 
-def test_dynamic_activations_are_refused_for_a_file_before_anything_is_calibrated():
-    def data():
-        raise AssertionError("the data was read")
-        yield
-
-    with pytest.raises(UnsupportedError, match=r"range of an activation at run time .* lowbit\.simulation does"):
-        lb.quantize(convolutions(), data(), DYNAMIC)
+@pytest.mark.parametrize("word", ["dynamic", "Dynamic"])
+def test_part_of_a_presets_name_is_answered_with_the_preset(word):
+    with pytest.raises(InputError, match=r"does not exist\. Did you mean 'int8-dynamic'\?$"):
+        lb.quantize(convolutions(), None, word)
 
 
 def test_dynamic_activations_are_simulated_each_input_with_its_own_range():

@@ -16,10 +16,10 @@ import tomli_w
 
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.graph import PASSES
-from lowbit.numerics import Format, Int, parse_format, spell_format
-from lowbit.ranges import MSE, Range, parse_range, range_words
+from lowbit.numerics import UINT8, Format, Int, parse_format, spell_format
+from lowbit.ranges import MSE, MinMax, Range, parse_range, range_words
 from lowbit.solve import NEED_MOMENTS, SOLVERS
-from lowbit.targets import find_target
+from lowbit.targets import TARGETS, find_target
 
 _MSE = MSE()
 IMPROVE = (
@@ -40,7 +40,7 @@ class TensorSpec:
     format, range   values, or their words: TensorSpec("int4 group:64", "percentile:99.99"). None, or "float": the
                     tensor stays float, and there is nothing else to say
     solve           of a weight: a name in lowbit.solve.SOLVERS
-    dynamic         of an activation: its range is measured on each input, not at calibration; simulated only
+    dynamic         of an activation: its range is measured on each input, not at calibration
     """
 
     format: Format | None
@@ -67,6 +67,7 @@ class TensorSpec:
 
 
 FLOAT = TensorSpec(None)
+DYNAMIC = TensorSpec(UINT8, MinMax(), dynamic=True)  # what DynamicQuantizeLinear computes
 
 
 @dataclass(frozen=True, init=False)
@@ -143,12 +144,20 @@ class Recipe:
 
     def check_deployable(self) -> None:
         """Raise UnsupportedError for what can be simulated only, before anything is calibrated."""
-        openvino = find_target(self.target).engine == "openvino"
+        target = find_target(self.target)
+        openvino = target.engine == "openvino"
         for rule, spec in ((rule, rule.activations or FLOAT) for rule in self.rules):
-            if spec.dynamic:
+            if spec.dynamic and not target.dynamic:
+                able = [name for name, other in TARGETS.items() if other.dynamic]
                 raise UnsupportedError(
-                    f"rule '{rule.layers}': no engine measures the range of an activation at run time between Q/DQ; "
-                    "lowbit.simulation does. Leave out dynamic=True for a file."
+                    f"rule '{rule.layers}': target '{self.target}' has no kernels that measure the range of an "
+                    f"activation at each input. Leave out dynamic, or choose a target that has: {', '.join(able)}."
+                )
+            if spec.dynamic and spec != DYNAMIC:
+                raise UnsupportedError(
+                    f"rule '{rule.layers}': a file measures ranges at each input by DynamicQuantizeLinear, which is "
+                    f"uint8 from the least to the greatest value, not {_spell(spec)}. Use "
+                    "TensorSpec('uint8', 'minmax', dynamic=True); lowbit.simulation takes any."
                 )
             if openvino and spec.format is not None and isinstance(grid := spec.format.grid, Int) and grid.bits == 16:
                 raise UnsupportedError(
@@ -173,7 +182,7 @@ class Recipe:
     def looks_at_data(self) -> str | None:
         """Why it cannot do without calibration data, in words; None where it needs none."""
         for rule in self.rules:
-            if rule.activations is not None and rule.activations.format is not None:
+            if rule.activations is not None and rule.activations.format is not None and not rule.activations.dynamic:
                 return f"the recipe quantizes activations (rule '{rule.layers}'), whose ranges are measured on data"
             if rule.weights is not None and rule.weights.format is not None and rule.weights.solve in NEED_MOMENTS:
                 return f"the solver '{rule.weights.solve}' (rule '{rule.layers}') fits weights to calibration data"
@@ -283,6 +292,8 @@ RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
         "int8-repaired": _preset("minmax", "auto", ("smooth", "equalize", "correct_bias", "leave_in_float"), "gptq"),
         # The same by the extremes of the calibration data alone: nothing is tried out, nothing corrected.
         "int8-fast": _preset("minmax", "minmax"),
+        # No data: 8-bit weights, and activations in uint8 whose range each input has for itself.
+        "int8-dynamic": _preset("mse", DYNAMIC),
         "int8-weights": _preset("minmax"),
         # 4-bit weights per output channel, computed in integers. Nothing is left in float.
         "w4a8": _low_bits(_INT4, 8, ("smooth", "reconstruct", "correct_bias"), "adaround"),
@@ -315,6 +326,9 @@ def find_recipe(recipe: "str | Path | Format | Recipe", target: str | None = Non
         try:
             weights = TensorSpec(recipe if isinstance(recipe, Format) else str(recipe))
         except InputError as error:
+            if near := [name for name in RECIPES if str(recipe).lower() in name]:
+                meant = "' or '".join(near)
+                raise InputError(f"recipe '{recipe}' does not exist. Did you mean '{meant}'?") from None
             raise InputError(
                 f"recipe '{recipe}' does not exist. Presets are: {', '.join(RECIPES)}; or give a .toml file, or a "
                 f"format for the weights, as 'int4 group:64'. As a format: {error}"

@@ -44,6 +44,7 @@ class Target:
     weights       channel(0) stands for the output channel, group(n) runs along the axis that is summed over
     activations   one format for all of them; 8-bit biases do not exist: a bias is int32 at scale S_x · S_w
     kernels       operator → how its integer kernel works
+    dynamic       operators with an integer kernel that measures the range of each input; no other has one
     in_float      functions of several operators that are faster in float, between two integer kernels
     engine        what the file is for, and what the proof reads back
     whole         everything between inputs and outputs is in integers; what has no integer form is an error
@@ -54,6 +55,7 @@ class Target:
     activations: Format
     kernels: Mapping[str, Role] = field(repr=False)
     in_float: frozenset[str] = frozenset()
+    dynamic: frozenset[str] = frozenset()
     engine: str = "onnxruntime"
     whole: bool = False
 
@@ -81,18 +83,22 @@ _WHOLE = _kernels(  # operators with a form in lowbit.integer; those of one valu
 # yolox_nano, all convolutions in integers, ms: 8.45 and 7.33; float 7.87.
 _SILU = frozenset({"SiLU"})
 
+# ConvInteger takes 5 to 7 times as long as a float Conv (16 to 256 channels, 8 to 56 pixels, one thread): none here.
+_DYNAMIC = frozenset({"MatMul", "Gemm", "LSTM"})
+
 _CHANNELS = INT8.with_block(channel(0))
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         target.name: target
         for target in (
-            Target("onnxruntime", _CHANNELS, UINT8, _ONNXRUNTIME, _SILU),
+            Target("onnxruntime", _CHANNELS, UINT8, _ONNXRUNTIME, _SILU, _DYNAMIC),
             # Without VNNI two u8·s8 products are added in 16 bits and can saturate; 7-bit weights cannot.
-            Target("onnxruntime-avx2", Format(Int(7), channel(0)), UINT8, _ONNXRUNTIME, _SILU),
+            Target("onnxruntime-avx2", Format(Int(7), channel(0)), UINT8, _ONNXRUNTIME, _SILU, _DYNAMIC),
             Target("openvino", _CHANNELS, UINT8, _FUSING, engine="openvino"),
             Target("tensorrt", _CHANNELS, INT8, _FUSING, engine="tensorrt"),
-            Target("generic", _CHANNELS, UINT8, _ONNXRUNTIME),
+            # Standard operators: MatMulInteger and ConvInteger.
+            Target("generic", _CHANNELS, UINT8, _ONNXRUNTIME, dynamic=frozenset({"MatMul", "Gemm", "Conv"})),
             # Codes of weights from −127 to 127, as TFLite's specification asks for.
             Target("integer", Format(Int(8, narrow=True), channel(0)), UINT8, _WHOLE, whole=True),
         )

@@ -32,7 +32,7 @@ def quantize(
     *,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", metavar="SOURCE", help=f"{SOURCE} Recipes of weights alone need none."),
+        typer.Option("--data", "-d", metavar="SOURCE", help=f"{SOURCE} int8-dynamic, and weights alone, need none."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -41,9 +41,9 @@ def quantize(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A preset (int8, int8-repaired, int8-fast, w4a8, w4a8-fast, w4a4, w4a8-blocks; weights alone: "
-            "int8-weights, int4-weights, mxfp4-weights, nf4-weights, codebook4-weights), a .toml file of rules, or a "
-            "format for weights ('int5 group:64': 'lowbit formats').",
+            help="A preset (int8, int8-repaired, int8-fast, w4a8, w4a8-fast, w4a4, w4a8-blocks; no data: "
+            "int8-dynamic; weights alone: int8-weights, int4-weights, mxfp4-weights, nf4-weights, "
+            "codebook4-weights), a .toml file of rules, or a format for weights ('int5 group:64': 'lowbit formats').",
             show_default="int8; w4a8-fast with --bits or --size",
         ),
     ] = None,

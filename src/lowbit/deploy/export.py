@@ -9,17 +9,17 @@ import onnx_ir as ir
 import torch
 
 from lowbit.deploy.kernels import REWRITES
-from lowbit.deploy.write import ExpandedTensor, IntegerTensor, write
+from lowbit.deploy.write import ExpandedTensor, IntegerTensor, MeasuredTensor, Tensor, write
 from lowbit.engines.read_back import BY_BLOCK, FLOAT, INTEGERS, ReadBack
 from lowbit.errors import UnsupportedError
-from lowbit.graph.layer import LAYERS, MULTIPLYING, layers_of
+from lowbit.graph.layer import MULTIPLYING, layers_of
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
 from lowbit.network.sites import Site
 from lowbit.network.stored import FakeBias, WeightQuant
 from lowbit.network.weights import has_one_scale_an_output
 from lowbit.network.why_float import constant_in_float
-from lowbit.numerics import TENSOR, Format, Int, describe_format, group
+from lowbit.numerics import TENSOR, Format, Int, QuantTensor, describe_format, group
 from lowbit.numerics.grids import grid_table, is_whole
 from lowbit.ranges import range_words
 
@@ -59,7 +59,7 @@ def _integer_nodes(network: Network) -> set[str]:
     return set(network.placement.integer - in_float)
 
 
-def _tensors(network: Network) -> Iterator[IntegerTensor | ExpandedTensor]:
+def _tensors(network: Network) -> Iterator[Tensor]:
     """What to write for each site, in the order of the placement.
 
     onnxruntime's kernels for x86 read uint8: it turns int8 activations into that by itself, but not those that two
@@ -79,6 +79,10 @@ def _tensors(network: Network) -> Iterator[IntegerTensor | ExpandedTensor]:
             if unsigned and site.role == "constant" and isinstance(constant, IntegerTensor):
                 constant = constant.unsigned()
             yield constant
+        elif site.spec.dynamic:
+            assert site.readers is not None
+            if readers := frozenset(pair for pair in site.readers if pair[0] not in network.lstms):
+                yield MeasuredTensor(name, readers)  # else the kernel of an LSTM quantizes it
         elif not (quantizer.dynamic and site.readers and {layer for layer, _ in site.readers} <= by_block):
             activation = _activation(site, quantizer)
             yield activation.unsigned() if unsigned else activation  # else the kernel of blocks quantizes it
@@ -127,22 +131,38 @@ def _arithmetic(network: Network, site: Site) -> str:
     assert stored is not None
     weights = stored.format
     node = next(n for n in network.program.graph if n.name == site.layer)
-    activations = _activations_beside(network, site, node)
+    beside = _site_beside(network, site, node)
+    if beside is not None and (beside.spec.dynamic or node.name in network.lstms):
+        return _measured(site, node, stored)
     if site.role == "constant":
         return INTEGERS if _fit_in_8_bits(weights, *_quantized_around(network, node)) else FLOAT
-    if activations is None or not all(is_whole(kind.grid) for kind in (weights, activations)):
+    read = None if beside is None else beside.spec.format
+    if read is None or not all(is_whole(kind.grid) for kind in (weights, read)):
         return FLOAT
     output, summed = next((w.output_axis, w.summed_axis) for w in layers_of(node) if w.value.name == site.value)
-    if activations.block == TENSOR:
+    if read.block == TENSOR:
         if network.placement.engine == "openvino" and np.any(np.asarray(stored.zero_values())):
             return FLOAT  # its convolutions in integers read weights without a zero point
         whole = has_one_scale_an_output(weights.block, stored.shape, output)
         return INTEGERS if whole and _fit_in_8_bits(weights, *_quantized_around(network, node)) else FLOAT
     length = stored.tile[summed]
     equal = [length if axis == summed else 1 for axis in range(len(stored.tile))] == list(stored.tile)
-    fits = equal and stored.shape[summed] % length == 0 and activations.block == group(length)
+    fits = equal and stored.shape[summed] % length == 0 and read.block == group(length)
     four = isinstance(weights.grid, Int) and weights.grid.bits == 4
-    return BY_BLOCK if fits and four and activations.grid == Int(8) else FLOAT
+    return BY_BLOCK if fits and four and read.grid == Int(8) else FLOAT
+
+
+def _measured(site: Site, node: ir.Node, stored: QuantTensor) -> str:
+    """INTEGERS, for a weight whose layer measures the range of each input; UnsupportedError where no kernel does."""
+    output = next(w.output_axis for w in layers_of(node) if w.value.name == site.value)
+    whole = _fit_in_8_bits(stored.format) and has_one_scale_an_output(stored.format.block, stored.shape, output)
+    if whole and (node.op_type in ("MatMul", "Gemm") or not np.any(np.asarray(stored.zero_values()))):
+        return INTEGERS
+    raise UnsupportedError(
+        f"'{site.value}': weights in {describe_format(stored.format)} beside activations whose range each input has "
+        "for itself can be simulated, but no engine computes them. Use 'int8 channel:0', or leave the activations of "
+        f"'{site.layer}' in float."
+    )
 
 
 def _fit_in_8_bits(*formats: Format | None) -> bool:
@@ -158,13 +178,10 @@ def _quantized_around(network: Network, node: ir.Node) -> list[Format | None]:
     return [site.spec.format for site in found if site.role == "activation"]
 
 
-def _activations_beside(network: Network, site: Site, node: ir.Node) -> Format | None:
-    """The format of what a weight is multiplied with; None: float."""
+def _site_beside(network: Network, site: Site, node: ir.Node) -> Site | None:
+    """What a weight is multiplied with; None: it stays float."""
     data = network.placement.sites.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
-    linear = node.op_type in LAYERS and LAYERS[node.op_type].reads is not None
-    if not linear or data is None or site.layer not in network.placement.integer:
-        return None
-    return data.spec.format
+    return data if site.layer in network.placement.integer else None
 
 
 def _bias(network: Network, site: Site, quantizer: FakeBias) -> IntegerTensor:
@@ -221,7 +238,8 @@ def _site_row(network: Network, site: Site) -> Row:
         count = network.parameter(site.value).numel()
         return row | {"format": "int32", "bits": 32.0, "bytes": 4 * count, "range": "", "solver": "", "sqnr_db": None}
     if isinstance(quantizer, FakeQuant):
-        row |= {"format": describe_format(quantizer.format), "range": range_words(quantizer.spec.range)}
+        when = "dynamic " * quantizer.spec.dynamic
+        row |= {"format": describe_format(quantizer.format), "range": when + range_words(quantizer.spec.range)}
         row |= {"bits": quantizer.format.bits_per_element(), "bytes": 0, "group": site.group}
         return row if quantizer.dynamic else row | dict(zip(("lo", "hi"), quantizer.limits(), strict=True))
     weight, stored = network.parameter(site.value).detach(), quantizer.stored

@@ -4,11 +4,15 @@ Differences of one step are expected and add up along a network, so outputs alon
 every layer of the simulation is fed the integers that the engine computed before it, and only its own result is
 compared.
 
+A range that is measured at each input is measured in the simulation too. An LSTM that quantizes its states keeps their
+codes to itself: its outputs are compared instead, in one thread, because more threads split a batch and measure each
+part for itself.
+
 Equal numbers do not prove that a layer runs in integers, or that it does not: `check_arithmetic` reads that off the
 engine's own graph.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +60,10 @@ def verify(simulation: Network, program: ir.Model, batches: Iterable[Batch], eng
     a value that lies within float rounding of a tie then falls on either side.
     """
     values = [name for name in simulation.placement.sites if _has_codes(simulation, name)]
-    outputs = [str(v.name) for v in program.graph.outputs]
-    run = ENGINES[engine].compile(program, outputs=[*outputs, *(f"{value}_quantized" for value in values)])
+    outputs = {str(v.name) for v in program.graph.outputs}
+    outputs |= {name for value in values for name in _parts(simulation, value)}
+    outputs |= {str(v.name) for n in program.graph if n.name in simulation.lstms for v in n.outputs if v.name}
+    run = ENGINES[engine].compile(program, outputs=sorted(outputs), threads=1 if simulation.lstms else None)
     steps, compared = _Steps(), 0
     with simulation.mode("quantize"):
         for batch in batches:
@@ -128,6 +134,27 @@ def _compare_output(
         )
 
 
+def _compare_lstm(
+    simulation: Network, layer: str, simulated: Tensor | tuple[Tensor, ...], deployed: Mapping[str, np.ndarray]
+) -> Tensor | tuple[Tensor, ...]:
+    """The engine's outputs of an LSTM that quantizes its states; MismatchError beyond OUTPUT_NOISE.
+
+    They agree to float rounding until one state falls on the other side of a tie; all later steps then differ a little.
+    """
+    values = next(node for node in simulation.program.graph if node.name == layer).outputs
+    own = simulated if isinstance(simulated, tuple) else (simulated,)
+    found = [torch.from_numpy(deployed[str(v.name)]) if v.name else y for v, y in zip(values, own, strict=False)]
+    for value, y, engine in zip(values, own, found, strict=False):
+        off = float((y - engine).square().sum() / y.square().sum().clamp(min=1e-30))
+        if not off <= OUTPUT_NOISE:
+            raise MismatchError(
+                f"layer '{layer}': onnxruntime and the simulation differ by {off:.2g} of the power of '{value.name}', "
+                f"and {OUTPUT_NOISE} at most is due to rounding. Leave the layer in float (a rule 'float' for "
+                f"'{layer}') and report the model."
+            )
+    return tuple(found) if isinstance(simulated, tuple) else found[0]
+
+
 def _reject_nan(
     simulation: Network, batch: Batch, name: str, simulated: Tensor, deployed: np.ndarray[Any, Any], engine: str
 ) -> None:
@@ -152,10 +179,18 @@ def _differences(own: np.ndarray[Any, Any], deployed: np.ndarray[Any, Any]) -> n
 
 
 def _has_codes(simulation: Network, value: str) -> bool:
-    """Whether the file computes this activation's codes; a kernel of blocks keeps them to itself."""
+    """Whether the file computes this activation's codes; kernels of blocks and of LSTMs keep them to themselves."""
     quantizer = simulation.quantizers[value]
     site = simulation.placement.sites[value]
+    if site.spec.dynamic:
+        return any(layer not in simulation.lstms for layer, _ in site.readers or ())
     return site.role == "activation" and isinstance(quantizer, FakeQuant) and not quantizer.dynamic
+
+
+def _parts(simulation: Network, value: str) -> list[str]:
+    """What to ask the engine for of a value: its codes, and scale and zero where these are computed."""
+    dynamic = simulation.placement.sites[value].spec.dynamic
+    return [f"{value}_{part}" for part in (("quantized", "scale", "zero") if dynamic else ("quantized",))]
 
 
 @dataclass
@@ -166,18 +201,27 @@ class _Steps:
     off: int = 0
     codes: int = 0
 
-    def compare(self, quantizer: FakeQuant, value: str, simulated: Tensor, found: np.ndarray[Any, Any]) -> Tensor:
-        """Count the differences in one value; what the engine's codes mean."""
-        codes = torch.empty_like(simulated).copy_(torch.from_numpy(found))  # in the simulation's order of memory
+    def compare(
+        self, quantizer: FakeQuant, value: str, x: Tensor, simulated: Tensor, found: Sequence[np.ndarray[Any, Any]]
+    ) -> Tensor:
+        """Count the differences in one value; what the engine's codes mean.
+
+        x, simulated   the value before and after it was rounded
+        found          the engine's codes, and their scale and zero where it measured them
+        """
+        scale, zero = quantizer.scale_and_zero(x)
+        measured = [torch.from_numpy(np.array(number, np.float32)) for number in found[1:]]
+        codes = torch.empty_like(simulated).copy_(torch.from_numpy(found[0]))  # in the simulation's order of memory
         assert isinstance(quantizer.grid, Int)
-        if quantizer.grid.signed and found.dtype == np.uint8:
+        if quantizer.grid.signed and found[0].dtype == np.uint8:
             codes -= 1 << (quantizer.grid.bits - 1)  # written unsigned
-        steps = simulated.div(quantizer.scale).round_().add_(quantizer.zero).sub_(codes).abs_()
+        steps = simulated.div(scale).round_().add_(zero).sub_(codes).abs_()
         self.off += int((steps > 0).sum())
         self.codes += steps.numel()
         if steps.numel() and not steps.max() <= self.worst[1]:
             self.worst = (value, int(steps.nan_to_num(nan=float(2**31)).max()))
-        return codes.sub_(quantizer.zero).mul_(quantizer.scale)
+        scale, zero = measured or (scale, zero)
+        return codes.sub_(zero).mul_(scale)
 
 
 def _outputs_behind(
@@ -190,6 +234,10 @@ def _outputs_behind(
         if value is not None and _has_codes(simulation, value):
             quantizer = simulation.quantizers[value]
             assert isinstance(quantizer, FakeQuant)
-            walk.env[node] = steps.compare(quantizer, value, walk.compute(node), deployed[f"{value}_quantized"])
+            simulated, found = walk.compute(node), [deployed[name] for name in _parts(simulation, value)]
+            (source,) = node.all_input_nodes
+            walk.env[node] = steps.compare(quantizer, value, walk.compute(source), simulated, found)
+        elif node.meta.get("node") in simulation.lstms and node.op == "call_module":
+            walk.env[node] = _compare_lstm(simulation, str(node.meta["node"]), walk.compute(node), deployed)
     outputs: dict[str, Tensor] = walk.env[node]
     return outputs

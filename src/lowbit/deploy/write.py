@@ -1,9 +1,10 @@
 """Write a quantized network: QuantizeLinear and DequantizeLinear in the original graph, integers as initialisers.
 
 The graph stays the user's: names of inputs, outputs and nodes are kept, and whatever is not quantized is not touched.
-For a quantized value `x` the file holds `x_quantized` (integers) and `x_dequantized` (what its readers see); for a
-weight `w` the initialisers `w_codes`, `w_scale`, `w_zero`; `compact` shortens these names after the proof. Source of
-the operators: ONNX, QuantizeLinear-21 and DequantizeLinear-21.
+For a quantized value `x` the file holds `x_quantized` (integers) and `x_dequantized` (what its readers see); where its
+range is measured at each input, `x_scale` and `x_zero` are computed as well. For a weight `w` the initialisers are
+`w_codes`, `w_scale`, `w_zero`; `compact` shortens these names after the proof. Source of the operators: ONNX,
+QuantizeLinear-21 and DequantizeLinear-21.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.deploy.absorb import absorb_clips
+from lowbit.deploy.dynamic import multiply_integers
 from lowbit.deploy.expand import Expansion, Pool, expand, has_separate_rows, kernel_type, stored_type
 from lowbit.deploy.rewrites import fit_kernel_of_blocks, keep_bias_apart, keep_residuals_apart
 from lowbit.errors import UnsupportedError
@@ -89,9 +91,20 @@ class ExpandedTensor:
     readers: frozenset[tuple[str, int]] | None = None
 
 
+@dataclass(frozen=True)
+class MeasuredTensor:
+    """An activation in uint8 whose range is measured at each input; readers as in `IntegerTensor`."""
+
+    value: str
+    readers: frozenset[tuple[str, int]] | None = None
+
+
+Tensor = IntegerTensor | ExpandedTensor | MeasuredTensor
+
+
 def write(
     program: ir.Model,
-    tensors: Iterable[IntegerTensor | ExpandedTensor],
+    tensors: Iterable[Tensor],
     floats: Mapping[str, np.ndarray] | None = None,
     whole_codes: bool = False,
 ) -> ir.Model:
@@ -111,12 +124,13 @@ def write(
         value = values[tensor.value]
         if isinstance(tensor, ExpandedTensor):
             _write_expanded(program, value, tensor, pool)
-        elif tensor.codes is not None:
+        elif isinstance(tensor, IntegerTensor) and tensor.codes is not None:
             _write_constant(program, value, tensor, pool)
         elif value.dtype is ir.DataType.FLOAT:
             _write_activation(program, value, tensor, pool)
         else:
             raise UnsupportedError(f"'{tensor.value}' has type {value.dtype}; only float32 values are quantized.")
+    multiply_integers(program)
     keep_bias_apart(program)
     fit_kernel_of_blocks(program)
     keep_residuals_apart(program)
@@ -200,15 +214,20 @@ def _replace_constant(
         use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
 
 
-def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor, pool: Pool) -> None:
+def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor | MeasuredTensor, pool: Pool) -> None:
     name, graph = str(value.name), program.graph
     readers = _readers(value, tensor.readers)
-    constants = Expansion(name, pool)
-    scale = constants.constant("_scale", tensor.scale, ir.DataType.FLOAT)
-    zero = constants.constant("_zero", tensor.zero, tensor.dtype)
-    nodes = _encode(constants, value, tensor, scale, zero)
-    _register(program, constants)
-    codes = nodes[-1].outputs[0]
+    if isinstance(tensor, MeasuredTensor):
+        measure = ir.node("DynamicQuantizeLinear", [value], num_outputs=3)
+        nodes, (codes, scale, zero) = [measure], measure.outputs
+        scale.name, zero.name = f"{name}_scale", f"{name}_zero"
+    else:
+        constants = Expansion(name, pool)
+        scale = constants.constant("_scale", tensor.scale, ir.DataType.FLOAT)
+        zero = constants.constant("_zero", tensor.zero, tensor.dtype)
+        nodes = _encode(constants, value, tensor, scale, zero)
+        _register(program, constants)
+        codes = nodes[-1].outputs[0]
     codes.name = f"{name}_quantized"
     decode = _node("DequantizeLinear", [codes, scale, zero], f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
     nodes.append(decode)

@@ -215,7 +215,9 @@ def _warn_of_constant_inputs(network: Network) -> None:
     """Calibration data of one value only is a slip more often than it is meant."""
     for port in network.program.graph.inputs:
         quantizer = network.activations().get(str(port.name))
-        if quantizer is not None and float(quantizer.statistics.minimum) == float(quantizer.statistics.maximum):
+        if quantizer is None or quantizer.dynamic:
+            continue
+        if float(quantizer.statistics.minimum) == float(quantizer.statistics.maximum):
             warnings.warn(
                 f"input '{port.name}' is {float(quantizer.statistics.minimum):g} throughout the calibration data; "
                 "ranges chosen from it mean nothing for other inputs.",

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from lowbit.network.build import build
+from lowbit.network.dynamic_lstm import DynamicLSTM
+from lowbit.network.operators_recurrent import lstm
 from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
 from lowbit.network.sites import Placement, Site
 from lowbit.network.stored import FakeBias, WeightQuant
+from lowbit.recipe import DYNAMIC
 
 
 class Network:
@@ -24,6 +27,7 @@ class Network:
 
     module       the network; forward takes the graph's inputs and gives {output: tensor}
     quantizers   value name → FakeQuant (one object for all values of a group), WeightQuant or FakeBias
+    lstms        names of the LSTMs that multiply in integers
     """
 
     def __init__(self, program: ir.Model, placement: Placement) -> None:
@@ -35,8 +39,21 @@ class Network:
         groups = placement.groups()
         for site in placement.sites.values():
             self._insert(site, by_value[site.value], groups)
+        calls = [n for n in self.module.graph.nodes if n.target is lstm and n.meta["node"] in placement.integer]
+        self.lstms = frozenset(str(call.meta["node"]) for call in calls)
+        for call in calls:
+            self._measure_states(call)
         self.module.graph.lint()
         self.module.recompile()
+
+    def _measure_states(self, call: fx.Node) -> None:
+        """Let an LSTM quantize what it reads, and its states at each step."""
+        (source, *_) = call.all_input_nodes
+        if (value := source.meta.get("quantized_value")) is not None and self.placement.sites[value].spec.dynamic:
+            call.replace_input_with(source, source.all_input_nodes[0])
+        call.op, call.target = "call_module", f"dynamic_{call.name}"
+        call.meta["exact"] = lstm
+        self.module.add_submodule(call.target, DynamicLSTM(DYNAMIC))
 
     def _insert(self, site: Site, source: fx.Node, groups: dict[str, list[Site]]) -> None:
         quantizer = self._quantizer(site, groups)

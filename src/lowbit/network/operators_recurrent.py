@@ -83,14 +83,18 @@ def _layer(
         y = y.flip(0) if reverse else y
     else:  # ended sequences keep their state and give 0
         x = reverse_sequence(x, sequence_lens) if reverse else x
-        packed = pack_padded_sequence(x, sequence_lens.cpu(), enforce_sorted=False)
+        runs = (sequence_lens > 0)[:, None]
+        packed = pack_padded_sequence(x, sequence_lens.cpu().clamp(min=1), enforce_sorted=False)
         assert packed.sorted_indices is not None
         assert packed.unsorted_indices is not None
         states = [state[:, packed.sorted_indices] for state in states]
         y, *last = kernel(*packed[:2], states if len(states) > 1 else states[0], *constants)
         y, _ = pad_packed_sequence(PackedSequence(y, *packed[1:]), total_length=len(x))
         y = reverse_sequence(y, sequence_lens) if reverse else y
-        last = [state[:, packed.unsorted_indices] for state in last]
+        # Torch packs no empty sequence: it runs one step here. Its outputs and last states are 0, as in onnxruntime.
+        y, *last = (
+            torch.where(runs, value, 0) for value in (y, *(state[:, packed.unsorted_indices] for state in last))
+        )
     y = y.reshape(*y.shape[:2], *r.shape[::2]).transpose(1, 2)
     if layout:
         y, last = y.permute(2, 0, 1, 3), [state.transpose(0, 1) for state in last]

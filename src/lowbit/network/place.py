@@ -14,7 +14,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from lowbit.errors import UnsupportedError
-from lowbit.graph.layer import OVER_POSITIONS, layer_names, layers_of
+from lowbit.graph.layer import MULTIPLYING, OVER_POSITIONS, layer_names, layers_of
 from lowbit.graph.weights import float_constant
 from lowbit.network import why_float
 from lowbit.network.idle_rules import idle_rules
@@ -23,7 +23,7 @@ from lowbit.network.sites import Placement, Site
 from lowbit.network.weights import orient
 from lowbit.numerics import Int
 from lowbit.numerics.grids import is_whole
-from lowbit.recipe import FLOAT, Recipe
+from lowbit.recipe import FLOAT, Recipe, TensorSpec
 from lowbit.targets import COMPUTING, Role, Target, find_target
 
 
@@ -108,6 +108,14 @@ class _Placer:
         if role is None or node.outputs[0].dtype not in (ir.DataType.FLOAT, None):
             return None
         weights, activations = self.specs[node.name]
+        if activations.dynamic and role in (*COMPUTING, Role.STORE):
+            if reason := why_float.measured_in_float(node, self.target):
+                if node.op_type in MULTIPLYING:
+                    self.reasons[str(node.name)] = reason
+                return Role.STORE if any(layers_of(node)) else None
+            role = Role.MULTIPLY
+            if node.op_type == "LSTM" and len(node.inputs) > 3 and node.inputs[3] is not None:
+                self.reasons[str(node.inputs[3].name)] = "a bias of gates, which are float"
         if reason := why_float.layer_in_float(node, role, weights, activations, self.target):
             self.reasons[str(node.name)] = reason
             return None
@@ -130,7 +138,8 @@ class _Placer:
         role, data = self.role[str(node.name)], list(_data(node).values())
         behind = {str(self._behind_clip(v).name) for v in node.outputs}
         if role in (Role.FOLLOW, Role.MOVE):
-            given = any(v.name in self.integral or (role is Role.MOVE and v.is_graph_input()) for v in data)
+            moves_input = role is Role.MOVE and not self.specs[node.name][1].dynamic
+            given = any(v.name in self.integral or (moves_input and v.is_graph_input()) for v in data)
             if not given or not self.wanted & (behind | {str(v.name) for v in node.outputs}):
                 self.role[str(node.name)] = role = None
         elif role is Role.ABSORB and node.outputs[0].name in self.wanted and not self._is_absorbed(node):
@@ -186,7 +195,7 @@ class _Placer:
             readers = frozenset((str(u.node.name), u.idx) for u in value.uses() if self._reads_integers(u.node, u.idx))
             owner = value.producer() if maker is not None else next(iter(value.uses())).node
         assert owner is not None
-        spec = next(s for node in self._nodes_that_ask(value) if (s := self.specs[node.name][1]).format)
+        spec = next(self._specs_asked(value))
         if spec.format is not None and any(u.node.op_type in OVER_POSITIONS for u in value.uses()):
             spec = replace(spec, format=spec.format.along(1))  # blocks along what is summed over: the channels
         return Site(str(value.name), "activation", spec, str(owner.name), self._root(str(value.name)), readers)
@@ -203,14 +212,18 @@ class _Placer:
         role = self.role.get(str(node.name))
         return (role in COMPUTING or role is Role.MOVE) and index in _data(node)
 
-    def _nodes_that_ask(self, value: ir.Value) -> Iterator[ir.Node]:
-        """Whose rules may give a quantized value its format: makers first, then readers, across clips and moves.
+    def _specs_asked(self, value: ir.Value) -> Iterator[TensorSpec]:
+        """What rules may give a quantized value: those of makers first, then of readers, across clips and moves.
 
         A clip or a move may be float by rule: neither has arithmetic of its own. One of the nodes behind them has a
-        format, because a value is quantized only where a kernel with one makes or reads it.
+        format, because a value is quantized only where a kernel with one makes or reads it. Only a kernel that reads
+        measures the range of each input.
         """
-        yield from self._nodes_beside(value, makers=True)
-        yield from self._nodes_beside(value, makers=False)
+        for makers in (True, False):
+            for node in self._nodes_beside(value, makers):
+                spec, role = self.specs[node.name][1], self.role[str(node.name)]
+                if spec.format is not None and (not spec.dynamic or (role is Role.MULTIPLY and not makers)):
+                    yield spec
 
     def _nodes_beside(self, value: ir.Value, makers: bool) -> Iterator[ir.Node]:
         producer = value.producer()

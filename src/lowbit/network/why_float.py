@@ -11,6 +11,7 @@ import onnx_ir as ir
 from lowbit.graph.layer import Layer, layers_of, number
 from lowbit.graph.recognize import is_of_silu
 from lowbit.graph.weights import float_constant
+from lowbit.network.operators_recurrent import is_standard
 from lowbit.network.weights import SMALLEST_WEIGHT, has_one_scale_an_output
 from lowbit.numerics import TENSOR
 from lowbit.numerics.grids import is_whole
@@ -52,6 +53,15 @@ def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpe
         return f"{node.op_type} with alpha, beta or transA, for which there is no integer kernel"
     if node.op_type == "Gemm" and not layer.has_own_bias:
         return "Gemm without a bias of its own, one number an output (pass 'fuse_gemm' makes one)"
+    return ""
+
+
+def measured_in_float(node: ir.Node, target: Target) -> str:
+    """Why a node has no integer kernel that measures the range of each input: at most its weights are stored."""
+    if node.op_type not in target.dynamic:
+        return f"target '{target.name}' has no fast kernel of {node.op_type} that measures the range of each input"
+    if node.op_type == "LSTM" and (not is_standard(node) or number(node, "layout")):
+        return "an LSTM with other activations, clips, peepholes or layout 1 has no integer kernel"
     return ""
 
 

@@ -18,6 +18,7 @@ from lowbit.numerics.grids import (
     Int,
     Pow2,
     SignedPow2,
+    is_fitted,
 )
 from lowbit.numerics.qtensor import QuantTensor
 from lowbit.numerics.quantize import (
