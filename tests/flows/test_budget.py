@@ -77,13 +77,22 @@ def test_a_share_of_the_float_file_is_kept():
 
 def test_a_budget_that_cannot_be_met_names_the_nearest():
     model, x = unequal(), rows_of()
-    with pytest.raises(TooSmallError, match=r"mean of 1 bits .* Ask for \d(\.\d+)? or more"):
+    with pytest.raises(TooSmallError, match=r"mean of 1 bits .* Ask for 2 or more"):
         lb.mixed_precision(model, x, bits=1)
     with pytest.raises(TooSmallError, match=r"Ask for 0\.\d+ or more") as told:
         lb.mixed_precision(model, x, size=0.05)
     nearest = float(str(told.value).split("Ask for ")[1].split(" ")[0])
     smallest = lb.quantize(model, x, lb.mixed_precision(model, x, size=nearest))
     assert len(serialize(smallest.program)) <= nearest * len(serialize(model.program))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_network_whose_bytes_are_mostly_notes_gets_one_format_for_all(bits):
+    """The file of 4 bits a weight is smaller than the one of 2, whose codes take more nodes."""
+    base = lb.Recipe((lb.Rule("*", "int4 channel:0", "uint8"), lb.Rule("at:input", "int8 channel:0", "uint8")))
+    model, x = convolutions(), images(16)
+    file = lb.quantize(model, x, lb.mixed_precision(model, x, base, bits=bits))
+    assert {parse_format(word).grid.bits for word in widths(file).values()} == {bits}
 
 
 @pytest.mark.parametrize("budget", [{}, {"bits": 4, "size": 0.5}, {"bits": -1}, {"size": float("nan")}, {"bits": 0}])

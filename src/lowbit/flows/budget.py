@@ -241,6 +241,11 @@ class _Search:
         self.exact = float_outputs(self.prices.network, self.judging)
 
     def run(self, bits: float | None, size: float | None, stage: Stage) -> Recipe:
+        if bits is not None and bits < (fewest := min(map(_code_bits, self.words))):
+            raise TooSmallError(
+                f"no file has a mean of {bits:g} bits a weight with formats that the target runs. Ask for {fewest} or "
+                "more."
+            )
         limit = self._bytes_of(bits) if bits is not None else (size or 0.0) * self.float_bytes - NOTES
         tries: list[_Try] = []
         for number in range(TRIES):
@@ -255,10 +260,14 @@ class _Search:
             tries.append(self._judged(recipe))
             self._learn(words, tries[-1])
         kept = [tried for tried in tries if tried.bytes <= limit]
+        if not kept and bits is not None:  # a small network, whose bytes are mostly notes: one format for all
+            return self._recipe(self._alike(bits))
         if not kept:
             kept = [self._judged(self._recipe(self._named(self._program().least("bytes") or {})))]
             if kept[0].bytes > limit:
-                raise TooSmallError(self._nearest(kept[0].bytes, bits, size))
+                near = ceil(1000 * (kept[0].bytes + NOTES) / self.float_bytes) / 1000
+                asked = f"{size:g} of the float file's {self.float_bytes:,} bytes"
+                raise TooSmallError(f"no file is as small as {asked}. Ask for {near:g} or more.")
         return min(kept, key=lambda tried: tried.error).recipe
 
     def _bytes_of(self, bits: float) -> float:
@@ -329,16 +338,10 @@ class _Search:
         """Layer → format."""
         return {layer: self._words(layer)[index] for layer, index in chosen.items()}
 
-    def _nearest(self, least: int, bits: float | None, size: float | None) -> str:
-        """What to tell where even the smallest file, of `least` bytes, is too large."""
-        if size is not None:
-            near = ceil(1000 * (least + NOTES) / self.float_bytes) / 1000
-            asked = f"{size:g} of the float file's {self.float_bytes:,} bytes"
-            return f"no file is as small as {asked}. Ask for {near:g} or more."
-        near = next(b / 100 for b in range(100, 1600) if self._bytes_of(b / 100) >= least)
-        return (
-            f"no file has a mean of {bits:g} bits a weight with formats that the target runs. Ask for {near:g} or more."
-        )
+    def _alike(self, bits: float) -> dict[str, str]:
+        """Layer → format: the one with the smallest file of those with at most so many bits, where it can be."""
+        word = min((word for word in self.words if _code_bits(word) <= bits), key=self.files.__getitem__)
+        return {layer: word if word in self._words(layer) else self._words(layer)[0] for layer in self.layers}
 
 
 def _code_bits(word: str) -> int:
