@@ -1,8 +1,8 @@
 """Mixed precision beside one format for all layers, on deployed files: `python -m benchmarks.budget [NETWORK …]`.
 
-The base is int4 with 8-bit activations, GPTQ in all rows. Uniform int4 is the recipe as it is; "bits 4" and so on are
-`lowbit.mixed_precision(…, bits=4)`. Bytes are those of the whole file, its recipe and ledger included. Signal-to-noise
-is of the outputs in onnxruntime against the float file's, on samples that nothing was calibrated with.
+The base is the recipe w4a8-fast: int4 with 8-bit activations, GPTQ in all rows. "int4" is the recipe as it is; "bits 4"
+and so on are `lowbit.mixed_precision(…, bits=4)`. Bytes are those of the whole file, its recipe and ledger included.
+Signal-to-noise is of the outputs in onnxruntime against the float file's, on samples that nothing was calibrated with.
 """
 
 import tempfile
@@ -20,10 +20,7 @@ from lowbit.engines.compile import ENGINES
 from lowbit.metadata import from_text
 
 NETWORKS = ("resnet20", "squeezenet")
-GPTQ = lb.Recipe(
-    (lb.Rule("*", lb.TensorSpec("int4 channel:0", solve="gptq"), lb.TensorSpec("uint8", "auto")),),
-    tuple(name for name in lb.RECIPES["w4a8"]().passes if name != "reconstruct"),
-)
+BASE = lb.RECIPES["w4a8-fast"]()
 
 
 def measure(name: str, bits: list[float], limit: int) -> list[dict[str, object]]:
@@ -34,7 +31,7 @@ def measure(name: str, bits: list[float], limit: int) -> list[dict[str, object]]
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
         for mean in (None, *bits):
             start = time.perf_counter()
-            recipe = GPTQ if mean is None else lb.mixed_precision(model, data, GPTQ, bits=mean)
+            recipe = BASE if mean is None else lb.mixed_precision(model, data, BASE, bits=mean)
             quantized = lb.quantize(model, data, recipe)
             seconds, file = time.perf_counter() - start, Path(folder) / f"{mean}.onnx"
             size = quantized.save(file)

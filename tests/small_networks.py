@@ -1,4 +1,4 @@
-"""Four networks of the families that users bring, small enough for a hundred quantizations a minute.
+"""Five networks of the families that users bring, small enough for a hundred quantizations a minute.
 
 Between them they hold something for every pass to do: spelled-out operators, batch norms, pads, masks, computed shapes.
 """
@@ -231,6 +231,38 @@ def recurrent() -> tuple[Model, Batch]:
     return model, {"x": _rng(12).normal(size=(48, 10, 12)).astype(np.float32)}
 
 
+def focus() -> tuple[Model, Batch]:
+    """Every second row and column side by side as channels, in front of a convolution; classes."""
+    r = _rng(4)
+    model = network(
+        """
+        focus (float[N,1,8,8] x) => (float[N,3] y) {
+            even = Slice (x, at0, end, rows, step)
+            odd = Slice (x, at1, end, rows, step)
+            a = Slice (even, at0, end, columns, step)
+            b = Slice (odd, at0, end, columns, step)
+            c = Slice (even, at1, end, columns, step)
+            d = Slice (odd, at1, end, columns, step)
+            pixels = Concat <axis = 1> (a, b, c, d)
+            h = Conv <pads = [1,1,1,1]> (pixels, w1)
+            q = Relu (h)
+            g = GlobalAveragePool (q)
+            f = Flatten (g)
+            y = Gemm (f, w2, b2)
+        }""",
+        at0=np.array([0]),
+        at1=np.array([1]),
+        end=np.array([2**31 - 1]),
+        rows=np.array([2]),
+        columns=np.array([3]),
+        step=np.array([2]),
+        w1=r.normal(size=(8, 4, 3, 3)) / 4,
+        w2=r.normal(size=(8, 3)),
+        b2=r.normal(size=3),
+    )
+    return model, {"x": _rng(13).normal(size=(48, 1, 8, 8)).astype(np.float32)}
+
+
 NETWORKS: dict[str, Callable[[], tuple[Model, Batch]]] = {
-    make.__name__: make for make in (mobile, residual, transformer, recurrent)
+    make.__name__: make for make in (mobile, residual, transformer, recurrent, focus)
 }

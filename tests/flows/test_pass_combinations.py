@@ -78,7 +78,7 @@ def quantized(name: str, passes: tuple[str, ...], path) -> float:
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Steps that learn take two steps each."""
-    for module in ("reconstruct", "learn_ranges"):
+    for module in ("reconstruct", "learn_ranges", "equalize"):
         monkeypatch.setattr(f"lowbit.repair.{module}.STEPS", 2)
 
 
@@ -90,5 +90,5 @@ MORE = [pytest.param(words, marks=pytest.mark.slow) for words in (*CHOICES, *(PR
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("passes", [*ALWAYS, *MORE], ids="-".join)
 def test_a_network_is_quantized_end_to_end_after_any_of_them(passes, name, tmp_path):
-    least = {"mobile": 31, "residual": 38, "transformer": 36, "recurrent": 39}[name]
-    assert quantized(name, passes, tmp_path / "net.onnx") > least  # measured at least 33.8, 41.4, 39.3, 42.4
+    least = {"mobile": 31, "residual": 38, "transformer": 36, "recurrent": 39, "focus": 40}[name]
+    assert quantized(name, passes, tmp_path / "net.onnx") > least  # measured at least 33.8, 41.4, 39.3, 42.4, 42.6

@@ -9,8 +9,6 @@ from torch import Tensor
 from lowbit.engines.compile import Batch
 from lowbit.network.calibrate import forward, observe, solve_weights
 from lowbit.network.network import Network
-from lowbit.network.quantizers import Quantizer
-from lowbit.network.stored import FakeBias
 from lowbit.repair.ranges import choose_ranges
 from lowbit.repair.widen_scales import widen_scales_for_biases
 
@@ -82,17 +80,14 @@ def float_outputs(network: Network, batches: Sequence[Batch]) -> Outputs:
         return [forward(network, batch) for batch in batches]
 
 
-def output_error(
-    network: Network, batches: Sequence[Batch], exact: Outputs, chosen: "Iterable[Quantizer | FakeBias] | None" = None
-) -> float:
+def output_error(network: Network, batches: Sequence[Batch], exact: Outputs) -> float:
     """Squared error of the quantized outputs relative to the power of the exact ones, averaged over the outputs.
 
-    chosen   the quantizers that round; None: all
     Where the exact output is infinite there is nothing to compare; where only the quantized one is, its power is lost.
     """
     noise: dict[str, float] = {}
     power: dict[str, float] = {}
-    with network.mode("quantize", chosen):
+    with network.mode("quantize"):
         for batch, wanted in zip(batches, exact, strict=True):
             for name, y in forward(network, batch).items():
                 if y.is_floating_point():
