@@ -10,7 +10,7 @@ from small_networks import NETWORKS
 from toy_networks import sqnr_db
 
 import lowbit as lb
-from lowbit.engines.compile import Batch
+from lowbit.engines.compile import Batch, serialize
 from lowbit.graph import PASSES
 from lowbit.recipe import IMPROVE, PREPARE
 
@@ -50,11 +50,14 @@ def test_any_number_of_passes_in_the_default_order_leaves_the_outputs_alone(name
 @pytest.mark.parametrize("first", PASSES)
 def test_any_two_passes_in_any_order_leave_the_outputs_alone(first, name):
     model, batch, expected = known(name)
+    tried = {serialize(model.program)}
     for second in PASSES:
         edited = model.copy()
         PASSES[first](edited.program)
         PASSES[second](edited.program)
-        assert distance(expected, edited.run(batch)) < UNCHANGED, second
+        if (program := serialize(edited.program)) not in tried:  # two passes that change nothing need no run
+            assert distance(expected, edited.run(batch)) < UNCHANGED, second
+        tried.add(program)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
