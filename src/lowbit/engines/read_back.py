@@ -108,8 +108,9 @@ def _of_openvino(model: bytes) -> Iterator[tuple[str, str, str]]:
         facts = operator.get_rt_info()
         read = {
             key: facts[key].astype(str)
-            for key in ("layerType", "runtimePrecision", "originalLayersNames")
+            for key in ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")
             if key in facts
         }
-        if read.get("runtimePrecision") in ("u8", "i8"):
+        # A FullyConnected whose weights alone are int8 says i8 too; its primitive is a float one.
+        if read.get("runtimePrecision") in ("u8", "i8") and not read.get("primitiveType", "").endswith("f32"):
             yield read.get("originalLayersNames", ""), read.get("layerType", ""), INTEGERS
