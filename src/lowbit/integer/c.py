@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import InputError, UnsupportedError
-from lowbit.integer.plan import Plan, plan, row_of, scratch_name
+from lowbit.integer.plan import Plan, plan, scratch_name
 from lowbit.integer.program import (
     Add,
     AveragePool,
@@ -29,6 +29,7 @@ from lowbit.integer.program import (
     Tensor,
 )
 from lowbit.integer.reference import spatial, window_out
+from lowbit.integer.weights import row_of, stored
 
 BLOCK = 64  # accumulators on the stack
 _SECTION = re.compile(r"/\* section (\w+)(?:: ([\w ]+))? \*/\n")
@@ -136,28 +137,35 @@ class _Writer:
 
 
 def _conv(writer: _Writer, layer: Conv) -> Iterator[str]:
-    writer.used |= {"depthwise" if layer.depthwise else "convolve", f"rescale_{writer.program.rounding}"}
-    rows = layer.weight.reshape(len(layer.weight), -1)
+    rows, weights = layer.weight.reshape(len(layer.weight), -1), stored(layer)
     # What is not depthwise reads codes lifted by 128: the bias takes it off again.
     bias = layer.bias if layer.depthwise else layer.bias - 128 * rows.astype(np.int64).sum(1)
-    rows = rows.T if layer.depthwise else np.pad(rows, ((0, 0), (0, row_of(rows.shape[1]) - rows.shape[1])))
     fields = {
         "at": _window(spatial(layer.input), spatial(layer.output), layer.weight.shape[1:4], layer),
-        "weight": writer.table("int8_t", f"{layer.name}_weight", rows),
+        "weight": writer.table("uint8_t" if layer.packed else "int8_t", f"{layer.name}_weight", weights),
         "bias": writer.table("int32_t", f"{layer.name}_bias", bias),
         "multiplier": writer.table("int32_t", f"{layer.name}_multiplier", layer.rescale.multiplier),
         "shift": writer.table("uint8_t", f"{layer.name}_shift", layer.rescale.shift),
         "groups": layer.groups,
-        "row": rows.shape[1],
+        "row": rows.shape[1] if layer.depthwise else row_of(layer),
         "in_zero": layer.input.zero,
         "left": layer.rescale.left,
     }
-    struct = writer.struct("conv", layer.name, fields | _ends(layer))
-    given = f"{struct}, {writer.place(layer.input)}, {writer.place(layer.output)}"
-    if layer.depthwise:
-        yield f"    depthwise({given});"
+    struct, x, y = (
+        writer.struct("conv", layer.name, fields | _ends(layer)),
+        *map(writer.place, (layer.input, layer.output)),
+    )
+    writer.used.add(f"rescale_{writer.program.rounding}")
+    if not layer.depthwise:
+        multiply = "multiply_packed" if layer.packed else "multiply_rows"
+        writer.used |= {"convolve", multiply}
+        yield f"    convolve({struct}, {multiply}, {x}, {y}, (uint8_t *)({writer.at(scratch_name(layer.name))}));"
+    elif layer.packed:
+        writer.used.add("depthwise_packed")
+        yield f"    depthwise_packed({struct}, {x}, {y}, {writer.at(scratch_name(layer.name))});"
     else:
-        yield f"    convolve({given}, (uint8_t *)({writer.at(scratch_name(layer.name))}));"
+        writer.used.add("depthwise")
+        yield f"    depthwise({struct}, {fields['weight']}, {x}, {y});"
 
 
 def _operands(writer: _Writer, layer: Add | Multiply) -> str:
