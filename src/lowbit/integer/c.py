@@ -7,12 +7,12 @@ import keyword
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from lowbit.errors import InputError, UnsupportedError
+from lowbit.integer.c_files import comment, header, kernels, main_function, run_function
 from lowbit.integer.plan import Plan, plan, scratch_name
 from lowbit.integer.program import (
     Add,
@@ -32,7 +32,6 @@ from lowbit.integer.reference import spatial, window_out
 from lowbit.integer.weights import row_of, stored
 
 BLOCK = 64  # accumulators on the stack
-_SECTION = re.compile(r"/\* section (\w+)(?:: ([\w ]+))? \*/\n")
 _RESERVED = frozenset(
     {
         *("auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern"),
@@ -73,14 +72,14 @@ def write_c(program: Program, name: str, main: bool = False) -> Source:
             "",
             f"enum {{ BLOCK = {BLOCK} }};",
             "",
-            _kernels(writer.used),
+            kernels(writer.used),
             *writer.tables,
-            *_run(program, name, steps),
-            *(_main(program, name) if main else []),
+            *run_function(program, name, steps),
+            *(main_function(program, name) if main else []),
             "",
         ]
     )
-    return Source(name, _header(program, name, placed), code, placed.bytes)
+    return Source(name, header(program, name, placed), code, placed.bytes)
 
 
 class _Writer:
@@ -94,7 +93,7 @@ class _Writer:
 
     def step(self, layer: Layer) -> Iterator[str]:
         shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in layer.inputs)
-        yield f"    /* {_comment(layer.name)}: {shapes} to {'x'.join(map(str, layer.output.shape[1:]))} */"
+        yield f"    /* {comment(layer.name)}: {shapes} to {'x'.join(map(str, layer.output.shape[1:]))} */"
         yield from _STEPS[type(layer)](self, layer)
 
     def place(self, tensor: Tensor) -> str:
@@ -262,107 +261,6 @@ _STEPS: Mapping[type[Layer], Callable[[_Writer, Any], Iterator[str]]] = {
 }
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def _kernels(used: set[str]) -> str:
-    """The sections of kernels.c of these names and what they need, in the file's order."""
-    text = (files("lowbit.integer") / "kernels.c").read_text(encoding="utf-8")
-    parts = _SECTION.split(text)[1:]
-    sections = {
-        name: (needs or "", body) for name, needs, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-    }
-    wanted = set(used)
-    for name in reversed(sections):
-        if name in wanted:
-            wanted |= set(sections[name][0].split())
-    return "".join(body for name, (_, body) in sections.items() if name in wanted)
-
-
-def _ports(program: Program) -> Iterator[tuple[str, str, Tensor]]:
-    """(word, 'const ' or '', tensor) of each input and output."""
-    for ports, word, const in ((program.inputs, "input", "const "), (program.outputs, "output", "")):
-        for number, port in enumerate(ports):
-            yield word if len(ports) == 1 else f"{word}{number}", const, port
-
-
-def _parameters(program: Program) -> str:
-    return (
-        ", ".join(f"{const}int8_t *{word}" for word, const, _ in _ports(program)) + ", void *arena, size_t arena_bytes"
-    )
-
-
-def _header(program: Program, name: str, placed: Plan) -> str:
-    upper = name.upper()
-    lines = [
-        f"/* {name}: a network in integers; written by lowbit. */",
-        f"#ifndef {upper}_H",
-        f"#define {upper}_H",
-        "",
-        "#include <stddef.h>",
-        "#include <stdint.h>",
-        "",
-        f"#define {upper}_ARENA_BYTES {placed.bytes}",
-    ]
-    for word, _, port in _ports(program):
-        shape = "x".join(map(str, port.shape[1:]))
-        lines += [
-            "",
-            f"/* {word} '{_comment(port.name)}': {shape} codes, last axis fastest; value = (code - zero) * scale */",
-            f"#define {upper}_{word.upper()}_BYTES {port.bytes}",
-            f"#define {upper}_{word.upper()}_SCALE {np.float32(port.scale)!s}f",
-            f"#define {upper}_{word.upper()}_ZERO {port.zero}",
-            f"#define {upper}_{word.upper()}_AT {placed.slots[port.name].offset} /* its own place in the arena */",
-        ]
-    lines += [
-        "",
-        "#ifdef __cplusplus",
-        'extern "C" {',
-        "#endif",
-        "",
-        "/* One sample. Returns 0; 1: the arena is too small; 2: it is not aligned to 4 bytes, and nothing is written.",
-        "   Inputs and outputs may lie anywhere, also in the arena at the places above. No state between calls. */",
-        f"int {name}_run({_parameters(program)});",
-        "",
-        "#ifdef __cplusplus",
-        "}",
-        "#endif",
-        "",
-        "#endif",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _run(program: Program, name: str, steps: Sequence[str]) -> Iterator[str]:
-    yield f"int {name}_run({_parameters(program)})\n{{"
-    yield "    int8_t *const bytes = (int8_t *)arena;"
-    if any("(i = 0;" in step for step in steps):
-        yield "    int i;"
-    yield f"    if (arena_bytes < {name.upper()}_ARENA_BYTES)\n        return 1;"
-    yield "    if ((uintptr_t)arena % 4)\n        return 2;"
-    yield "    (void)bytes;"
-    yield from steps
-    yield "    return 0;\n}"
-
-
-def _main(program: Program, name: str) -> Iterator[str]:
-    upper, ports = name.upper(), list(_ports(program))
-    yield ""
-    yield "/* Input codes from standard input, sample after sample; output codes to standard output. */"
-    yield "int main(void)\n{"
-    yield f"    static int32_t arena[({upper}_ARENA_BYTES + 3) / 4];"
-    yield from (f"    static int8_t {word}[{upper}_{word.upper()}_BYTES];" for word, _, _ in ports)
-    reads = [f"fread({word}, 1, sizeof {word}, stdin) == sizeof {word}" for word, const, _ in ports if const]
-    yield f"    while ({' && '.join(reads)}) {{"
-    words = ", ".join(word for word, _, _ in ports)
-    yield f"        if ({name}_run({words}, arena, sizeof arena))\n            return 1;"
-    for word, const, _ in ports:
-        if not const:
-            yield f"        if (fwrite({word}, 1, sizeof {word}, stdout) != sizeof {word})\n            return 1;"
-    yield "    }\n    return ferror(stdin) != 0;\n}"
-
-
 def _numbers(array: Ints) -> str:
     """Decimal numbers in lines of at most 120 characters."""
     lines, line = [], "   "
@@ -381,8 +279,3 @@ def _value(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "{ " + ", ".join(str(int(number)) for number in value) + " }"
     return str(value)
-
-
-def _comment(text: str) -> str:
-    """A name as it may stand in a comment."""
-    return re.sub(r"[^ -~]|\*/|/\*|\\", "?", text)

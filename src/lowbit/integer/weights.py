@@ -1,4 +1,4 @@
-"""Weights as they lie in flash: rows for the loops of kernels.c, two codes a byte where all of a layer fit in 4 bits."""
+"""Weights as they lie in flash: rows for the loops of kernels.c, two a byte where a layer's fit in 4 bits."""
 
 import numpy as np
 
