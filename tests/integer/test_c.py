@@ -12,8 +12,9 @@ from toy_networks import convolutions, images, network
 
 from lowbit.errors import InputError
 from lowbit.integer.c import write_c
+from lowbit.integer.memory import constants
 from lowbit.integer.plan import plan
-from lowbit.integer.program import Rounding
+from lowbit.integer.program import Conv, Rounding
 
 NETWORKS = {"convolutions": lambda: (convolutions(), {"x": images()}), "mobile": mobile, "residual": residual}
 
@@ -34,6 +35,21 @@ def test_rounded_twice_c_and_reference_give_the_same_bytes(name: str, tmp_path: 
     program = program_of(quantized(model, batch), "twice")
     codes = {"x": np.random.default_rng(0).integers(-128, 128, (60, program.inputs[0].size)).astype(np.int8)}
     assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
+
+
+@pytest.mark.parametrize("name", ["convolutions", "mobile"])
+def test_weights_of_4_bits_lie_two_a_byte_and_give_the_references_bytes(name: str, tmp_path: Path):
+    model, batch = NETWORKS[name]()
+    program = program_of(quantized(model, batch, "w4a8-fast"))
+    codes = codes_of(program, batch)
+    sanitized = ["-fsanitize=undefined,address", "-fno-sanitize-recover"]
+    assert run_c(program, codes, tmp_path, "gcc", *sanitized) == reference_bytes(program, codes)
+    convolutions = [layer for layer in program.layers if isinstance(layer, Conv)]
+    packed = [layer for layer in convolutions if layer.packed]
+    assert packed == convolutions
+    for layer in packed:  # bytes: weights, of which rows may be filled up, and 9 for each output
+        weights = constants(layer) - 9 * len(layer.weight)
+        assert layer.weight.size / 2 <= weights <= layer.weight.size * 13 / 16
 
 
 def test_products_of_two_values_are_the_same_in_c_and_in_the_reference(tmp_path: Path):

@@ -1,5 +1,7 @@
 """The reference against the formulas, against onnxruntime on the same file, and what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from compiled import codes_of, program_of, quantized
@@ -14,6 +16,7 @@ from lowbit.integer.bounds import bounds_of
 from lowbit.integer.engine import IntegerReference, decode, encode
 from lowbit.integer.program import Conv, Rescale, Table
 from lowbit.integer.reference import run
+from lowbit.recipe import RECIPES
 
 NETWORKS = {"convolutions": lambda: (convolutions(), {"x": images()}), "mobile": mobile, "residual": residual}
 
@@ -81,6 +84,34 @@ def test_operators_without_integer_form_are_named_all_at_once_before_any_work():
     model = network("f (float[N,4] x) => (float[N,4] y) { a = Sin (x)  b = Add (a, x)  y = Softplus (b) }")
     with pytest.raises(UnsupportedError, match=r"'sin_0' \(Sin\), 'softplus_2' \(Softplus\)"):
         lb.quantize(model, np.zeros((4, 4), np.float32), target="integer")
+
+
+@pytest.mark.parametrize("layers", ["conv_0", "*"])
+def test_a_rule_that_leaves_a_layer_in_float_ends_in_words(layers: str):
+    recipe = RECIPES["int8-fast"]("integer").keep_float(layers)
+    with pytest.raises(UnsupportedError, match=r"stay in float by a rule: .*'conv_0' \(Conv: by rule\)"):
+        lb.quantize(convolutions(), {"x": images()}, recipe)
+
+
+def test_leaving_layers_in_float_is_passed_over_for_integers_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lowbit.repair.leave_in_float.TOLERANCE", 1e-9)
+    plain = RECIPES["int8-fast"]("integer")
+    file = lb.quantize(convolutions(), {"x": images()}, replace(plain, passes=(*plain.passes, "leave_in_float")))
+    assert len(program_of(file).layers) == len(program_of(quantized(convolutions(), {"x": images()})).layers)
+
+
+def test_a_search_that_cannot_reach_the_drop_leaves_nothing_in_float():
+    model = convolutions()
+    exact = model.run({"x": images()[32:]})["logits"]
+
+    def closeness(outputs: dict[str, np.ndarray], labels: np.ndarray) -> float:
+        return 1 - float(np.abs(outputs["logits"] - exact[labels]).mean())
+
+    test = {"x": images()[32:], "labels": np.arange(32)}
+    found = lb.search(model, images()[:32], test, metric=closeness, max_drop=0.0, target="integer")
+    assert not found.reached
+    assert not [row.what for row in found.tries if "in float" in row.what]
+    assert all(row.measured is not None for row in found.tries)
 
 
 def test_an_input_without_a_size_asks_for_it():

@@ -194,7 +194,8 @@ def _ladder(bench: Bench, tries: Tries) -> None:
         if rows[-1].reaches(tries.max_drop):
             return
     base = max(rows, key=lambda row: (row.seconds <= QUICK, row.sqnr_db) if row.measured else (False, -inf))
-    for _ in range(1 + _has_few_bits(bench.recipe)):  # these get more bits first; then layers stay in float
+    may_float = not find_target(bench.recipe.target).whole
+    for _ in range(may_float + _has_few_bits(bench.recipe)):  # these get more bits first; then layers stay in float
         if base.measured is None or base.reaches(tries.max_drop):
             return
         base = _fewest_wider(bench, tries, base)

@@ -7,13 +7,13 @@ import keyword
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from lowbit.errors import InputError, UnsupportedError
-from lowbit.integer.plan import Plan, plan, row_of, scratch_name
+from lowbit.integer.c_files import comment, header, kernels, main_function, run_function
+from lowbit.integer.plan import Plan, plan, scratch_name
 from lowbit.integer.program import (
     Add,
     AveragePool,
@@ -29,9 +29,9 @@ from lowbit.integer.program import (
     Tensor,
 )
 from lowbit.integer.reference import spatial, window_out
+from lowbit.integer.weights import row_of, stored
 
 BLOCK = 64  # accumulators on the stack
-_SECTION = re.compile(r"/\* section (\w+)(?:: ([\w ]+))? \*/\n")
 _RESERVED = frozenset(
     {
         *("auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern"),
@@ -72,14 +72,14 @@ def write_c(program: Program, name: str, main: bool = False) -> Source:
             "",
             f"enum {{ BLOCK = {BLOCK} }};",
             "",
-            _kernels(writer.used),
+            kernels(writer.used),
             *writer.tables,
-            *_run(program, name, steps),
-            *(_main(program, name) if main else []),
+            *run_function(program, name, steps),
+            *(main_function(program, name) if main else []),
             "",
         ]
     )
-    return Source(name, _header(program, name, placed), code, placed.bytes)
+    return Source(name, header(program, name, placed), code, placed.bytes)
 
 
 class _Writer:
@@ -93,7 +93,7 @@ class _Writer:
 
     def step(self, layer: Layer) -> Iterator[str]:
         shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in layer.inputs)
-        yield f"    /* {_comment(layer.name)}: {shapes} to {'x'.join(map(str, layer.output.shape[1:]))} */"
+        yield f"    /* {comment(layer.name)}: {shapes} to {'x'.join(map(str, layer.output.shape[1:]))} */"
         yield from _STEPS[type(layer)](self, layer)
 
     def place(self, tensor: Tensor) -> str:
@@ -136,28 +136,35 @@ class _Writer:
 
 
 def _conv(writer: _Writer, layer: Conv) -> Iterator[str]:
-    writer.used |= {"depthwise" if layer.depthwise else "convolve", f"rescale_{writer.program.rounding}"}
-    rows = layer.weight.reshape(len(layer.weight), -1)
+    rows, weights = layer.weight.reshape(len(layer.weight), -1), stored(layer)
     # What is not depthwise reads codes lifted by 128: the bias takes it off again.
     bias = layer.bias if layer.depthwise else layer.bias - 128 * rows.astype(np.int64).sum(1)
-    rows = rows.T if layer.depthwise else np.pad(rows, ((0, 0), (0, row_of(rows.shape[1]) - rows.shape[1])))
     fields = {
         "at": _window(spatial(layer.input), spatial(layer.output), layer.weight.shape[1:4], layer),
-        "weight": writer.table("int8_t", f"{layer.name}_weight", rows),
+        "weight": writer.table("uint8_t" if layer.packed else "int8_t", f"{layer.name}_weight", weights),
         "bias": writer.table("int32_t", f"{layer.name}_bias", bias),
         "multiplier": writer.table("int32_t", f"{layer.name}_multiplier", layer.rescale.multiplier),
         "shift": writer.table("uint8_t", f"{layer.name}_shift", layer.rescale.shift),
         "groups": layer.groups,
-        "row": rows.shape[1],
+        "row": rows.shape[1] if layer.depthwise else row_of(layer),
         "in_zero": layer.input.zero,
         "left": layer.rescale.left,
     }
-    struct = writer.struct("conv", layer.name, fields | _ends(layer))
-    given = f"{struct}, {writer.place(layer.input)}, {writer.place(layer.output)}"
-    if layer.depthwise:
-        yield f"    depthwise({given});"
+    struct, x, y = (
+        writer.struct("conv", layer.name, fields | _ends(layer)),
+        *map(writer.place, (layer.input, layer.output)),
+    )
+    writer.used.add(f"rescale_{writer.program.rounding}")
+    if not layer.depthwise:
+        multiply = "multiply_packed" if layer.packed else "multiply_rows"
+        writer.used |= {"convolve", multiply}
+        yield f"    convolve({struct}, {multiply}, {x}, {y}, (uint8_t *)({writer.at(scratch_name(layer.name))}));"
+    elif layer.packed:
+        writer.used.add("depthwise_packed")
+        yield f"    depthwise_packed({struct}, {x}, {y}, {writer.at(scratch_name(layer.name))});"
     else:
-        yield f"    convolve({given}, (uint8_t *)({writer.at(scratch_name(layer.name))}));"
+        writer.used.add("depthwise")
+        yield f"    depthwise({struct}, {fields['weight']}, {x}, {y});"
 
 
 def _operands(writer: _Writer, layer: Add | Multiply) -> str:
@@ -254,107 +261,6 @@ _STEPS: Mapping[type[Layer], Callable[[_Writer, Any], Iterator[str]]] = {
 }
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def _kernels(used: set[str]) -> str:
-    """The sections of kernels.c of these names and what they need, in the file's order."""
-    text = (files("lowbit.integer") / "kernels.c").read_text(encoding="utf-8")
-    parts = _SECTION.split(text)[1:]
-    sections = {
-        name: (needs or "", body) for name, needs, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-    }
-    wanted = set(used)
-    for name in reversed(sections):
-        if name in wanted:
-            wanted |= set(sections[name][0].split())
-    return "".join(body for name, (_, body) in sections.items() if name in wanted)
-
-
-def _ports(program: Program) -> Iterator[tuple[str, str, Tensor]]:
-    """(word, 'const ' or '', tensor) of each input and output."""
-    for ports, word, const in ((program.inputs, "input", "const "), (program.outputs, "output", "")):
-        for number, port in enumerate(ports):
-            yield word if len(ports) == 1 else f"{word}{number}", const, port
-
-
-def _parameters(program: Program) -> str:
-    return (
-        ", ".join(f"{const}int8_t *{word}" for word, const, _ in _ports(program)) + ", void *arena, size_t arena_bytes"
-    )
-
-
-def _header(program: Program, name: str, placed: Plan) -> str:
-    upper = name.upper()
-    lines = [
-        f"/* {name}: a network in integers; written by lowbit. */",
-        f"#ifndef {upper}_H",
-        f"#define {upper}_H",
-        "",
-        "#include <stddef.h>",
-        "#include <stdint.h>",
-        "",
-        f"#define {upper}_ARENA_BYTES {placed.bytes}",
-    ]
-    for word, _, port in _ports(program):
-        shape = "x".join(map(str, port.shape[1:]))
-        lines += [
-            "",
-            f"/* {word} '{_comment(port.name)}': {shape} codes, last axis fastest; value = (code - zero) * scale */",
-            f"#define {upper}_{word.upper()}_BYTES {port.bytes}",
-            f"#define {upper}_{word.upper()}_SCALE {np.float32(port.scale)!s}f",
-            f"#define {upper}_{word.upper()}_ZERO {port.zero}",
-            f"#define {upper}_{word.upper()}_AT {placed.slots[port.name].offset} /* its own place in the arena */",
-        ]
-    lines += [
-        "",
-        "#ifdef __cplusplus",
-        'extern "C" {',
-        "#endif",
-        "",
-        "/* One sample. Returns 0; 1: the arena is too small; 2: it is not aligned to 4 bytes, and nothing is written.",
-        "   Inputs and outputs may lie anywhere, also in the arena at the places above. No state between calls. */",
-        f"int {name}_run({_parameters(program)});",
-        "",
-        "#ifdef __cplusplus",
-        "}",
-        "#endif",
-        "",
-        "#endif",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _run(program: Program, name: str, steps: Sequence[str]) -> Iterator[str]:
-    yield f"int {name}_run({_parameters(program)})\n{{"
-    yield "    int8_t *const bytes = (int8_t *)arena;"
-    if any("(i = 0;" in step for step in steps):
-        yield "    int i;"
-    yield f"    if (arena_bytes < {name.upper()}_ARENA_BYTES)\n        return 1;"
-    yield "    if ((uintptr_t)arena % 4)\n        return 2;"
-    yield "    (void)bytes;"
-    yield from steps
-    yield "    return 0;\n}"
-
-
-def _main(program: Program, name: str) -> Iterator[str]:
-    upper, ports = name.upper(), list(_ports(program))
-    yield ""
-    yield "/* Input codes from standard input, sample after sample; output codes to standard output. */"
-    yield "int main(void)\n{"
-    yield f"    static int32_t arena[({upper}_ARENA_BYTES + 3) / 4];"
-    yield from (f"    static int8_t {word}[{upper}_{word.upper()}_BYTES];" for word, _, _ in ports)
-    reads = [f"fread({word}, 1, sizeof {word}, stdin) == sizeof {word}" for word, const, _ in ports if const]
-    yield f"    while ({' && '.join(reads)}) {{"
-    words = ", ".join(word for word, _, _ in ports)
-    yield f"        if ({name}_run({words}, arena, sizeof arena))\n            return 1;"
-    for word, const, _ in ports:
-        if not const:
-            yield f"        if (fwrite({word}, 1, sizeof {word}, stdout) != sizeof {word})\n            return 1;"
-    yield "    }\n    return ferror(stdin) != 0;\n}"
-
-
 def _numbers(array: Ints) -> str:
     """Decimal numbers in lines of at most 120 characters."""
     lines, line = [], "   "
@@ -373,8 +279,3 @@ def _value(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "{ " + ", ".join(str(int(number)) for number in value) + " }"
     return str(value)
-
-
-def _comment(text: str) -> str:
-    """A name as it may stand in a comment."""
-    return re.sub(r"[^ -~]|\*/|/\*|\\", "?", text)

@@ -8,7 +8,7 @@ struct window {
 /* What a convolution is made of; docs: y = zero + rescale(bias + sum of weight * x). */
 struct conv {
     struct window at;
-    const int8_t *weight;
+    const void *weight; /* int8_t; or uint8_t with two codes, 8 higher, in the low and the high bits */
     const int32_t *bias, *multiplier;
     const uint8_t *shift;
     int groups, row, in_zero, left, zero, low, high;
@@ -56,6 +56,54 @@ static void rescale(int32_t *acc, int count, const struct conv *c, int first, in
     for (i = 0; i < count; i++) {
         const int32_t code = twice(acc[i], c->multiplier[first + i], c->left - c->shift[first + i]);
         y[i] = clipped(code + c->zero, c->low, c->high);
+    }
+}
+
+/* section multiply_rows: conv */
+/* acc[o] = bias[o] + sum of window[i] * weight[o][i]; four outputs at a time read the window once. */
+static void multiply_rows(const struct conv *c, const uint8_t *window, int first, int rows, int32_t *acc)
+{
+    const int size = c->row;
+    const int8_t *weight = (const int8_t *)c->weight + first * size;
+    const int32_t *bias = c->bias + first;
+    int o = 0, i;
+    for (; o + 4 <= rows; o += 4, weight += 4 * size) {
+        const int8_t *w0 = weight, *w1 = w0 + size, *w2 = w1 + size, *w3 = w2 + size;
+        int32_t a0 = bias[o], a1 = bias[o + 1], a2 = bias[o + 2], a3 = bias[o + 3];
+        for (i = 0; i < size; i++) {
+            a0 += window[i] * w0[i];
+            a1 += window[i] * w1[i];
+            a2 += window[i] * w2[i];
+            a3 += window[i] * w3[i];
+        }
+        acc[o] = a0;
+        acc[o + 1] = a1;
+        acc[o + 2] = a2;
+        acc[o + 3] = a3;
+    }
+    for (; o < rows; o++, weight += size) {
+        int32_t a = bias[o];
+        for (i = 0; i < size; i++)
+            a += window[i] * weight[i];
+        acc[o] = a;
+    }
+}
+
+/* section multiply_packed: conv */
+/* The same with two weights a byte: the first half of a row in the low bits, the second half in the high bits. */
+static void multiply_packed(const struct conv *c, const uint8_t *window, int first, int rows, int32_t *acc)
+{
+    const int half = c->row / 2;
+    const uint8_t *weight = (const uint8_t *)c->weight + first * half, *behind = window + half;
+    int o, i;
+    for (o = 0; o < rows; o++, weight += half) {
+        int32_t a = c->bias[first + o];
+        for (i = 0; i < half; i++) {
+            const int8_t low = (int8_t)((weight[i] & 15) - 8), high = (int8_t)((weight[i] >> 4) - 8);
+            a += window[i] * low;
+            a += behind[i] * high;
+        }
+        acc[o] = a;
     }
 }
 
@@ -110,38 +158,12 @@ static void gather(const struct conv *c, const int8_t *x, int d, int h, int w, i
     }
 }
 
-/* acc[o] = bias[o] + sum of window[i] * weight[o][i]; four outputs at a time read the window once. */
-static void multiply_rows(const uint8_t *window, const int8_t *weight, const int32_t *bias, int size, int rows,
-                          int32_t *acc)
-{
-    int o = 0, i;
-    for (; o + 4 <= rows; o += 4, weight += 4 * size) {
-        const int8_t *w0 = weight, *w1 = w0 + size, *w2 = w1 + size, *w3 = w2 + size;
-        int32_t a0 = bias[o], a1 = bias[o + 1], a2 = bias[o + 2], a3 = bias[o + 3];
-        for (i = 0; i < size; i++) {
-            a0 += window[i] * w0[i];
-            a1 += window[i] * w1[i];
-            a2 += window[i] * w2[i];
-            a3 += window[i] * w3[i];
-        }
-        acc[o] = a0;
-        acc[o + 1] = a1;
-        acc[o + 2] = a2;
-        acc[o + 3] = a3;
-    }
-    for (; o < rows; o++, weight += size) {
-        int32_t a = bias[o];
-        for (i = 0; i < size; i++)
-            a += window[i] * weight[i];
-        acc[o] = a;
-    }
-}
+typedef void products(const struct conv *c, const uint8_t *window, int first, int rows, int32_t *acc);
 
-static void convolve(const struct conv *c, const int8_t *x, int8_t *y, uint8_t *window)
+static void convolve(const struct conv *c, products *multiply, const int8_t *x, int8_t *y, uint8_t *window)
 {
     const struct window *a = &c->at;
     const int inputs = a->in[3] / c->groups, outputs = a->out[3] / c->groups;
-    const int size = c->row; /* of a row of weights, zeros at its end */
     int32_t acc[BLOCK];
     int d, h, w, g, o;
     for (d = 0; d < a->out[0]; d++)
@@ -151,7 +173,7 @@ static void convolve(const struct conv *c, const int8_t *x, int8_t *y, uint8_t *
                     gather(c, x, d, h, w, g * inputs, inputs, window);
                     for (o = 0; o < outputs; o += BLOCK) {
                         const int first = g * outputs + o, rows = outputs - o < BLOCK ? outputs - o : BLOCK;
-                        multiply_rows(window, c->weight + first * size, c->bias + first, size, rows, acc);
+                        multiply(c, window, first, rows, acc);
                         rescale(acc, rows, c, first, y);
                         y += rows;
                     }
@@ -160,7 +182,7 @@ static void convolve(const struct conv *c, const int8_t *x, int8_t *y, uint8_t *
 
 /* section depthwise: conv */
 /* Each output channel reads the input channel of its number; weight: taps, channels. */
-static void depthwise(const struct conv *c, const int8_t *x, int8_t *y)
+static void depthwise(const struct conv *c, const int8_t *weights, const int8_t *x, int8_t *y)
 {
     const struct window *a = &c->at;
     const int channels = a->in[3];
@@ -171,7 +193,7 @@ static void depthwise(const struct conv *c, const int8_t *x, int8_t *y)
             for (w = 0; w < a->out[2]; w++)
                 for (first = 0; first < channels; first += BLOCK) {
                     const int count = channels - first < BLOCK ? channels - first : BLOCK;
-                    const int8_t *weight = c->weight + first;
+                    const int8_t *weight = weights + first;
                     for (n = 0; n < count; n++)
                         acc[n] = c->bias[first + n];
                     for (i = 0; i < a->taps[0]; i++)
@@ -194,6 +216,18 @@ static void depthwise(const struct conv *c, const int8_t *x, int8_t *y)
                     rescale(acc, count, c, first, y);
                     y += count;
                 }
+}
+
+/* section depthwise_packed: depthwise */
+/* The same with two weights a byte, which lie beside each other. */
+static void depthwise_packed(const struct conv *c, const int8_t *x, int8_t *y, int8_t *weights)
+{
+    const uint8_t *weight = (const uint8_t *)c->weight;
+    const int count = c->row * c->at.in[3];
+    int i;
+    for (i = 0; i < count; i++)
+        weights[i] = (int8_t)((i % 2 ? weight[i / 2] >> 4 : weight[i / 2] & 15) - 8);
+    depthwise(c, weights, x, y);
 }
 
 /* section add */

@@ -132,7 +132,8 @@ class _Walk:
                 if value is not None and value.is_graph_input():
                     raise UnsupportedError(f"reads the input '{name}', which is not quantized")
                 raise _FollowsError(f"'{name}' has no integer form")
-            self.known[name] = Constant(array)
+            few = {"int2": np.int8, "int4": np.int8, "uint2": np.uint8, "uint4": np.uint8}.get(array.dtype.name)
+            self.known[name] = Constant(array if few is None else array.astype(few))
         return self.known[name]
 
     def _is_constant(self, value: ir.Value) -> bool:

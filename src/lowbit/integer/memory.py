@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from lowbit.integer.bounds import bounds_of
-from lowbit.integer.plan import Plan, plan, row_of
+from lowbit.integer.plan import Plan, plan
 from lowbit.integer.program import Add, Conv, Copy, Layer, Multiply, Program, Table
+from lowbit.integer.weights import stored
 
 _COLUMNS = 48  # of the drawing: the arena from its first byte to its last
 
@@ -77,9 +78,8 @@ class Memory:
 def constants(layer: Layer) -> int:
     """Bytes of a layer's constants in the C: weights, biases, multipliers, shifts, tables."""
     if isinstance(layer, Conv):
-        outputs, products = len(layer.weight), int(layer.weight[0].size)
-        row = products if layer.depthwise else row_of(products)
-        return outputs * (row + layer.bias.itemsize + layer.rescale.multiplier.itemsize + 1)
+        beside = layer.bias.itemsize + layer.rescale.multiplier.itemsize + 1
+        return int(stored(layer).nbytes) + len(layer.weight) * beside
     if isinstance(layer, Table):
         return int(layer.table.size)
     if isinstance(layer, (Add, Multiply)):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lowbit.integer.program import Conv, Program
+from lowbit.integer.weights import row_of
 
 ALIGNMENT = 4  # bytes; int32 accumulators never lie in the arena
 
@@ -49,19 +50,12 @@ def scratch_name(layer: str) -> str:
 
 
 def scratch_bytes(layer: object) -> int:
-    """The window of its input that a convolution gathers before it multiplies."""
-    if not isinstance(layer, Conv) or layer.depthwise:
+    """The window of its input that a convolution gathers before it multiplies; a depthwise one unpacks its weights."""
+    if not isinstance(layer, Conv):
         return 0
-    return row_of(int(layer.weight[0].size)) * layer.input.dtype.itemsize
-
-
-def row_of(products: int) -> int:
-    """Weights of one output as they lie in the C: zeros up to a whole vector of 32 where that adds at most 5/8.
-
-    A rest takes a loop of its own: the 40 products of kws took 28 µs, as 48 they took 42, as 64 they take 13.
-    """
-    whole = -(-products // 32) * 32
-    return whole if 8 * whole <= 13 * products else products
+    if layer.depthwise:
+        return layer.weight.size if layer.packed else 0
+    return row_of(layer) * layer.input.dtype.itemsize
 
 
 def plan(program: Program) -> Plan:

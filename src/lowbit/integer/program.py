@@ -94,7 +94,6 @@ class Conv:
     bias      int32, (outputs,): zero_x · Σ weight is taken off
     strides, pads, dilations   over depth, height, width; pads in front. What has fewer axes has a depth of 1
     low, high   the least and the largest code of y: a Relu or Clip behind is part of it
-    weight_bits   of a weight's code
     """
 
     name: str
@@ -109,7 +108,6 @@ class Conv:
     groups: int
     low: int
     high: int
-    weight_bits: int = 8
     weight_scale: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property
@@ -120,6 +118,11 @@ class Conv:
     def products(self) -> int:
         """Multiplications for one sample."""
         return self.output.size * int(np.prod(self.weight.shape[1:]))
+
+    @property
+    def packed(self) -> bool:
+        """Whether all weights fit in 4 bits: two of them share a byte of flash."""
+        return bool(self.weight.min(initial=0) >= -8 and self.weight.max(initial=0) <= 7)
 
     @property
     def depthwise(self) -> bool:

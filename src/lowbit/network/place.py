@@ -36,8 +36,8 @@ def place(program: ir.Model, recipe: Recipe) -> Placement:
     sites = placer.sites()
     if target.whole and (floats := placer.in_float(sites)):
         raise UnsupportedError(
-            f"target '{target.name}' computes everything in integers, and these have no integer form: "
-            f"{', '.join(floats)}. Leave them out of the network, or choose another target."
+            f"target '{target.name}' computes everything in integers, and these have no integer form or stay in float "
+            f"by a rule: {', '.join(floats)}. Leave them out of the network, drop the rule, or choose another target."
         )
     integer = frozenset(name for name, role in placer.role.items() if role in COMPUTING)
     return Placement(sites, placer.reasons, integer, target.engine, idle, recipe)
@@ -71,7 +71,7 @@ class _Placer:
         quantized = self._quantized_values()
         self._share(quantized)
         values = (*self.graph.inputs, *(v for node in self.nodes for v in node.outputs))
-        sites = {str(v.name): self._activation_site(v) for v in values if v.name in quantized}
+        sites = {str(v.name): self._activation_site(v) for v in values if v.name in quantized and self._is_asked_for(v)}
         for node in self.nodes:
             for site in (*self._weight_sites(node), *self._constant_sites(node)):
                 sites.setdefault(site.value, site)
@@ -187,6 +187,10 @@ class _Placer:
                     self.group[self._root(other)] = self._root(tied[0])
 
     # ---- sites ---------------------------------------------------------------------------------------------------
+
+    def _is_asked_for(self, value: ir.Value) -> bool:
+        """Whether a node around gives it a format: an input of a target's whole network may have none by rule."""
+        return any(self.specs[node.name][1].format for node in self._nodes_that_ask(value))
 
     def _activation_site(self, value: ir.Value) -> Site:
         maker, readers = self._maker(value), None

@@ -28,6 +28,9 @@ ROUNDS = 4
 def leave_in_float(network: Network, calibration: Calibration) -> list[str]:
     """Place the network with more and more layers in float, until it is good enough; the best is kept."""
     notes: list[str] = []
+    recipe = network.placement.recipe
+    if recipe is not None and find_target(recipe.target).whole:
+        return [f"no layer left in float: target '{recipe.target}' computes everything in integers"]
     best, undo, kept = calibration.error, network.undo(), 0
     for _ in range(ROUNDS):
         recipe, error = network.placement.recipe, calibration.error
