@@ -300,15 +300,10 @@ class _Search:
         return self.trust.get(word, 1.0) * sum(self.prices.weights[name][word][1] for name in self.layers[layer])
 
     def _program(self) -> Program:
-        return Program(
-            {
-                layer: [
-                    Option({"error": self._error(layer, word), "bytes": self._stored(layer, word)})
-                    for word in self._words(layer)
-                ]
-                for layer in self.layers
-            }
-        )
+        def option(layer: str, word: str) -> Option:
+            return Option({"error": self._error(layer, word), "bytes": self._stored(layer, word)})
+
+        return Program({layer: [option(layer, word) for word in self._words(layer)] for layer in self.layers})
 
     def _recipe(self, words: Mapping[str, str]) -> Recipe:
         """The base with a rule for each layer whose format is not the most common one."""
