@@ -10,8 +10,10 @@ from compiled import STRICT, codes_of, program_of, quantized, reference_bytes, r
 from small_networks import mobile, residual
 from toy_networks import convolutions, images, network
 
+from lowbit.engines.compile import ENGINES
 from lowbit.errors import InputError
 from lowbit.integer.c import write_c
+from lowbit.integer.engine import IntegerReference
 from lowbit.integer.memory import constants
 from lowbit.integer.plan import plan
 from lowbit.integer.program import Conv, Rounding
@@ -60,6 +62,36 @@ def test_products_of_two_values_are_the_same_in_c_and_in_the_reference(tmp_path:
     for rounding in get_args(Rounding):
         program = program_of(file, rounding)
         assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
+
+
+TRANSPOSED = {
+    "strides 2, one more row": (
+        "<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]>",
+        "N,4,5,6",
+        "N,6,10,12",
+        (4, 6, 3, 3),
+    ),
+    "groups, dilations": ("<group=2, dilations=[2,1]>", "N,4,5,6", "N,6,9,8", (4, 3, 3, 3)),
+    "one axis": ("<strides=[3], pads=[1,0]>", "N,4,7", "N,5,21", (4, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_transposed_convolutions_give_the_same_bytes_and_onnxruntimes_codes_to_one_step(case: str, tmp_path: Path):
+    attributes, given, made, kernel = TRANSPOSED[case]
+    text = f"f (float[{given}] x) => (float[{made}] y) {{ y = ConvTranspose {attributes} (x, w, b) }}"
+    r, outputs = np.random.default_rng(0), int(made.split(",")[1])
+    x = r.normal(size=[16, *map(int, given.split(",")[1:])]).astype(np.float32)
+    file = quantized(network(text, w=r.normal(size=kernel), b=r.normal(size=outputs)), {"x": x})
+    program = program_of(file)
+    codes = codes_of(program, {"x": x})
+    assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
+    ours, theirs = (
+        engine.compile(file.program)({"x": x})["y"] for engine in (IntegerReference(), ENGINES["onnxruntime"])
+    )
+    steps = np.abs(ours - theirs) / program.outputs[0].scale
+    assert steps.max() < 1.5
+    assert (steps > 0.5).mean() < 0.01
 
 
 def test_an_arena_that_is_too_small_is_refused_and_nothing_is_written(tmp_path: Path):

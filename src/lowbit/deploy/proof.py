@@ -96,6 +96,8 @@ def check_arithmetic(simulation: Network, rows: Iterable[Mapping[str, Any]], run
             said, found = stated.get(weight.value.name), runs.of(str(node.name))
             if said is None or said == found:
                 continue
+            if node.op_type == "ConvTranspose" and (runs.engine, found) == ("onnxruntime", FLOAT):
+                continue  # it has no integer kernel for it: only the integer program computes it in integers
             what = f"layer '{node.name}' ({node.op_type}, weight '{weight.value.name}')"
             if found == FLOAT:
                 raise MismatchError(

@@ -33,6 +33,27 @@ def conv(node: ir.Node, read: Read) -> Waiting:
     return _product(node, data, codes, weight, read.get(2), shape, channels_last(len(shape)), groups, **steps)
 
 
+def conv_transpose(node: ir.Node, read: Read) -> Waiting:
+    """A convolution with the kernel turned round, over an input that zeros were put into (`layout.spread`)."""
+    data, weight = _data(read), _weight(read[1], outputs_axis=1)
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
+        raise UnsupportedError("a ConvTranspose with auto_pad or output_shape")
+    inputs, outputs, *kernel = weight.array.shape
+    groups, rank, shape = int(number(node, "group", 1)), len(kernel), _shape(node)
+    codes = weight.array.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+    codes = np.moveaxis(np.flip(codes, tuple(range(3, 3 + rank))), 2, -1)
+    codes = codes.reshape(groups * outputs, *_triple(kernel), inputs // groups)
+    if weight.scale is not None and weight.scale.size > 1:
+        weight = replace(weight, scale=np.tile(weight.scale.reshape(-1), groups))
+    dilations = _ints(node, "dilations", rank)
+    given = zip(kernel, dilations, _ints(node, "pads", 2 * rank, 0), strict=False)
+    front = [(taps - 1) * dilation - pad for taps, dilation, pad in given]
+    if min(front) < 0:
+        raise UnsupportedError("a ConvTranspose whose pads are larger than its kernel")
+    order, steps = channels_last(len(shape)), {"strides": [1] * rank, "pads": front, "dilations": dilations}
+    return _product(node, data, codes, weight, read.get(2), shape, order, groups, **steps)
+
+
 def gemm(node: ir.Node, read: Read) -> Waiting:
     if number(node, "transA") or number(node, "alpha", 1) != 1 or number(node, "beta", 1) != 1:
         raise UnsupportedError("Gemm with alpha, beta or transA")

@@ -36,6 +36,17 @@ def in_order(layers: list[Layer], coded: Coded, order: tuple[int, ...]) -> Coded
     return _copied(layers, name, [held], _lies(held).transpose(order), order)
 
 
+def spread(layers: list[Layer], coded: Coded, strides: tuple[int, ...]) -> Coded:
+    """Channels last, with strides − 1 zeros between neighbours along each axis of positions."""
+    held = coded.tensor
+    if max(strides) == 1 or coded.function is not None:
+        return coded
+    sizes = [(size - 1) * stride + 1 for size, stride in zip(held.shape[1:-1], strides, strict=True)]
+    where = np.full((1, *sizes, held.shape[-1]), FILLED)
+    where[(slice(None), *(slice(None, None, stride) for stride in strides))] = _lies(held).transpose(held.order)
+    return _copied(layers, f"{held.name}.spread{'x'.join(map(str, strides))}", [held], where, held.order)
+
+
 def _copied(
     layers: list[Layer], name: str, sources: list[Tensor], where: Ints, order: tuple[int, ...], fill: float = 0
 ) -> Coded:

@@ -18,7 +18,7 @@ from lowbit.graph.weights import constant
 from lowbit.integer import forms
 from lowbit.integer.bounds import check_accumulators
 from lowbit.integer.functions import FUNCTIONS, evaluate
-from lowbit.integer.layout import MOVING, in_channels_last, in_order, moved
+from lowbit.integer.layout import MOVING, in_channels_last, in_order, moved, spread
 from lowbit.integer.moves import run_node
 from lowbit.integer.program import Layer, Program, Rounding, Table, Tensor
 from lowbit.integer.values import Array, Coded, Constant, Waiting, channels_last
@@ -280,6 +280,11 @@ class _Walk:
             self.known[name] = forms.OVER_POSITIONS[node.op_type](
                 node, operands | {0: in_channels_last(self.layers, data[0])}
             )
+        elif node.op_type == "ConvTranspose":
+            rank = len(data[0].shape) - 2
+            strides = node.attributes.get_ints("strides", [1] * rank)
+            first = spread(self.layers, in_channels_last(self.layers, data[0]), tuple(strides or ()))
+            self.known[name] = forms.conv_transpose(node, operands | {0: first})
         elif node.op_type in forms.ORDERED:
             as_it_lies = node.op_type == "ReduceMean"
             first = data[0] if as_it_lies else in_order(self.layers, data[0], tuple(range(len(data[0].shape))))

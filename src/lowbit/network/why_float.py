@@ -81,6 +81,7 @@ def bias_in_float(bias: ir.Value, layer: Layer, weights: TensorSpec, activations
         or len(kinds) < 2
         or kinds[1].block != TENSOR
         or not has_one_scale_an_output(kinds[0].block, layer.weight.shape, layer.output_axis)
+        or (layer.node.op_type == "ConvTranspose" and number(layer.node, "group", 1) > 1)  # a scale for several outputs
     ):
         return "no single scale belongs to the products that it is added to"
     return "a bias that several layers share has no single scale" if len(bias.uses()) > 1 else ""
