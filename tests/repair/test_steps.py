@@ -10,7 +10,8 @@ from toy_networks import convolutions, images, network, sqnr_db
 import lowbit as lb
 from lowbit.deploy.export import export
 from lowbit.model import Model
-from lowbit.network.calibrate import forward
+from lowbit.network.calibrate import both_walks, forward
+from lowbit.network.in_step import in_step
 from lowbit.network.network import Network
 from lowbit.network.place import place
 from lowbit.recipe import IMPROVE
@@ -52,6 +53,20 @@ def test_a_step_that_makes_it_worse_is_undone_also_for_a_bias_of_three_axes():
     assert prove(simulation, worse, calibration)[0].startswith("undone: added one")
     assert torch.equal(simulation.parameter("b"), bias)
     assert calibration.error == before == output_error(simulation, batches, calibration.exact)
+
+
+def test_after_a_step_that_edits_biases_the_exact_walk_is_still_the_float_network():
+    model, batches = convolutions(), in_batches(images(32))
+    simulation = calibrated(model, batches)
+    simulation.keep_before_steps()
+    calibration = measured(simulation, batches)
+    assert correct_bias(simulation, calibration) == ["corrected the biases of 3 layers"]
+    with torch.no_grad(), simulation.mode("quantize"):
+        exact, _ = both_walks(simulation, batches)
+        *_, output = in_step(*exact)
+        found = [walk.env[output] for walk in exact]
+    for walked, wanted in zip(found, calibration.exact, strict=True):
+        assert all(torch.equal(walked[name], y) for name, y in wanted.items())
 
 
 def test_codes_ranges_and_placement_are_undone_too():

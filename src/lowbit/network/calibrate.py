@@ -51,8 +51,8 @@ def observe(simulation: Network, batches: "Iterable[Batch]", chosen: "Sequence[F
 def both_walks(simulation: Network, batches: "Iterable[Batch]") -> tuple[list[Walk], list[Walk]]:
     """These batches on their way through the network, as if it had no quantizers and with them; see `in_step`."""
     given = [tensors(simulation, batch) for batch in batches]
-    exact, quantized = ([Walk(simulation.module, x, exact=exact) for x in given] for exact in (True, False))
-    return exact, quantized
+    exact = [Walk(simulation.module, x, exact=True, parameters=simulation.before_steps) for x in given]
+    return exact, [Walk(simulation.module, x) for x in given]
 
 
 def solve_weights(simulation: Network, batches: "Sequence[Batch]" = ()) -> None:

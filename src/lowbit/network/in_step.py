@@ -4,7 +4,8 @@ Whoever walks sees each node before it is computed, can compute it at once, look
 nobody will read any more are freed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,17 +15,27 @@ from torch import Tensor, fx
 class Walk(fx.Interpreter):
     """One batch on its way through a module; `env` holds the values of the nodes so far.
 
-    exact   values pass by their quantizers unchanged
+    exact        values pass by their quantizers unchanged
+    parameters   what an exact walk reads in the place of the module's own, by name: steps have edited those
     """
 
-    def __init__(self, module: fx.GraphModule, batch: Sequence[Tensor], *, exact: bool = False) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        batch: Sequence[Tensor],
+        *,
+        exact: bool = False,
+        parameters: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         super().__init__(module)
-        self.args_iter, self.exact = iter(batch), exact
+        self.args_iter, self.exact, self.parameters = iter(batch), exact, parameters
 
     def run_node(self, n: fx.Node) -> Any:
         if self.exact and "exact" in n.meta:  # a module that rounds, and the function that it stands for
             arguments, attributes = self.fetch_args_kwargs_from_env(n)
             return n.meta["exact"](*arguments, **attributes)
+        if self.exact and n.op == "get_attr" and n.target in self.parameters:
+            return self.parameters[str(n.target)]
         source = n.args[0] if self.exact and "quantized_value" in n.meta else None
         return self.env[source] if isinstance(source, fx.Node) else super().run_node(n)
 

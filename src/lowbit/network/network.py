@@ -37,6 +37,7 @@ class Network:
         self.nodes: dict[str, fx.Node] = {}  # value name → the fx node of its quantized value
         by_value = {str(n.meta["value"]): n for n in self.module.graph.nodes if "value" in n.meta}
         groups = placement.groups()
+        self.before_steps: dict[str, Tensor] = {}  # parameters that steps may edit, as the float network has them
         for site in placement.sites.values():
             self._insert(site, by_value[site.value], groups)
         calls = [n for n in self.module.graph.nodes if n.target is lstm and n.meta["node"] in placement.integer]
@@ -138,6 +139,8 @@ class Network:
     def placed(self, placement: Placement, *, keep_ranges: bool = False) -> "Network":
         """The same program under another placement, with what the activations have observed, and chosen if asked."""
         renewed = Network(self.program, placement)
+        if self.before_steps:
+            renewed.keep_before_steps()
         for quantizer in renewed.activations().values():
             known = next((q for v in quantizer.values if isinstance(q := self.quantizers.get(v), FakeQuant)), None)
             if known is not None:
@@ -150,6 +153,14 @@ class Network:
         """Another placement, with the program's parameters, and with what the activations have observed and chosen."""
         vars(self).update(vars(self.placed(placement, keep_ranges=True)))
 
+    def keep_before_steps(self) -> None:
+        """From here on exact walks read the biases and factors that there are now, whatever steps make of them."""
+        self.before_steps = {name: p.detach().clone() for name, p in self._vectors()}
+
+    def _vectors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters that are vectors of any rank."""
+        return ((name, p) for name, p in self.module.named_parameters() if p.numel() == max(p.shape, default=1))
+
     def undo(self) -> Callable[[], None]:
         """What puts all of it back: placement, codes, ranges, and parameters that are vectors of any rank.
 
@@ -157,7 +168,7 @@ class Network:
         """
         own = dict(vars(self))
         quantizers = [(q, _contents(q)) for q in set(self.quantizers.values())]
-        vectors = [(p, p.detach().clone()) for p in self.module.parameters() if p.numel() == max(p.shape, default=1)]
+        vectors = [(p, p.detach().clone()) for _, p in self._vectors()]
 
         @torch.no_grad()
         def put_back() -> None:

@@ -190,7 +190,7 @@ class _Placer:
 
     def _is_asked_for(self, value: ir.Value) -> bool:
         """Whether a node around gives it a format: an input of a target's whole network may have none by rule."""
-        return any(self.specs[node.name][1].format for node in self._nodes_that_ask(value))
+        return next(self._specs_asked(value), None) is not None
 
     def _activation_site(self, value: ir.Value) -> Site:
         maker, readers = self._maker(value), None

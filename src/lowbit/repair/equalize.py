@@ -58,6 +58,7 @@ def _equalized(network: Network, calibration: Calibration, *, lifted: bool) -> l
     renewed = Network(program, place(program, recipe))
     observe(renewed, calibration.observed())
     vars(network).update(vars(renewed))
+    network.keep_before_steps()
     what = f"equalized the output channels of {len(done)} layers"
     return [what + (", and raised their ceilings" if lifted else ""), *fit(network, calibration)]
 

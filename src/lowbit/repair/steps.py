@@ -27,6 +27,7 @@ LASTING = frozenset({equalize, equalize_without_ceilings})  # they change the pr
 
 def take_steps(network: Network, names: Iterable[str], calibration: Calibration) -> list[str]:
     """Ranges and codes for a network that has observed, then these steps in order. What was done, in words."""
+    network.keep_before_steps()
     notes = fit(network, calibration)
     for step in (STEPS[name] for name in names):
         notes += prove(network, step, calibration)
