@@ -94,6 +94,28 @@ def test_transposed_convolutions_give_the_same_bytes_and_onnxruntimes_codes_to_o
     assert (steps > 0.5).mean() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("body", "given", "made", "kernel"),
+    [
+        ("Conv <pads=[1,1,1,1,1,1], strides=[2,1,2]> (x, w)", "N,3,5,6,7", "N,4,3,6,4", (4, 3, 3, 3, 3)),
+        ('Resize <mode="nearest"> (c, , scales)', "N,3,4,5", "N,4,8,10", (4, 3, 1, 1)),
+    ],
+    ids=["over depth", "nearest resize"],
+)
+def test_convolutions_over_depth_and_nearest_resizing(body: str, given: str, made: str, kernel, tmp_path: Path):
+    head = "c = Conv (x, w)  " if "(c," in body else ""
+    text = f"f (float[{given}] x) => (float[{made}] y) {{ {head} y = {body} }}"
+    r = np.random.default_rng(0)
+    x = r.normal(size=[16, *map(int, given.split(",")[1:])]).astype(np.float32)
+    scales = {"scales": np.array([1, 1, 2, 2], np.float32)} if head else {}
+    file = quantized(network(text, w=r.normal(size=kernel), **scales), {"x": x})
+    program = program_of(file)
+    codes = codes_of(program, {"x": x})
+    assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
+    ours, theirs = (e.compile(file.program)({"x": x})["y"] for e in (IntegerReference(), ENGINES["onnxruntime"]))
+    assert np.abs(ours - theirs).max() < 1.5 * program.outputs[0].scale
+
+
 def test_an_arena_that_is_too_small_is_refused_and_nothing_is_written(tmp_path: Path):
     program = program_of(quantized(convolutions(), {"x": images()}))
     source = write_c(program, "net")

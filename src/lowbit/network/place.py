@@ -71,7 +71,9 @@ class _Placer:
         quantized = self._quantized_values()
         self._share(quantized)
         values = (*self.graph.inputs, *(v for node in self.nodes for v in node.outputs))
-        sites = {str(v.name): self._activation_site(v) for v in values if v.name in quantized and self._is_asked_for(v)}
+        sites = {
+            str(v.name): self._activation_site(v) for v in values if v.name in quantized and any(self._specs_asked(v))
+        }
         for node in self.nodes:
             for site in (*self._weight_sites(node), *self._constant_sites(node)):
                 sites.setdefault(site.value, site)
@@ -188,10 +190,6 @@ class _Placer:
 
     # ---- sites ---------------------------------------------------------------------------------------------------
 
-    def _is_asked_for(self, value: ir.Value) -> bool:
-        """Whether a node around gives it a format: an input of a target's whole network may have none by rule."""
-        return next(self._specs_asked(value), None) is not None
-
     def _activation_site(self, value: ir.Value) -> Site:
         maker, readers = self._maker(value), None
         owner = maker
@@ -220,7 +218,8 @@ class _Placer:
         """What rules may give a quantized value: those of makers first, then of readers, across clips and moves.
 
         A clip or a move may be float by rule: neither has arithmetic of its own. One of the nodes behind them has a
-        format, because a value is quantized only where a kernel with one makes or reads it. Only a kernel that reads
+        format, because a value is quantized only where a kernel with one makes or reads it (none has one where a rule
+        leaves an input of a target of integers alone in float). Only a kernel that reads
         measures the range of each input.
         """
         for makers in (True, False):
