@@ -8,12 +8,13 @@ Signal-to-noise is of the outputs in onnxruntime against the float file's, on sa
 import tempfile
 import time
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 import lowbit as lb
-from benchmarks.accuracy import judge
+from benchmarks.accuracy import BATCH, judge
 from benchmarks.networks import CASES
 from benchmarks.tables import arguments, show
 from lowbit.engines.compile import ENGINES
@@ -37,7 +38,8 @@ def measure(name: str, bits: list[float], limit: int) -> list[dict[str, object]]
             size = quantized.save(file)
             paths = {"float": case.file(), "file": file}
             runs = {key: ENGINES["onnxruntime"].compile(path, threads=1) for key, path in paths.items()}
-            judged = judge(case, case.evaluation(model), runs, limit)
+            some = islice(case.evaluation(model).batches(BATCH), -(-limit // BATCH))
+            judged = judge(case, some, runs)
             value, closeness = judged["file"]
             ledger = from_text(quantized.metadata["lowbit.ledger"])
             formats = Counter(row["format"].split(",")[0].split(" ")[0] for row in ledger if row["role"] == "weight")

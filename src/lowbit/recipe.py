@@ -284,7 +284,7 @@ def _low_bits(
     return recipe
 
 
-RECIPES: Mapping[str, Callable[[str], Recipe]] = MappingProxyType(
+RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
     {
         # 8 bits, in the formats of the target.
         "int8": _preset("minmax", "auto", ("smooth", "correct_bias", "leave_in_float")),

@@ -86,7 +86,9 @@ def short(monkeypatch):
 
 
 ALWAYS = [(), PREPARE + IMPROVE, (*PREPARE, "equalize_weights", *IMPROVE), PREPARE[::-1] + IMPROVE[::-1]]
-CHOICES = [PREPARE + chosen for n in (0, 1, len(IMPROVE) - 1) for chosen in itertools.combinations(IMPROVE, n)]
+PAIRS = tuple(itertools.combinations(("smooth", "correct_bias", "leave_in_float"), 2))  # of the preset int8
+SETS = [chosen for n in (0, 1, len(IMPROVE) - 1) for chosen in itertools.combinations(IMPROVE, n)]
+CHOICES = [PREPARE + chosen for chosen in (*SETS, *PAIRS)]
 MORE = [pytest.param(words, marks=pytest.mark.slow) for words in (*CHOICES, *(PREPARE[:n] for n in range(1, 8)))]
 
 

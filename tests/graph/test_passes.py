@@ -43,7 +43,7 @@ def test_an_exact_pass_leaves_the_outputs_of_a_real_model_alone(data, name, edit
     model = loaded(data / f"{name}.onnx").copy()
     edit(model.program)
     # Measured at most 3e-6, but 5e-5 where yolox's first layer adds in another order, 112 layers before the output.
-    assert relative_error(expected, model.run(batch)) < (1e-4 if edit is space_to_depth else 1e-5)
+    assert relative_error(expected, model.run(batch)) < (1e-4 if edit is space_to_depth and "yolox" in name else 1e-5)
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:

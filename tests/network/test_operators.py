@@ -155,8 +155,6 @@ def test_what_the_table_does_not_know_runs_in_onnxruntime_or_is_named() -> None:
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
 def test_a_row_takes_the_inputs_and_attributes_of_its_newest_definition(operator: str) -> None:
     schema = onnx.defs.get_schema(operator)
-    if OPERATORS[operator].forms is not None:
-        return  # nodes that use other attributes than its function's run in the engine
     try:
         signature = inspect.signature(OPERATORS[operator].function)
     except ValueError:  # a torch builtin, which only operators without attributes may use
@@ -165,7 +163,21 @@ def test_a_row_takes_the_inputs_and_attributes_of_its_newest_definition(operator
     accepts_more = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
     positional = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     assert accepts_more or len(positional) >= len(schema.inputs)
-    assert set(schema.attributes) <= set(signature.parameters)
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+        assert set(schema.attributes) <= set(signature.parameters)
+    else:  # nodes with the attributes that the function does not read are left to the engine
+        left = set(schema.attributes) - set(signature.parameters)
+        assert left
+        assert OPERATORS[operator].forms is not None
+        assert "clip" not in left or not OPERATORS[operator].forms(ir.node(operator, [], {"clip": 1.0}))
+
+
+def test_what_resize_does_not_take_is_left_to_the_engine() -> None:
+    computes = OPERATORS["Resize"].forms
+    assert computes(ir.node("Resize", [], {"mode": "linear"}))
+    for attributes in ({"antialias": 1}, {"keep_aspect_ratio_policy": "not_larger"}, {"mode": "cubic"},
+                       {"coordinate_transformation_mode": "tf_crop_and_resize"}):  # fmt: skip
+        assert not computes(ir.node("Resize", [], attributes))
 
 
 def test_defaults_are_those_of_onnx() -> None:
@@ -176,7 +188,7 @@ def test_defaults_are_those_of_onnx() -> None:
         except ValueError:
             continue
         for name, attribute in onnx.defs.get_schema(operator).attributes.items():
-            if not attribute.default_value.type or name not in parameters:
+            if not attribute.default_value.type or (row.forms is not None and name not in parameters):
                 continue
             wanted = onnx.helper.get_attribute_value(attribute.default_value)
             wanted = wanted.decode() if isinstance(wanted, bytes) else wanted

@@ -96,7 +96,8 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
     program = compact(program, network.program)
     runs = read_back(program, find_target(final.target).engine)
     rows = ledger(network, runs)
-    check_arithmetic(network, rows, runs)
+    # The integer program convolves backwards in integers; onnxruntime, which reads its files back, only in float.
+    check_arithmetic(network, rows, runs, ("ConvTranspose",) if find_target(final.target).whole else ())
     program.metadata_props.update(
         {
             "lowbit.version": lowbit.__version__,
