@@ -54,9 +54,9 @@ def decode(output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         y, x = np.mgrid[:count, :count]
         grids.append(np.stack([x, y], -1).reshape(-1, 2))
         strides.append(np.full((count * count, 1), stride))
-    stride = np.concatenate(strides)
-    centre = (output[:, :2] + np.concatenate(grids)) * stride
-    size = np.exp(output[:, 2:4]) * stride
+    steps = np.concatenate(strides)
+    centre = (output[:, :2] + np.concatenate(grids)) * steps
+    size = np.exp(output[:, 2:4]) * steps
     return np.concatenate([centre - size / 2, centre + size / 2], 1), output[:, 4:5] * output[:, 5:]
 
 
@@ -82,7 +82,7 @@ def overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     shared = np.clip(high - low, 0, None).prod(1)
     area = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared
-    return shared / np.maximum(area, 1e-9)
+    return np.asarray(shared / np.maximum(area, 1e-9))
 
 
 def average_precision(found: list[tuple[float, bool]], count: int) -> float:

@@ -81,7 +81,8 @@ def export(file: str) -> None:
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             mask = attention_mask[..., None].to(hidden.dtype)
-            return (hidden * mask).sum(1) / mask.sum(1)
+            mean: torch.Tensor = (hidden * mask).sum(1) / mask.sum(1)
+            return mean
 
     batch, _ = next(batches("dev", 2))
     example = {name: torch.from_numpy(array) for name, array in batch.items()}

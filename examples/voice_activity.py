@@ -37,7 +37,8 @@ def heard(model: lb.Model) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np
     sound = np.concatenate([np.zeros(CONTEXT, np.float32), sound])
     state = np.zeros((2, 1, 128), np.float32)
     for start in range(0, len(sound) - CONTEXT - FRAME + 1, FRAME):
-        inputs = {"input": sound[None, start : start + CONTEXT + FRAME], "state": state, "sr": np.asarray(16000)}
+        frame = sound[None, start : start + CONTEXT + FRAME]
+        inputs: dict[str, np.ndarray] = {"input": frame, "state": state, "sr": np.asarray(16000)}
         outputs = model.run(inputs)
         yield inputs, outputs
         state = outputs["stateN"]

@@ -297,8 +297,8 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
         "int8-weights": _preset("minmax"),
         # 4-bit weights per output channel, computed in integers. Nothing is left in float.
         "w4a8": _low_bits(_INT4, 8, ("smooth", "reconstruct", "correct_bias"), "adaround"),
-        # 4 bits in every layer, solved once: quick to make, and the base of mixed precision. Top-1: ResNet-20 91.65 %,
-        # SqueezeNet 56.0 %, MobileNet v1 0.25 39.3 %.
+        # 4 bits in every layer, solved once: quick to make, and the base of mixed precision. Top-1:
+        # ResNet-20 91.65 % (float 91.55, 2,000 images), SqueezeNet 56.0 (57.3), MobileNet v1 0.25 39.3 % (45.3).
         "w4a8-fast": _preset(TensorSpec("int4 channel:0", solve="gptq"), "auto", ("smooth", "correct_bias")),
         "w4a4": _low_bits(_INT4, 4, ("smooth", "reconstruct", "correct_bias"), "adaround"),
         # For onnxruntime's MatMulNBits, which rounds activations to int8 in blocks of 32. MiniLM's outputs with nearest

@@ -13,7 +13,7 @@ from toy_networks import network
 import lowbit as lb
 from lowbit.engines.read_back import INTEGERS, read_back
 from lowbit.network.place import place
-from lowbit.repair.leave_in_float import layers_around
+from lowbit.repair.wider import layers_around
 from lowbit.report.ledger import Ledger
 from lowbit.targets import find_target
 

@@ -9,7 +9,7 @@ import lowbit as lb
 from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.repair import leave_in_float as module
-from lowbit.repair.leave_in_float import layers_around
+from lowbit.repair.wider import layers_around
 from lowbit.targets import find_target
 
 

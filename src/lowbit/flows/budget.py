@@ -8,6 +8,7 @@ then real networks correct the prediction. Sources: HAWQ-V3 (Yao et al. 2021, ar
 (arXiv 2004.09602), section 6.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,10 +31,10 @@ from lowbit.network.sites import Site
 from lowbit.numerics import Format, Int, QuantTensor, parse_format, spell_format
 from lowbit.numerics.grids import grid_table
 from lowbit.recipe import Recipe, Rule, TensorSpec
-from lowbit.repair.leave_in_float import literal
 from lowbit.repair.prove import float_outputs, output_error
 from lowbit.repair.ranges import choose_ranges
 from lowbit.repair.sensitivity import Candidate, output_errors
+from lowbit.repair.wider import literal
 from lowbit.solve.program import Option, Program
 from lowbit.targets import find_target
 
@@ -171,14 +172,21 @@ def _prices(seen: Observed, formats: Sequence[Format | str]) -> _Prices:
     values = {name: [torch.as_tensor(codes.dequantize()) for codes in several] for name, several in solved.items()}
     asked: dict[str, Sequence[Candidate]] = dict.fromkeys(network.activations(), ())
     found = output_errors(network, asked | values, single)
-    weights = {}
+    weights, unreached = {}, []
     for name, several in values.items():
         power = network.parameter(name).detach().square().sum()
         errors = found[name]
-        if errors is None:  # no gradient reaches it: as if the outputs lost as much as the weight does
+        if errors is None:
+            unreached.append(sites[name].layer)
             errors = torch.stack([(x - network.parameter(name)).square().sum() / power for x in several]) * len(single)
         priced = zip(solved[name], (float(e) / len(single) for e in errors), strict=True)
         weights[name] = dict(zip(tried[name], priced, strict=True))
+    if unreached:
+        warnings.warn(
+            f"no gradient reaches the weights of {', '.join(unreached)}: an operator behind them runs in onnxruntime. "
+            "Their cost is taken to be their own relative squared error.",
+            stacklevel=3,
+        )
     activations = {n: float(e[0]) / len(single) for n in network.activations() if (e := found[n]) is not None}
     return _Prices(network, weights, activations)
 

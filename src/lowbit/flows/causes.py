@@ -15,7 +15,7 @@ from lowbit.network.sites import Placement
 from lowbit.numerics import INT8, Int, channel
 from lowbit.ranges import Auto
 from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
-from lowbit.repair.leave_in_float import literal
+from lowbit.repair.wider import literal
 from lowbit.report.words import share_text
 
 OUTLIER = 4.0  # largest value over the 99.9th percentile

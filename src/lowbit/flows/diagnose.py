@@ -32,9 +32,9 @@ from lowbit.model import Model
 from lowbit.network.network import Network
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe
-from lowbit.repair.leave_in_float import layers_around
 from lowbit.repair.prove import Outputs, output_error
 from lowbit.repair.sensitivity import quantizer_costs
+from lowbit.repair.wider import layers_around
 from lowbit.report.ledger import Ledger
 from lowbit.targets import find_target
 

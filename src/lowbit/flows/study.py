@@ -17,7 +17,7 @@ from lowbit.flows.bench import Bench
 from lowbit.flows.tries import Tries, Try
 from lowbit.graph.layer import layers_of
 from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
-from lowbit.repair.leave_in_float import literal
+from lowbit.repair.wider import literal
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:

@@ -8,12 +8,14 @@ An integer program chooses (`solve.program`); what an error costs at the outputs
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import onnx_ir as ir
+
+from lowbit.network.idle_rules import computes
 from lowbit.network.network import Network
-from lowbit.network.sites import Site
+from lowbit.network.sites import Placement, Site
 from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
-from lowbit.repair.leave_in_float import layers_around, literal
 from lowbit.solve.program import Between, Option, Program
-from lowbit.targets import Target, find_target
+from lowbit.targets import Role, Target, find_target
 
 # A file may be 15 % larger than plain int8 where 5 % of its weights are float: they count like all layers in float.
 BYTES_WEIGH = 20.0
@@ -28,37 +30,14 @@ def wider(
     share   of the error that may stay
     bytes_weigh   how much more the weights' share of all bytes counts than the layers' share of all layers
     """
-    recipe = network.placement.recipe
-    assert recipe is not None
-    target, sites = find_target(recipe.target), network.placement.sites
+    recipe, target = _told(network)
+    sites = network.placement.sites
     few = {name for name in costs if _has_few_bits(sites[name], target)}
     counted = {name: cost for name, cost in costs.items() if name in few or not few}
-    weights = {sites[name].layer: name for name in counted if sites[name].role == "weight"}
-    values = {name: _layers_at(network, name, target) for name in counted if name not in weights.values()}
-    layers = dict.fromkeys((*weights, *(layer for beside in values.values() for layer in beside)))
-    total = sum(network.parameter(name).numel() for name in weights.values()) or 1
-
-    def options(layer: str) -> Iterator[tuple[tuple[bool, bool], Option]]:
-        """((weights, activations) get a wider format, what that takes); float weights need float activations."""
-        for chosen in ((False, False), (False, True), (True, False), (True, True)):
-            if chosen[0] and (layer not in weights or not (few or chosen[1])):
-                continue
-            name = weights.get(layer)
-            amounts = {"loss": chosen[1] / len(layers)}
-            if name is not None and chosen[0]:
-                amounts["loss"] += bytes_weigh * network.parameter(name).numel() / total
-            elif name is not None:
-                amounts["error"] = counted[name]
-            yield chosen, Option(amounts, in_float=chosen[1])
-
-    several = {layer: list(options(layer)) for layer in layers}
-    program = Program(
-        {layer: [option for _, option in found] for layer, found in several.items()},
-        [Between({"error": counted[name]}, beside) for name, beside in values.items()],
-    )
-    best = program.least("loss", {"error": share * sum(counted.values())}) or {}
-    asked = {layer: several[layer][index][0] for layer, index in best.items()}
-    rules = list(_rules(recipe, sites, weights, asked, target, bool(few)))
+    # Weights in float need activations in float.
+    choices = ((False, False), (False, True), (True, False), (True, True))
+    asked = _least(network, counted, share, bytes_weigh, choices if few else (*choices[:2], choices[3]))
+    rules = list(_rules(recipe, network, asked, target, bool(few)))
     words = f"{len(rules)} layer{'s' * (len(rules) != 1)} in "
     if few:
         words += f"{target.weights.grid.bits} bits"
@@ -69,14 +48,69 @@ def wider(
     return replace(recipe, rules=(*recipe.rules, *rules)), words
 
 
-def _rules(
-    recipe: Recipe, sites: Mapping[str, Site], weights: Mapping[str, str], asked: Mapping[str, tuple[bool, bool]],
-    target: Target, few: bool,
-) -> Iterator[Rule]:  # fmt: skip
+def fewest_in_float(network: Network, costs: Mapping[str, float], share: float) -> list[str]:
+    """The fewest layers that, wholly in float, leave at most this share of the error; costs as in `wider`.
+
+    return   names; none where nothing is to be gained. `recipe.keep_float(*map(literal, names))` leaves them in float
+    """
+    asked = _least(network, costs, share, 1.0, ((False, False), (True, True)))
+    return [layer for layer, chosen in asked.items() if any(chosen)]
+
+
+Wider = tuple[bool, bool]  # whether a layer's weights get a wider format, and whether its activations do
+
+
+def _least(
+    network: Network, costs: Mapping[str, float], share: float, bytes_weigh: float, choices: Sequence[Wider]
+) -> dict[str, Wider]:
+    """Layer → what of it gets a wider format, so that the sum of losses is least."""
+    _, target = _told(network)
+    weights = {network.placement.sites[name].layer: name for name in costs if _is_weight(network, name)}
+    values = {name: _layers_at(network, name, target) for name in costs if not _is_weight(network, name)}
+    layers = dict.fromkeys((*weights, *(layer for beside in values.values() for layer in beside)))
+    total = sum(network.parameter(name).numel() for name in weights.values()) or 1
+
+    def option(layer: str, of_weights: bool, of_activations: bool) -> Option:
+        amounts, name = {"loss": of_activations / len(layers)}, weights.get(layer)
+        if name is not None and of_weights:
+            amounts["loss"] += bytes_weigh * network.parameter(name).numel() / total
+        elif name is not None:
+            amounts["error"] = costs[name]
+        return Option(amounts, in_float=of_activations)
+
+    several = {  # a layer without weights: the choices of its activations
+        layer: list(dict.fromkeys((of_weights and layer in weights, too) for of_weights, too in choices))
+        for layer in layers
+    }
+    program = Program(
+        {layer: [option(layer, *chosen) for chosen in found] for layer, found in several.items()},
+        [Between({"error": costs[name]}, beside) for name, beside in values.items()],
+    )
+    best = program.least("loss", {"error": share * sum(costs.values())}) or {}
+    return {layer: several[layer][index] for layer, index in best.items()}
+
+
+def _told(network: Network) -> tuple[Recipe, Target]:
+    recipe = network.placement.recipe
+    assert recipe is not None
+    return recipe, find_target(recipe.target)
+
+
+def _is_weight(network: Network, name: str) -> bool:
+    return network.placement.sites[name].role == "weight"
+
+
+def literal(name: str) -> str:
+    """A glob that matches this name only."""
+    return "".join(f"[{c}]" if c in "[*?" else c for c in name)
+
+
+def _rules(recipe: Recipe, network: Network, asked: Mapping[str, Wider], target: Target, few: bool) -> Iterator[Rule]:
+    solve = {site.layer: site.spec.solve for site in network.placement.sites.values() if site.role == "weight"}
     for layer, (of_weights, of_activations) in asked.items():
         own: TensorSpec | None = None
         if of_weights:
-            own = TensorSpec(target.weights, "minmax", sites[weights[layer]].spec.solve) if few else FLOAT
+            own = TensorSpec(target.weights, "minmax", solve[layer]) if few else FLOAT
         if of_weights or of_activations:
             activations = TensorSpec(target.activations, "auto") if few else FLOAT
             yield Rule(literal(layer), own, activations if of_activations else None)
@@ -86,6 +120,24 @@ def _layers_at(network: Network, name: str, target: Target) -> Sequence[str]:
     """Layers that keep a value, or a constant operand, quantized while one of them is in integers."""
     site = network.placement.sites[name]
     return [site.layer] if site.role == "constant" else layers_around(network.program, network.placement, name, target)
+
+
+def layers_around(program: ir.Model, placement: Placement, name: str, target: Target) -> list[str]:
+    """Layers that would quantize this value (or any that shares its scale) again if they stayed in integers.
+
+    Where a clip makes the value, what computes before it is one of them: a kernel does both at once.
+    """
+    values = {s.value for s in placement.sites.values() if name in (s.value, s.group)}
+    found: dict[str, None] = {}
+    for node in program.graph:
+        if any(v is not None and v.name in values for v in (*node.inputs, *node.outputs)):
+            before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+            makes = any(v.name in values for v in node.outputs)
+            if makes and before is not None and target.kernels.get(node.op_type) is Role.ABSORB:
+                found[str(before.name)] = None
+            found[str(node.name)] = None
+    in_float = placement.float_reasons  # already, as the Sigmoid and the Mul of a SiLU
+    return [str(n.name) for n in program.graph if n.name in found and n.name not in in_float and computes(n, target)]
 
 
 def _has_few_bits(site: Site, target: Target) -> bool:
