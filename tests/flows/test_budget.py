@@ -1,5 +1,7 @@
 """Formats of layers under a budget: what is predicted, what is chosen, and what the files then weigh and compute."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from toy_networks import convolutions, images, network, sqnr_db
 
 import lowbit as lb
 from lowbit.engines.compile import serialize
-from lowbit.errors import InputError, TooSmallError
+from lowbit.engines.profile import layer_seconds
+from lowbit.errors import InputError, TooSmallError, UnsupportedError
 from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.network.calibrate import forward, solve_alone
@@ -95,7 +98,9 @@ def test_a_network_whose_bytes_are_mostly_notes_gets_one_format_for_all(bits):
     assert {parse_format(word).grid.bits for word in widths(file).values()} == {bits}
 
 
-@pytest.mark.parametrize("budget", [{}, {"bits": 4, "size": 0.5}, {"bits": -1}, {"size": float("nan")}, {"bits": 0}])
+@pytest.mark.parametrize(
+    "budget", [{}, {"bits": 4, "size": 0.5}, {"bits": -1}, {"size": float("nan")}, {"bits": 0}, {"latency": 1}]
+)
 def test_a_budget_is_one_positive_number(budget):
     with pytest.raises(InputError, match="budget"):
         lb.mixed_precision(unequal(), rows_of(), **budget)
@@ -167,3 +172,56 @@ def test_what_is_predicted_ranks_as_switching_one_tensor_at_a_time_does(name):
     model = lb.load(case.file())
     found = correlation(model, case.calibration(model).take(48), ("int3", "int4", "int6"))
     assert found >= 0.9  # measured: see docs/mixed-precision.md
+
+
+LINEAR = ("Conv", "Gemm")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A made-up engine: a convolution or product takes 3 ms in float and 1 ms in integers, all else nothing."""
+    name = "lowbit.flows.latency_budget."
+
+    def seconds(program, layers, sample):
+        linear = 0.001 if any(node.op_type == "QuantizeLinear" for node in program.graph) else 0.003
+        kinds = {node.name: node.op_type for node in program.graph}
+        return {layer: linear * (kinds[layer] in LINEAR) for layer in layers} | {"": 0.0}
+
+    def compiled(program, threads):
+        quantized = [node.inputs[1].producer() is not None for node in program.graph if node.op_type in LINEAR]
+        assert len(quantized) == 3
+        return lambda sample: sum(1.0 if codes else 3.0 for codes in quantized)
+
+    def timed(runs, seconds):
+        return {key: SimpleNamespace(median_ms=run()) for key, run in runs.items()}
+
+    monkeypatch.setattr(name + "layer_seconds", seconds)
+    monkeypatch.setattr(name + "side_by_side", timed)
+    monkeypatch.setattr(name + "ENGINES", {"onnxruntime": SimpleNamespace(compile=compiled)})
+
+
+def linear_in_float(model: Model, recipe: lb.Recipe) -> int:
+    nodes = [str(node.name) for node in model.program.graph if node.op_type in LINEAR]
+    return sum(recipe.specs([name])[1] == lb.FLOAT for name in nodes)
+
+
+def test_a_budget_of_time_leaves_as_many_layers_in_float_as_it_pays_for(clock):
+    """Three layers: 9 ms in float, 5 with two of them in integers, 3 with all."""
+    model, x = convolutions(), images(16)
+    recipes = [lb.mixed_precision(model, x, latency=share) for share in (0.34, 0.6)]
+    assert [linear_in_float(model, recipe) for recipe in recipes] == [0, 1]
+    with pytest.raises(TooSmallError, match=r"0\.2 of the float network's time.* took 0\.333: ask for 0\.34 or more"):
+        lb.mixed_precision(model, x, latency=0.2)
+
+
+def test_a_budget_of_time_needs_an_engine_with_a_profile():
+    with pytest.raises(UnsupportedError, match="target 'openvino'"):
+        lb.mixed_precision(convolutions(), images(16), latency=0.5, target="openvino")
+
+
+def test_each_layer_has_its_time_with_what_follows_it():
+    model, x = convolutions(), images(1)
+    layers = [str(node.name) for node in model.program.graph if node.op_type == "Conv"]
+    found = layer_seconds(model.program, layers, {"x": x})
+    assert set(found) == {*layers, ""}
+    assert min(found[layer] for layer in layers) > 0

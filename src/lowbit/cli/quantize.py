@@ -3,7 +3,7 @@
 import time
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,6 +61,10 @@ def quantize(
     size: Annotated[
         float | None, typer.Option(help="The same, with this share of the float file's bytes at most, as 0.2.")
     ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(help="Layers in float where they matter most, as this share of the float network's time allows."),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -82,23 +86,27 @@ def quantize(
     Example: lowbit quantize net.onnx --data samples.npz -o net.int8.onnx
              lowbit quantize net.onnx --recipe nf4
              lowbit quantize net.onnx --data samples.npz --bits 5 -o net.mixed.onnx
+             lowbit quantize net.onnx --data samples.npz --latency 0.7 -o net.mixed.onnx
              lowbit quantize net.onnx --data samples.npz --test test.npz --max-drop 0.5 -o net.int8.onnx
     """
     if max_drop is None and (test, metric) != (None, None):
         raise InputError(
             "--test and --metric judge the tries of --max-drop: give it too, or run `lowbit compare` after."
         )
-    mixed = bits is not None or size is not None
+    budget: dict[str, Any] = {"bits": bits, "size": size, "latency": latency}
+    mixed = any(value is not None for value in budget.values())
     if mixed and data is None:
-        raise InputError("--bits and --size measure what each format costs: give --data, some hundred typical inputs.")
-    recipe = recipe or ("w4a8-fast" if mixed else "int8")
+        raise InputError(
+            "--bits, --size and --latency measure what each format costs: give --data, some hundred typical inputs."
+        )
+    recipe = recipe or ("w4a8-fast" if mixed and latency is None else "int8")
     stem = "mixed" if mixed else Path(recipe).stem.replace(" ", "-").replace(":", "")
     output = output or Path(f"{model.stem}.{stem}.onnx")
     check_output(output, [model, data, test, recipe], MODEL_FILES)
 
     if max_drop is not None:
         options = {"metric": metric, "max_drop": max_drop, "recipe": recipe, "target": target}
-        answer_search(model, data, test, output, samples, json, None, (bits, size), **options)
+        answer_search(model, data, test, output, samples, json, None, budget, **options)
         return
 
     from lowbit.flows.budget import mixed_precision
@@ -118,7 +126,7 @@ def quantize(
         opened = None if data is None else samples.open(data, network.inputs, watch, "calibrating")
         chosen: str | Recipe = recipe
         if mixed:
-            chosen = mixed_precision(network, opened, recipe, bits=bits, size=size, target=target, stage=bar)
+            chosen = mixed_precision(network, opened, recipe, **budget, target=target, stage=bar)
         quantized = quantize_model(network, opened, chosen, target=target, stage=bar)
     if data is not None:
         quantized.metadata["lowbit.calibration"] = dumps(samples.told(data) | {"samples": seen[0]})

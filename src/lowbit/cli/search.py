@@ -84,13 +84,13 @@ def answer_search(
     samples: SampleOptions,
     json: bool,
     recipe_file: Path | None = None,
-    budget: tuple[float | None, float | None] = (None, None),
+    budget: dict[str, Any] | None = None,
     **options: Any,
 ) -> None:
     """Search, show the tries, and exit with status 2 where the drop was not reached, with 130 after Ctrl-C.
 
     recipe_file   where to write the best recipe
-    budget        (bits, size) of `lb.mixed_precision`, whose recipe is tried first
+    budget        of `lb.mixed_precision`, whose recipe is tried first; all None: there is none
     options       of `lb.search`
     """
     if data is None or test is None:
@@ -111,10 +111,9 @@ def answer_search(
     network = load(model)
     with progress(json) as bar:
         opened = samples.open(data, network.inputs)
-        if budget != (None, None):
-            (bits, size), target = budget, options["target"]
+        if budget is not None and any(value is not None for value in budget.values()):
             options["recipe"] = mixed_precision(
-                network, opened, options["recipe"], bits=bits, size=size, target=target, stage=bar
+                network, opened, options["recipe"], **budget, target=options["target"], stage=bar
             )
         found = search_recipes(
             network,

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lowbit.engines.compile import Batch, serialize
+from lowbit.engines.read_back import TAG
 
 CALLS = 5  # after one that is not counted
 
@@ -41,6 +43,37 @@ def operator_times(program: ir.Model | Path, batch: Batch, threads: int = 1) -> 
     total = max(sum(times.values()), 1e-9)
     slowest_first = sorted(times.items(), key=lambda pair: -pair[1])
     return [OperatorTime(operator, node, time, time / total) for (operator, node), time in slowest_first]
+
+
+def layer_seconds(program: ir.Model, layers: Collection[str], batch: Batch, threads: int = 1) -> dict[str, float]:
+    """Layer → its time in onnxruntime, with that of what follows it up to the next layer; "": what no layer precedes.
+
+    layers   names of nodes
+    """
+    nodes = list(program.graph)
+    copy = program.clone()
+    for index, node in enumerate(copy.graph):  # kernels are called after a node, or after the value that it makes
+        node.name = f"@{index}@"
+        for value in node.outputs:
+            value.name = value.name and f"@{index}@{value.name}"
+    times: dict[str, list[float]] = {}
+    for event in _events(serialize(copy), batch, threads):
+        name, _, kind = str(event["name"]).rpartition("_kernel_")
+        if kind == "time" and event.get("cat") == "Node":
+            times.setdefault(name, []).append(float(event["dur"]) * 1e-6)
+    found = dict.fromkeys((*layers, ""), 0.0)
+    for name, seconds in times.items():
+        tag = TAG.search(name)
+        # The least of all calls: what else the machine did makes a call longer, never shorter.
+        found[_layer_of(nodes[int(tag[1])], layers) if tag else ""] += min(seconds)
+    return found
+
+
+def _layer_of(node: ir.Node | None, layers: Collection[str]) -> str:
+    """The node if it is a layer, or the last one before it along first inputs."""
+    while node is not None and node.name not in layers:
+        node = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    return "" if node is None else str(node.name)
 
 
 def _named(program: ir.Model | Path) -> bytes:

@@ -20,7 +20,7 @@ INTEGERS = "integers"
 BY_BLOCK = "activations int8 per block"  # weights in few bits, and the kernel rounds its activations as well
 FLOAT = "float"
 
-_TAG = re.compile(r"@(\d+)@")
+TAG = re.compile(r"@(\d+)@")
 # onnxruntime's integer kernels; all others whose name starts with QLinear are integer kernels too.
 _INTEGER = re.compile(r"QLinear|QGemm|QAttention|QEmbedLayer|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)")
 _ACCURACY = 4  # MatMulNBits at this level rounds its activations to int8
@@ -61,20 +61,21 @@ def read_back(program: ir.Model, engine: str) -> ReadBack:
 
 
 def _tagged(program: ir.Model) -> bytes:
-    tagged = program.clone()
-    for index, node in enumerate(tagged.graph):
+    """The program as a file whose node number n is called @n@."""
+    copy = program.clone()
+    for index, node in enumerate(copy.graph):
         node.name = f"@{index}@"
         for value in node.outputs:  # OpenVINO names the node that makes an output of the network after that output
             if value.is_graph_output():
                 value.name = f"@{index}@{value.name}"
-    return serialize(tagged)
+    return serialize(copy)
 
 
 def _integer_kernels(model: bytes, engine: Engine) -> Iterator[tuple[int, str, str]]:
     """(number of the node, the engine's operator, arithmetic) for each integer kernel."""
     kernels = _of_onnxruntime(model) if isinstance(engine, OnnxRuntime) else _of_openvino(model)
     for names, operator, kind in kernels:
-        for tag in _TAG.findall(names):
+        for tag in TAG.findall(names):
             yield int(tag), operator, kind
 
 

@@ -22,6 +22,7 @@ from lowbit.deploy.compact import compact
 from lowbit.deploy.export import export, ledger
 from lowbit.engines.compile import serialize
 from lowbit.errors import InputError, TooSmallError
+from lowbit.flows.latency_budget import within_latency
 from lowbit.flows.ptq import MEMORY, Observed, Stage, _silent, given, observed, settled
 from lowbit.graph.layer import layer_names
 from lowbit.metadata import to_text
@@ -94,10 +95,11 @@ def sensitivity(
 def mixed_precision(
     model: Any,
     calibration: Any,
-    recipe: "str | Path | Format | Recipe" = "w4a8-fast",
+    recipe: "str | Path | Format | Recipe | None" = None,
     *,
     bits: float | None = None,
     size: float | None = None,
+    latency: float | None = None,
     target: str | None = None,
     memory: int = MEMORY,
     stage: Stage = _silent,
@@ -105,18 +107,28 @@ def mixed_precision(
     """The recipe with a format for each layer, so that the outputs change least and the file keeps a budget.
 
     model, calibration, target, memory, stage   as in `quantize`, which takes the result
-    recipe   all but the formats of the weights: how codes and ranges are found, passes, activations
+    recipe   all but the formats that the budget decides: how codes and ranges are found, passes, activations; None:
+             "w4a8-fast", or "int8" for a latency
     bits     mean bits a weight: the file is no larger than if all weights had so many
     size     bytes of the file, as a share of the float file's
+    latency  of one sample on one thread, as a share of the float network's: which layers stay in float
 
     TooSmallError names the nearest budget that can be met.
     """
-    if (bits is None) == (size is None):
-        raise InputError(f"mixed precision needs one budget: bits={bits!r}, size={size!r}. Give either.")
-    if not 0 < (bits or size or 0) < inf:
-        raise InputError(f"bits={bits!r}, size={size!r}: a budget is a positive number, as bits=5 or size=0.2.")
+    budgets = {
+        name: value for name, value in (("bits", bits), ("size", size), ("latency", latency)) if value is not None
+    }
+    if len(budgets) != 1:
+        raise InputError(f"mixed precision needs one budget, as bits=5, size=0.2 or latency=0.6, not {len(budgets)}.")
+    ((name, budget),) = budgets.items()
+    if not 0 < budget < (inf if latency is None else 1):
+        least = "a positive number" if latency is None else "a share between 0 and 1"
+        raise InputError(f"{name}={budget!r}: a budget of {name} is {least}, as bits=5, size=0.2 or latency=0.6.")
+    recipe = recipe or ("w4a8-fast" if latency is None else "int8")
     model, data, base = given(model, calibration, recipe, target)
     base.check_deployable()
+    if latency is not None:
+        return within_latency(observed(model, data, base, memory, stage), base, model, latency, stage)
     draft = _draft(base)
     seen = observed(model, data, draft, memory, stage)
     stage("pricing formats")

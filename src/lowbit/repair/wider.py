@@ -5,8 +5,9 @@ activations lose their quantizers and its weights stay stored in integers, unles
 An integer program chooses (`solve.program`); what an error costs at the outputs is estimated (`repair.sensitivity`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -14,7 +15,7 @@ from lowbit.network.idle_rules import computes
 from lowbit.network.network import Network
 from lowbit.network.sites import Placement, Site
 from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
-from lowbit.solve.program import Between, Option, Program
+from lowbit.solve.program import Amounts, Between, Option, Program
 from lowbit.targets import Role, Target, find_target
 
 # A file may be 15 % larger than plain int8 where 5 % of its weights are float: they count like all layers in float.
@@ -60,32 +61,50 @@ def fewest_in_float(network: Network, costs: Mapping[str, float], share: float) 
 Wider = tuple[bool, bool]  # whether a layer's weights get a wider format, and whether its activations do
 
 
+def choices_of(
+    network: Network,
+    costs: Mapping[str, float],
+    choices: Sequence[Wider],
+    taken: Callable[[str, Wider], Amounts],
+) -> tuple[Program, dict[str, list[Wider]]]:
+    """The integer program of these choices for each layer, and each layer's choices in its order.
+
+    costs    quantizer → the "error" that it adds while it stays as it is
+    taken    what a choice takes beside that, for a layer
+    """
+    weights = {network.placement.sites[name].layer: name for name in costs if _is_weight(network, name)}
+    beside = layers_beside(network, costs)
+
+    def option(layer: str, chosen: Wider) -> Option:
+        error = {"error": costs[weights[layer]]} if layer in weights and not chosen[0] else {}
+        return Option({**taken(layer, chosen), **error}, in_float=chosen[1])
+
+    several = {  # a layer without weights: the choices of its activations
+        layer: list(dict.fromkeys((of_weights and layer in weights, too) for of_weights, too in choices))
+        for layer in dict.fromkeys(chain(*beside.values()))
+    }
+    options = {layer: [option(layer, chosen) for chosen in found] for layer, found in several.items()}
+    values = [Between({"error": costs[n]}, layers) for n, layers in beside.items() if not _is_weight(network, n)]
+    return Program(options, values), several
+
+
+def layers_beside(network: Network, costs: Iterable[str]) -> dict[str, Sequence[str]]:
+    """Quantizer → the layers that keep it while one of them is in integers."""
+    return {name: _layers_at(network, name, _told(network)[1]) for name in costs}
+
+
 def _least(
     network: Network, costs: Mapping[str, float], share: float, bytes_weigh: float, choices: Sequence[Wider]
 ) -> dict[str, Wider]:
     """Layer → what of it gets a wider format, so that the sum of losses is least."""
-    _, target = _told(network)
-    weights = {network.placement.sites[name].layer: name for name in costs if _is_weight(network, name)}
-    values = {name: _layers_at(network, name, target) for name in costs if not _is_weight(network, name)}
-    layers = dict.fromkeys((*weights, *(layer for beside in values.values() for layer in beside)))
-    total = sum(network.parameter(name).numel() for name in weights.values()) or 1
+    sites = network.placement.sites
+    sizes = {sites[name].layer: network.parameter(name).numel() for name in costs if _is_weight(network, name)}
+    count, total = len(set(chain(*layers_beside(network, costs).values()))), sum(sizes.values()) or 1
 
-    def option(layer: str, of_weights: bool, of_activations: bool) -> Option:
-        amounts, name = {"loss": of_activations / len(layers)}, weights.get(layer)
-        if name is not None and of_weights:
-            amounts["loss"] += bytes_weigh * network.parameter(name).numel() / total
-        elif name is not None:
-            amounts["error"] = costs[name]
-        return Option(amounts, in_float=of_activations)
+    def loss(layer: str, chosen: Wider) -> Amounts:
+        return {"loss": chosen[1] / count + bytes_weigh * chosen[0] * sizes.get(layer, 0) / total}
 
-    several = {  # a layer without weights: the choices of its activations
-        layer: list(dict.fromkeys((of_weights and layer in weights, too) for of_weights, too in choices))
-        for layer in layers
-    }
-    program = Program(
-        {layer: [option(layer, *chosen) for chosen in found] for layer, found in several.items()},
-        [Between({"error": costs[name]}, beside) for name, beside in values.items()],
-    )
+    program, several = choices_of(network, costs, choices, loss)
     best = program.least("loss", {"error": share * sum(costs.values())}) or {}
     return {layer: several[layer][index] for layer, index in best.items()}
 
@@ -119,7 +138,9 @@ def _rules(recipe: Recipe, network: Network, asked: Mapping[str, Wider], target:
 def _layers_at(network: Network, name: str, target: Target) -> Sequence[str]:
     """Layers that keep a value, or a constant operand, quantized while one of them is in integers."""
     site = network.placement.sites[name]
-    return [site.layer] if site.role == "constant" else layers_around(network.program, network.placement, name, target)
+    if site.role != "activation":
+        return [site.layer]
+    return layers_around(network.program, network.placement, name, target)
 
 
 def layers_around(program: ir.Model, placement: Placement, name: str, target: Target) -> list[str]:
