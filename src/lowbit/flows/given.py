@@ -35,8 +35,7 @@ def model_and_data(
 ) -> tuple[Model, Data]:
     """Both, ready to use; the first samples of a generator are looked at, not lost."""
     if is_module(model):
-        peeked, data = _peeked(data)
-        example = _example(model, peeked, data, preprocess, names)
+        example, data = example_of(model, data, preprocess, names)
         model = load(model, example, allow_nonfinite=allow_nonfinite)
     elif not isinstance(model, Model):
         model = load(model, allow_nonfinite=allow_nonfinite)
@@ -75,6 +74,14 @@ def is_module(model: object) -> bool:
     import torch
 
     return isinstance(model, torch.nn.Module)
+
+
+def example_of(
+    module: Any, data: Any, preprocess: Any = None, names: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any] | tuple[Any, ...], Any]:
+    """Example inputs of a module out of the first samples of its data, and the data, whole."""
+    peeked, data = _peeked(data)
+    return _example(module, peeked, data, preprocess, names), data
 
 
 def _peeked(data: Any) -> tuple[Any, Any]:
