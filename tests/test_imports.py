@@ -13,6 +13,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "machine_code": set(),
     "metadata": set(),
+    "processes": set(),
     "numerics": {"machine_code"},
     "ranges": {"machine_code", "numerics"},
     "graph": set(),
@@ -27,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
     "integer": {"machine_code", "graph", "engines"},
     "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve", "recipe"},
-    "train": {"storage"},
+    "train": {"storage", "processes"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
         *("numerics", "ranges", "graph", "storage", "engines", "model", "data", "targets", "recipe", "solve"),
