@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": {"numerics"},
     "solve": {"numerics", "ranges", "graph"},
     "recipe": {"numerics", "ranges", "graph", "targets", "solve"},
-    "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve"},
+    "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve", "processes"},
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
     "integer": {"machine_code", "graph", "engines"},
     "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve", "recipe"},

@@ -15,9 +15,9 @@ from lowbit.data import Data, Preprocessing
 from lowbit.data.archive import stored_arrays
 from lowbit.data.fitting import LABELS
 from lowbit.data.made_up import made_up_batch
-from lowbit.data.samples import as_array
+from lowbit.data.samples import Batching, as_array
 from lowbit.data.sources import imported, iterable
-from lowbit.errors import DataError, InputError
+from lowbit.errors import DataError, InputError, UnsupportedError
 from lowbit.graph.quantized import how_quantized
 from lowbit.model import Model, Port, load
 from lowbit.recipe import Recipe
@@ -67,6 +67,16 @@ def refuse_quantized(model: Model) -> None:
             f"'{model.source}' is quantized already ({how}). Start from the float network that it was made of; "
             "as it is, `lowbit compare` judges it, `lowbit show` lists it, `lowbit pack` makes it smaller."
         )
+
+
+def samples_lead(model: Model, takes: str, instead: str) -> None:
+    """UnsupportedError where training could not shuffle samples along the first axis of every input."""
+    for name, axis in Batching.of(model.inputs).axes.items():
+        if axis != 0:
+            where = "no axis of samples" if axis is None else f"its samples along axis {axis}"
+            raise UnsupportedError(
+                f"input '{name}' has {where}; {takes} networks whose inputs all have them along axis 0. {instead}"
+            )
 
 
 def is_module(model: object) -> bool:
