@@ -13,6 +13,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "machine_code": set(),
     "metadata": set(),
+    "processes": set(),
     "numerics": {"machine_code"},
     "ranges": {"machine_code", "numerics"},
     "graph": set(),
@@ -23,11 +24,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": {"numerics"},
     "solve": {"numerics", "ranges", "graph"},
     "recipe": {"numerics", "ranges", "graph", "targets", "solve"},
-    "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve"},
+    "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve", "processes"},
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
     "integer": {"machine_code", "graph", "engines"},
     "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve", "recipe"},
-    "train": {"storage"},
+    "train": {"storage", "processes"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
         *("numerics", "ranges", "graph", "storage", "engines", "model", "data", "targets", "recipe", "solve"),

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from lowbit.flows.diagnose import diagnose as diagnose
     from lowbit.flows.diagnosis import Diagnosis as Diagnosis
     from lowbit.flows.evaluate import evaluate as evaluate
+    from lowbit.flows.prepare import convert as convert
+    from lowbit.flows.prepare import prepare as prepare
+    from lowbit.flows.prepared import Prepared as Prepared
     from lowbit.flows.ptq import quantize as quantize
     from lowbit.flows.ptq import simulation as simulation
     from lowbit.flows.search import Search as Search

@@ -7,6 +7,7 @@ LowbitError
 │   └── TooSmallError   no file is as small as was asked for
 ├── ModelError          an ONNX file or a torch module cannot be read, exported or run
 ├── UnsupportedError    asked for something that this operator, format or engine cannot do
+├── DivergedError       training came to numbers that are not finite
 ├── UnusedRuleError     a rule of a recipe matched nothing
 └── MismatchError       the deployed file does not compute what was simulated
 """
@@ -41,6 +42,10 @@ class ModelError(LowbitError):
 
 class UnsupportedError(LowbitError):
     """An operator, a format or an engine cannot do what was asked."""
+
+
+class DivergedError(LowbitError):
+    """Training came to a loss that is not finite, or out of all proportion."""
 
 
 class UnusedRuleError(LowbitError):

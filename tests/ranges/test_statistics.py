@@ -185,3 +185,17 @@ def test_a_percentile_of_a_small_sample_by_hand():
     assert [float(b) for b in Percentile(99).bounds(RawRows.of(x), INT8)] == [2, 99]
     assert [float(b) for b in Percentile(100).bounds(RawRows.of(x), INT8)] == [1, 100]
     assert TENSOR.tile((100,)) == (100,)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_batches_that_were_dealt_to_several_give_the_ranges_of_one(count: int) -> None:
+    batches = [np.random.default_rng(i).normal(size=50).astype(np.float32) * (i + 1) for i in range(4)]
+    shards = [Histogram() for _ in range(count)]
+    for number, batch in enumerate(batches):
+        shards[number % count].time = number
+        shards[number % count].add(batch)  # one of five has nothing
+    dealt, one = Histogram.dealt(shards), histogram_of(*batches)
+    assert state(dealt) == state(one)
+    assert [float(low[0]) for _, low, _ in dealt.history] == [float(batch.min()) for batch in batches]
+    for kind in (MinMax(), MovingAverage(), Percentile(99)):
+        assert kind.bounds(dealt, UINT8) == kind.bounds(one, UINT8)

@@ -17,7 +17,6 @@ import torch
 
 import lowbit
 from lowbit.data import Data
-from lowbit.data.samples import Batching
 from lowbit.deploy.compact import compact
 from lowbit.deploy.export import export, ledger
 from lowbit.deploy.proof import verify
@@ -25,7 +24,7 @@ from lowbit.engines.compile import Batch
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.compression import Compression, Layer, Progress
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES
-from lowbit.flows.given import model_and_data, refuse_quantized
+from lowbit.flows.given import model_and_data, refuse_quantized, samples_lead
 from lowbit.flows.prune_and_share import Compressor
 from lowbit.graph import PASSES
 from lowbit.graph.layer import layers_of
@@ -96,7 +95,7 @@ def compress(
 def _samples(model: Model, data: Data, settings: Compression) -> tuple[Samples | None, list[Batch]]:
     """What is trained on, if anything is; and batches that sensitivities and moments are measured on."""
     if settings.trains:
-        _check_axes(model)
+        samples_lead(model, "compress takes", "`lb.compress_tensors` prunes and shares the weights without training.")
         samples = Samples.of(data.batches(max(settings.batch, 64)))
         names = [port.name for port in model.inputs]
         parts = samples.parts(BATCH, MOST_SAMPLES)
@@ -197,14 +196,3 @@ def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = 
         is_array = isinstance(original, np.ndarray)
         found[name] = weight.numpy().astype(original.dtype) if is_array else weight.to(original.dtype)
     return found
-
-
-def _check_axes(model: Model) -> None:
-    """Samples are shuffled along the first axis of every input."""
-    for name, axis in Batching.of(model.inputs).axes.items():
-        if axis != 0:
-            where = "no axis of samples" if axis is None else f"its samples along axis {axis}"
-            raise UnsupportedError(
-                f"input '{name}' has {where}; compress trains networks whose inputs all have them along axis 0. "
-                "`lb.compress_tensors` prunes and shares the weights without training."
-            )

@@ -15,9 +15,9 @@ from lowbit.data import Data, Preprocessing
 from lowbit.data.archive import stored_arrays
 from lowbit.data.fitting import LABELS
 from lowbit.data.made_up import made_up_batch
-from lowbit.data.samples import as_array
+from lowbit.data.samples import Batching, as_array
 from lowbit.data.sources import imported, iterable
-from lowbit.errors import DataError, InputError
+from lowbit.errors import DataError, InputError, UnsupportedError
 from lowbit.graph.quantized import how_quantized
 from lowbit.model import Model, Port, load
 from lowbit.recipe import Recipe
@@ -35,8 +35,7 @@ def model_and_data(
 ) -> tuple[Model, Data]:
     """Both, ready to use; the first samples of a generator are looked at, not lost."""
     if is_module(model):
-        peeked, data = _peeked(data)
-        example = _example(model, peeked, data, preprocess, names)
+        example, data = example_of(model, data, preprocess, names)
         model = load(model, example, allow_nonfinite=allow_nonfinite)
     elif not isinstance(model, Model):
         model = load(model, allow_nonfinite=allow_nonfinite)
@@ -70,11 +69,29 @@ def refuse_quantized(model: Model) -> None:
         )
 
 
+def samples_lead(model: Model, takes: str, instead: str) -> None:
+    """UnsupportedError where training could not shuffle samples along the first axis of every input."""
+    for name, axis in Batching.of(model.inputs).axes.items():
+        if axis != 0:
+            where = "no axis of samples" if axis is None else f"its samples along axis {axis}"
+            raise UnsupportedError(
+                f"input '{name}' has {where}; {takes} networks whose inputs all have them along axis 0. {instead}"
+            )
+
+
 def is_module(model: object) -> bool:
     """Whether it is a torch module."""
     import torch
 
     return isinstance(model, torch.nn.Module)
+
+
+def example_of(
+    module: Any, data: Any, preprocess: Any = None, names: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any] | tuple[Any, ...], Any]:
+    """Example inputs of a module out of the first samples of its data, and the data, whole."""
+    peeked, data = _peeked(data)
+    return _example(module, peeked, data, preprocess, names), data
 
 
 def _peeked(data: Any) -> tuple[Any, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lowbit.engines.compile import Batch
 from lowbit.flows.compression import Compression, Progress
@@ -18,7 +17,10 @@ from lowbit.numerics import QuantTensor, parse_format, spell_format
 from lowbit.repair.sensitivity import squared_gradients
 from lowbit.solve.kmeans import as_codebook, kmeans, refit
 from lowbit.solve.prune import cubic_sparsity
-from lowbit.train.loop import Adam, Checkpoints, Training
+from lowbit.train.checkpoints import Checkpoints, State
+from lowbit.train.loop import Loop, Training
+from lowbit.train.optimizer import Optimizer, Pace, trainable
+from lowbit.train.schedule import cosine
 
 PHASES = {"prune": 1.0, "codes": 0.5, "values": 0.25}
 """In order: masks change; codes change; the values that codes mean change. Learning rates relative to the first."""
@@ -79,27 +81,36 @@ class Compressor:
             if weight.stored is not None:
                 weight.store(weight.current(self.network.parameter(name)))
 
-    def _phase(self, phase: str, start: int, optimizer: Adam | None) -> None:
+    def _phase(self, phase: str, start: int, optimizer: Optimizer | None) -> None:
         total = self.steps[phase]
         if self.training is not None and start < total:
-            optimizer = optimizer or Adam.of(self.network.module)
-            seed = 3 * self.settings.seed + list(PHASES).index(phase)
-            rate = self.settings.rate_of_learning * PHASES[phase]
-            for step in range(start, total):
-                if phase == "prune":
-                    self._update_masks(step, total)
-                elif phase == "codes" and step % REFIT_STEPS == 0 and not self.settings.ratio:
-                    self._refit()
-                with self.network.mode("quantize"):
-                    loss = self.training.loss(self.network.module, step, seed)
-                optimizer.step(loss, rate * _cosine(step, total))
-                self.progress(phase, step + 1, total)
-                self.checkpoints.save(lambda done=step + 1: self._state(phase, done, optimizer))  # type: ignore[misc]
+            moving = optimizer or Optimizer.relative(self.network.module)
+            highest = self.settings.rate_of_learning * PHASES[phase]
+            loop = Loop(
+                self.network.module,
+                self.training,
+                moving,
+                rate=lambda step: highest * cosine(step, total),
+                checkpoints=self.checkpoints,
+                state=lambda done: self._state(phase, done, moving),
+                seed=3 * self.settings.seed + list(PHASES).index(phase),
+                before=lambda step: self._before(phase, step),
+                after=lambda done, _: self.progress(phase, done, total),
+            )
+            with self.network.mode("quantize"):
+                loop.run(start, total)
         if phase == "prune" and self.prunes:
             self._update_masks(total, total)
             with torch.no_grad():
                 for name, weight in self.weights.items():
                     self.network.parameter(name).mul_(1 if weight.mask is None else weight.mask)
+
+    def _before(self, phase: str, step: int) -> None:
+        """What changes besides parameters, and when."""
+        if phase == "prune":
+            self._update_masks(step, self.steps[phase])
+        elif phase == "codes" and step % REFIT_STEPS == 0 and not self.settings.ratio:
+            self._refit()
 
     def _update_masks(self, step: int, total: int) -> None:
         """Sparsity rises over the first half of the phase; masks may change until four fifths, then they stay."""
@@ -150,7 +161,7 @@ class Compressor:
                 else:
                     quantizer.store(stored)
 
-    def _state(self, phase: str, step: int, optimizer: Adam) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _state(self, phase: str, step: int, optimizer: Optimizer) -> State:
         tensors = {f"parameter/{key}": p.detach() for key, p in self.network.module.named_parameters()}
         formats = {}
         for name, quantizer in self.weights.items():
@@ -160,10 +171,10 @@ class Compressor:
                 formats[name] = [spell_format(stored.format), quantizer.trains]
                 held |= {part: getattr(stored, part) for part in ("codes", "scale", "zero", "table")}
             tensors |= {f"{part}/{name}": tensor for part, tensor in held.items() if tensor is not None}
-        moments, sizes = optimizer.state()
-        return tensors | moments, {"phase": phase, "step": step, "formats": formats, "sizes": sizes}
+        moments, paces = optimizer.state()
+        return tensors | moments, {"phase": phase, "step": step, "formats": formats, "paces": paces}
 
-    def _resume(self) -> tuple[str, int, Adam | None]:
+    def _resume(self) -> tuple[str, int, Optimizer | None]:
         found = self.checkpoints.load()
         if found is None:
             return "prune", 0, None
@@ -179,8 +190,6 @@ class Compressor:
         with torch.no_grad():
             for key, parameter in self.network.module.named_parameters():
                 parameter.copy_(tensors[f"parameter/{key}"])
-        return notes["phase"], notes["step"], Adam.resumed(self.network.module, notes["sizes"], tensors)
-
-
-def _cosine(step: int, total: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * step / max(1, total)))
+        paces = {key: Pace(*pace) for key, pace in notes["paces"].items()}
+        optimizer = Optimizer("adam", trainable(self.network.module), paces).resume(tensors)
+        return notes["phase"], notes["step"], optimizer

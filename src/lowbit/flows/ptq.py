@@ -92,7 +92,7 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
     assert network.placement.recipe is not None
     final = network.placement.recipe
     program = export(network)
-    parity = verify(network, program, ready.proof)
+    parity = verify(ready.trained or network, program, ready.proof)
     program = compact(program, network.program)
     runs = read_back(program, find_target(final.target).engine)
     rows = ledger(network, runs)
@@ -138,8 +138,9 @@ def given(
 class Observed:
     """A network whose activations were observed on all of the data, once: recipes with its passes settle from here.
 
-    notes   what was done so far
-    proof   samples to prove a file with
+    notes    what was done so far
+    proof    samples to prove a file with
+    trained  what the file is held against where that is not the network, but what it was made of
     """
 
     source: str
@@ -147,10 +148,11 @@ class Observed:
     calibration: Calibration
     notes: list[str]
     proof: list[Batch]
+    trained: Network | None = None
 
     def again(self, recipe: Recipe) -> "Observed":
         """The same for another recipe with the same passes: another network, with what this one has observed."""
-        return replace(self, network=self.network.placed(_place(self.network.program, recipe, self.source)))
+        return replace(self, network=self.network.placed(placed(self.network.program, recipe, self.source)))
 
 
 def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, stage: Stage = _silent) -> Observed:
@@ -167,7 +169,7 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
             notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
         elif name in PASSES:
             notes += PASSES[name](prepared.program)
-    network = Network(prepared.program, _place(prepared.program, chosen, model.source))
+    network = Network(prepared.program, placed(prepared.program, chosen, model.source))
     one = next(first(data, kept.judging, 1))
     size = footprint(network.module, tensors(network, one.inputs))
     in_batches = partial(batches, data, footprint=size, most_bytes=memory // 2)
@@ -199,7 +201,7 @@ def settled(seen: Observed, chosen: Recipe) -> Observed:
     return replace(seen, notes=seen.notes + notes)
 
 
-def _place(program: ir.Model, recipe: Recipe, source: str) -> Placement:
+def placed(program: ir.Model, recipe: Recipe, source: str) -> Placement:
     """Where the recipe puts quantizers; UnsupportedError where it can put none."""
     placement = place(program, recipe)
     for told in placement.idle_rules:

@@ -7,12 +7,32 @@ Source: Jacob et al. 2018 (arXiv 1712.05877), eq. 14.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.layer import Layer, linear_before, linear_layer
+from lowbit.graph.layer import Layer, linear_before, linear_layer, number
 from lowbit.graph.weights import constant, drop_unread, only_reader, remove_node
+
+FOLDED = "folded batch norm"  # in the meta data of a node in memory: what was folded into the layer before it
+
+
+@dataclass(frozen=True)
+class FoldedNorm:
+    """A batch norm as it was before the layer in front of it took it; training makes it anew (network.live_batchnorm).
+
+    name        of its γ
+    mean        of what the layer makes without its bias, (channels,), as is variance
+    weight      the layer's, before it was multiplied with γ / √(σ² + ε)
+    """
+
+    name: str
+    mean: np.ndarray
+    variance: np.ndarray
+    epsilon: float
+    weight: np.ndarray
 
 
 def fold_batchnorm(program: ir.Model) -> Changed:
@@ -44,8 +64,7 @@ def channel_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
         if any(part is None for part in parts) or (training is not None and training.as_int()):
             return None
         gamma, beta, mean, variance = (np.asarray(part, dtype=np.float64) for part in parts)
-        epsilon = node.attributes.get("epsilon")
-        a = gamma / np.sqrt(variance + (1e-5 if epsilon is None else epsilon.as_float()))
+        a = gamma / np.sqrt(variance + number(node, "epsilon", 1e-5))
         return a, beta - a * mean
     if node.op_type in ("Mul", "Add", "Sub", "Div") and len(node.inputs) == 2:
         return _elementwise_affine(node)
@@ -92,7 +111,14 @@ def _fold_after(node: ir.Node, a: np.ndarray, b: np.ndarray) -> str | None:
         return f"the output of '{layer.node.name}' has other readers"
     if reason := _unfit(layer, layer.outputs, a, b):
         return reason
-    layer.scale_outputs(a, b if (b != 0).any() or layer.bias.any() else None)
+    normalizes = node.op_type == "BatchNormalization"
+    if normalizes:
+        mean, variance = (np.asarray(constant(value), np.float64) for value in node.inputs[3:5])
+        epsilon, name = number(node, "epsilon", 1e-5), str(node.inputs[1].name if node.inputs[1] else "")
+        layer.node.meta[FOLDED] = FoldedNorm(name, mean - layer.bias, variance, epsilon, layer.weight)
+    # A batch norm leaves a bias even where it is 0 now: training moves it.
+    shifts = layer.bias_input is not None and (normalizes or (b != 0).any() or layer.bias.any())
+    layer.scale_outputs(a, b if shifts else None)
     remove_node(node, x)
     return None
 

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from lowbit import processes
 from lowbit.errors import DataError
 from lowbit.network.in_step import Walk
 from lowbit.network.moments import moments_in_step
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
 from lowbit.numerics import QuantTensor
+from lowbit.ranges import Histogram
 from lowbit.recipe import TensorSpec
 from lowbit.solve import NEED_MOMENTS, SOLVERS
 
@@ -36,15 +38,30 @@ def forward(simulation: Network, batch: "Batch") -> dict[str, Tensor]:
 def observe(simulation: Network, batches: "Iterable[Batch]", chosen: "Sequence[FakeQuant] | None" = None) -> int:
     """Fold every activation of every batch into its quantizer's statistics; the number of batches seen.
 
+    Of several processes each takes every so many batches, and all get the statistics of all.
+
     chosen   the quantizers that look; None: those of all activations
     """
+    quantizers = list(simulation.activations().values() if chosen is None else chosen)
+    before = [quantizer.statistics for quantizer in quantizers]
+    if processes.count() > 1:
+        for quantizer, held in zip(quantizers, before, strict=True):
+            quantizer.statistics = Histogram(held.block, held.name)
     seen = 0
     with simulation.mode("observe", chosen):
         for batch in batches:
-            forward(simulation, batch)
+            if seen % processes.count() == processes.number():
+                for quantizer in quantizers:
+                    quantizer.statistics.time = seen
+                forward(simulation, batch)
             seen += 1
     if not seen:
         raise DataError("the calibration data is empty: not one batch came out of it.")
+    if processes.count() > 1:
+        everyone = processes.gathered([quantizer.statistics for quantizer in quantizers])
+        for quantizer, held, *shards in zip(quantizers, before, *everyone, strict=True):
+            held.merge(Histogram.dealt(shards))
+            quantizer.statistics = held
     return seen
 
 

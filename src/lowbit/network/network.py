@@ -6,6 +6,7 @@ between devices.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +47,17 @@ class Network:
             self._measure_states(call)
         self.module.graph.lint()
         self.module.recompile()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
+        """Another module with its own parameters and quantizers, of the same program and placement."""
+        copied = object.__new__(Network)
+        memo[id(self)] = copied
+        vars(copied).update(vars(self))
+        copied.module = deepcopy(self.module, memo)
+        copied.quantizers, copied.before_steps = deepcopy((self.quantizers, self.before_steps), memo)
+        by_value = {n.meta["quantized_value"]: n for n in copied.module.graph.nodes if "quantized_value" in n.meta}
+        copied.nodes = {value: by_value[value] for value in self.nodes if value in by_value}
+        return copied
 
     def _measure_states(self, call: fx.Node) -> None:
         """Let an LSTM quantize what it reads, and its states at each step."""

@@ -142,17 +142,27 @@ class FakeBias(nn.Module):
         self.sources = (activation, weight)  # a tuple hides them from state_dict: they are registered where they act
         self.mode: Mode = "off"
 
+    @property
+    def acts(self) -> bool:
+        """Whether it rounds: both scales are known."""
+        return self.mode == "quantize" and all(s.ready for s in self.sources)
+
     def scale(self) -> Tensor:
         activation, weight = self.sources
         return activation.scale.reshape(()) * weight.scale.reshape(-1)
 
-    def codes(self, bias: Tensor) -> Tensor:
+    def codes(self, bias: Tensor, factor: "Tensor | float" = 1.0) -> Tensor:
+        """factor: of the layer's outputs, which will go into the scale of its weight"""
         limit = 2.0**31 - 1
-        return torch.round(bias.double() / self.scale().double()).clamp(-limit, limit)
+        return torch.round(bias.double() / self.step(factor)).clamp(-limit, limit)
 
-    def forward(self, bias: Tensor) -> Tensor:
-        if self.mode != "quantize" or not all(s.ready for s in self.sources):
+    def step(self, factor: "Tensor | float" = 1.0) -> Tensor:
+        """What one of its codes means, float64."""
+        return (self.scale() * torch.as_tensor(factor).abs()).double()
+
+    def forward(self, bias: Tensor, factor: "Tensor | float" = 1.0) -> Tensor:
+        if not self.acts:
             return bias
         with torch.no_grad():
-            rounded = (self.codes(bias) * self.scale().double()).to(bias.dtype)
+            rounded = (self.codes(bias, factor) * self.step(factor)).to(bias.dtype)
         return straight_through(bias, rounded)

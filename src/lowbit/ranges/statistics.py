@@ -5,6 +5,7 @@ points, so each range is written once.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,7 +100,8 @@ class Histogram:
     Buckets are logarithmic, 0.2 % wide, and need no range known beforehand. Counts, minimum and maximum do not
     depend on the order of the data or on how it was split; `merge` adds. Memory does not grow with the data.
     Finite values of 1e8 and more are attention masks (-1e9, -3.4e38): counted in `seen.masked`, seen by no range.
-    Beside it, for `MovingAverage`, the extremes of the last 1024 batches: an order by definition.
+    Beside it, for `MovingAverage`, the extremes of the last 1024 batches: an order by definition. `time` is noted with
+    them, where batches are dealt to several processes.
     """
 
     resolution = 2.0 ** (SHIFT - 23)
@@ -108,7 +110,8 @@ class Histogram:
         self.block = block
         self.name = name
         self.seen = Buckets.none(0)
-        self.history: deque[tuple[Any, Any]] = deque(maxlen=HISTORY)
+        self.time = 0
+        self.history: deque[tuple[int, Any, Any]] = deque(maxlen=HISTORY)
 
     def add(self, x: Array) -> None:
         """Count a batch: any shape, any floating dtype, on any device."""
@@ -119,7 +122,7 @@ class Histogram:
         seen = kernels(rows).count(rows)
         self._include(seen)
         if np.isfinite(seen.minimum).all():
-            self.history.append((seen.minimum, seen.maximum))
+            self.history.append((self.time, seen.minimum, seen.maximum))
 
     def merge(self, other: "Histogram") -> None:
         """Add what another histogram counted, over the same blocks; the other is left as it is."""
@@ -131,6 +134,16 @@ class Histogram:
         if other.count:
             self._include(other.seen)
             self.history.extend(other.history)
+
+    @staticmethod
+    def dealt(shards: "Sequence[Histogram]") -> "Histogram":
+        """What one histogram would hold of batches that were dealt to several, each with its number as `time`."""
+        whole = Histogram(shards[0].block, shards[0].name)
+        for shard in shards:
+            if shard.count:
+                whole._include(shard.seen)
+        whole.history.extend(sorted((entry for shard in shards for entry in shard.history), key=lambda entry: entry[0]))
+        return whole
 
     def _include(self, seen: Buckets) -> None:
         blocks, before = len(seen.zeros), len(self.seen.zeros)
@@ -176,8 +189,8 @@ class Histogram:
         """Moving averages of the batches' minima and maxima, oldest first."""
         if not self.history:
             return self.minimum, self.maximum
-        lo, hi = (np.asarray(bound, np.float64) for bound in self.history[0])
-        for low, high in list(self.history)[1:]:
+        lo, hi = (np.asarray(bound, np.float64) for bound in self.history[0][1:])
+        for _, low, high in list(self.history)[1:]:
             lo, hi = momentum * lo + (1 - momentum) * low, momentum * hi + (1 - momentum) * high
         return _column(lo), _column(hi)
 

@@ -23,50 +23,59 @@ class Task:
     """A loss for outputs.
 
     teacher      the float network; forward gives {output: tensor}
-    answers      output → (samples, …) the teacher's answers to all samples, None where samples are augmented
+    names        outputs that are of floating point: what the network is held to
+    answers      output → (samples, …) the teacher's answers to all samples; None: it is asked at each batch
     scores       the output that holds class scores (…, classes); "" if there is none
     probability  scores are probabilities, not logits
     distill      share of agreement with the teacher; the rest is for the labels
     """
 
     teacher: nn.Module
-    answers: Mapping[str, Tensor]
+    names: tuple[str, ...]
+    answers: Mapping[str, Tensor] | None
     scores: str
     probability: bool
     distill: float
     temperature: float
 
     @staticmethod
-    def of(teacher: nn.Module, samples: Samples, distill: float, temperature: float) -> "Task":
-        """Ask the teacher for its answers to all samples."""
+    def of(teacher: nn.Module, samples: Samples, distill: float, temperature: float, keep: bool = True) -> "Task":
+        """Ask the teacher for its answers to all samples, to keep them, or to a few to see what they are."""
         parts: dict[str, list[Tensor]] = {}
+        device = next((p.device for p in teacher.parameters()), None)
         with torch.no_grad():
-            for inputs in samples.parts(PASS_SAMPLES, len(samples)):
-                for name, output in teacher(*inputs).items():
-                    parts.setdefault(name, []).append(output)
+            for inputs in samples.parts(PASS_SAMPLES, len(samples) if keep else PASS_SAMPLES):
+                for name, output in teacher(*(x.to(device) for x in inputs)).items():
+                    parts.setdefault(name, []).append(output.cpu())
         answers = {name: torch.cat(outputs) for name, outputs in parts.items() if outputs[0].is_floating_point()}
         scores = next((name for name, a in answers.items() if a.dim() == 2 and a.shape[1] > 1), "")
         if samples.labels is not None:
-            scores = _output_of(samples.labels, answers)
+            seen = len(next(iter(answers.values()), ()))
+            scores = _output_of(samples.labels, seen, answers)
         probability = bool(scores) and _are_probabilities(answers[scores])
         share = distill if samples.labels is not None else 1.0
-        return Task(teacher, answers, scores, probability, share, temperature)
+        return Task(teacher, tuple(answers), answers if keep else None, scores, probability, share, temperature)
 
     def loss(self, outputs: Mapping[str, Tensor], part: Samples, rows: Tensor | None) -> Tensor:
         """Mean loss of a batch; `rows` are its samples' places among all, None where they were augmented."""
-        if rows is not None:
-            wanted = {name: answer[rows] for name, answer in self.answers.items()}
-        else:
-            with torch.no_grad():
-                wanted = self.teacher(*part.inputs)
-        total = torch.zeros(())
+        total = torch.zeros((), device=part.inputs[0].device)
         if self.distill < 1 and part.labels is not None:
-            shares = self._log_shares(outputs[self.scores]).flatten(0, -2)
+            shares = self._log_shares(outputs[self.scores].float()).flatten(0, -2)
             total = total + (1 - self.distill) * functional.nll_loss(shares, part.labels.long().flatten())
         if self.distill > 0:
-            for name in self.answers:
-                total = total + self.distill * self._agreement(name, outputs[name], wanted[name])
+            wanted = self._wanted(part, rows)
+            for name in self.names:
+                agreement = self._agreement(name, outputs[name].float(), wanted[name].float())
+                total = total + self.distill * agreement
         return total
+
+    def _wanted(self, part: Samples, rows: Tensor | None) -> Mapping[str, Tensor]:
+        """What the teacher says of a batch."""
+        if rows is not None and self.answers is not None:
+            return {name: answer[rows].to(part.inputs[0].device) for name, answer in self.answers.items()}
+        with torch.no_grad():
+            said: Mapping[str, Tensor] = self.teacher(*part.inputs)
+        return said
 
     def _log_shares(self, scores: Tensor) -> Tensor:
         return scores.clamp_min(1e-12).log() if self.probability else functional.log_softmax(scores, dim=-1)
@@ -81,15 +90,15 @@ class Task:
         return t * t * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 
-def _output_of(labels: Tensor, answers: Mapping[str, Tensor]) -> str:
-    """The output that has a row of class scores for every label."""
+def _output_of(labels: Tensor, seen: int, answers: Mapping[str, Tensor]) -> str:
+    """The output that has a row of class scores for every label; the answers are those to the first `seen` samples."""
     for name, answer in answers.items():
-        if answer.dim() > 1 and answer.shape[:-1] == labels.shape and answer.shape[-1] > 1:
+        if answer.dim() > 1 and answer.shape[:-1] == labels[:seen].shape and answer.shape[-1] > 1:
             if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= answer.shape[-1]:
                 worst = labels.max() if labels.max() >= answer.shape[-1] else labels.min()
                 raise DataError(f"label {worst.item():g} has no class: '{name}' has {answer.shape[-1]} classes.")
             return name
-    shapes = ", ".join(f"'{name}' {list(answer.shape)}" for name, answer in answers.items())
+    shapes = ", ".join(f"'{name}' {[len(labels), *answer.shape[1:]]}" for name, answer in answers.items())
     raise DataError(
         f"labels of shape {list(labels.shape)} are not classes of an output (…, classes); outputs are {shapes}. "
         "Leave the labels out to train for agreement with the float network."

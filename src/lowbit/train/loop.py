@@ -1,145 +1,161 @@
-"""Training that can be killed at any moment and resumed to the same result, bit for bit.
+"""Training that can be killed at any moment and resumed to the same result, bit for bit, on one process or many.
 
 Nothing depends on what happened outside the state: the order of the samples follows from the seed and the epoch, masks
-and learning rates from the step, and a checkpoint holds everything else. Checkpoints are safetensors, written aside.
+and learning rates from the step, and a checkpoint holds everything else.
 """
 
-import json
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from lowbit.errors import InputError
-from lowbit.storage.atomic import replacing
+from lowbit import processes
+from lowbit.errors import DataError, DivergedError
+from lowbit.train.checkpoints import Checkpoints, State
 from lowbit.train.distill import Task
+from lowbit.train.optimizer import Optimizer
 from lowbit.train.samples import Samples
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+EXPLODED = 1e4
+"""A loss above this is on its way to infinity: cross-entropy of chance among a million classes is 14."""
 
 
 class Training:
     """The loss of each step of training; all about it follows from the number of the step and the seed.
 
     task      what is trained for
+    batch     samples of a step, over all processes
     augment   (inputs, generator) → inputs, for each batch; None: as they are
+    bfloat16  products are computed in bfloat16 where torch's autocast says so; parameters and losses stay float32
     """
 
-    def __init__(self, task: Task, samples: Samples, batch: int, augment: Augment | None = None) -> None:
-        self.task, self.samples, self.batch, self.augment = task, samples, batch, augment
+    def __init__(
+        self, task: Task, samples: Samples, batch: int, augment: Augment | None = None, bfloat16: bool = False
+    ) -> None:
+        self.task, self.samples, self.batch, self.augment, self.bfloat16 = task, samples, batch, augment, bfloat16
         self.steps_an_epoch = max(1, len(samples) // batch)
         self.epoch, self.order = (-1, -1), torch.empty(0)
+        if batch % processes.count():
+            raise DataError(f"a batch of {batch} samples cannot be shared by {processes.count()} processes evenly.")
 
     def loss(self, student: nn.Module, step: int, seed: int) -> Tensor:
-        """Of a network whose forward gives {output: tensor}."""
+        """Of a network whose forward gives {output: tensor}; of several processes each takes its part of the batch."""
+        part, rows = self.part(step, seed)
+        device = next((p.device for p in student.parameters()), torch.device("cpu"))
+        inputs = tuple(x.to(device) for x in part.inputs)
+        part = Samples(inputs, None if part.labels is None else part.labels.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            outputs = student(*inputs)
+            return self.task.loss(outputs, part, rows)
+
+    def part(self, step: int, seed: int) -> tuple[Samples, Tensor | None]:
+        """This process's samples of a step, and their places among all; None for augmented ones."""
         epoch, place = divmod(step, self.steps_an_epoch)
         if self.epoch != (epoch, seed):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             self.epoch, self.order = (epoch, seed), torch.randperm(len(self.samples), generator=generator)
         rows = self.order[place * self.batch : (place + 1) * self.batch]
-        part = self.samples.take(rows)
-        if self.augment is not None:
-            generator = torch.Generator().manual_seed(seed * 7919 + step)
-            part = replace(part, inputs=tuple(self.augment(x, generator) for x in part.inputs))
-        return self.task.loss(student(*part.inputs), part, None if self.augment else rows)
-
-
-class Adam:
-    """torch's Adam with a step size for each tensor, relative to its root mean square when training began.
-
-    A relative step suits tables, weights and biases of any scale with one number. Source: Kingma and Ba 2015.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], sizes: Mapping[str, float]) -> None:
-        groups = [{"params": [p], "key": key, "size": sizes[key]} for key, p in parameters.items()]
-        self.groups = torch.optim.Adam(groups, lr=0.0, eps=1e-12)
-
-    @staticmethod
-    def of(module: nn.Module) -> "Adam":
-        """Fresh moments; a tensor of zeros steps as if its root mean square were 1e-3."""
-        chosen = _trainable(module)
-        sizes = {key: max(1e-3, float(p.detach().double().square().mean().sqrt())) for key, p in chosen.items()}
-        return Adam(chosen, sizes)
-
-    def step(self, loss: Tensor, rate: float) -> None:
-        """Move all parameters that the loss depends on."""
-        parameters = [group["params"][0] for group in self.groups.param_groups]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for group, parameter, gradient in zip(self.groups.param_groups, parameters, gradients, strict=True):
-            group["lr"], parameter.grad = rate * group["size"], gradient
-        self.groups.step()
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Moments and step counts by name, and the size of each tensor: what `resumed` wants."""
-        tensors = {
-            f"{part}/{group['key']}": tensor
-            for group in self.groups.param_groups
-            for part, tensor in self.groups.state[group["params"][0]].items()
-        }
-        return tensors, {group["key"]: group["size"] for group in self.groups.param_groups}
-
-    @staticmethod
-    def resumed(module: nn.Module, sizes: Mapping[str, float], tensors: Mapping[str, Tensor]) -> "Adam":
-        """As it was when `state` gave these."""
-        adam = Adam(_trainable(module), sizes)
-        for group in adam.groups.param_groups:
-            found = {part: tensors.get(f"{part}/{group['key']}") for part in ("step", "exp_avg", "exp_avg_sq")}
-            if found["step"] is not None:
-                adam.groups.state[group["params"][0]] = found
-        return adam
-
-
-def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {key: p for key, p in module.named_parameters() if p.requires_grad}
+        first, last = (len(rows) * n // processes.count() for n in (processes.number(), processes.number() + 1))
+        if self.augment is None:
+            return self.samples.take(rows[first:last]), rows[first:last]
+        whole = self.samples.take(rows)  # augmented as a whole: what a sample becomes does not depend on who takes it
+        generator = torch.Generator().manual_seed(seed * 7919 + step)
+        whole = replace(whole, inputs=tuple(self.augment(x, generator) for x in whole.inputs))
+        return whole.take(torch.arange(first, last)), None
 
 
 @dataclass
-class Checkpoints:
-    """Where the state is kept, and how often.
+class Loop:
+    """One stretch of training: steps that move a module's parameters down the loss.
 
-    path       None: nowhere
-    identity   what the run is about: a checkpoint of another run is an InputError, not a wrong result
+    module     what is trained; under torchrun its gradients are averaged over all processes
+    rate       step → learning rate
+    state      steps done → what a checkpoint has to hold
+    before     called with the step, before its loss is computed
+    penalty    step → what is added to the loss; None: nothing
+    after      called with (steps done, loss) when a step was made
+    clip       greatest norm of all gradients together; 0: any
     """
 
-    path: Path | None
-    identity: Mapping[str, Any]
-    every_seconds: float = 30.0
-    last: float = field(default_factory=time.monotonic)
+    module: nn.Module
+    training: Training
+    optimizer: Optimizer
+    rate: Callable[[int], float]
+    checkpoints: Checkpoints
+    state: Callable[[int], State]
+    seed: int = 0
+    before: Callable[[int], None] | None = None
+    penalty: Callable[[int], Tensor] | None = None
+    after: Callable[[int, float], None] | None = None
+    clip: float = 0.0
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and progress of an earlier run, or None where there was none."""
-        if self.path is None or not self.path.exists():
-            return None
-        try:
-            with safe_open(self.path, "pt") as file:
-                notes = json.loads(file.metadata()["lowbit.checkpoint"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except Exception as error:
-            raise InputError(f"checkpoint '{self.path}' cannot be read ({error}); delete it to start anew.") from None
-        if notes["identity"] != json.loads(json.dumps(self.identity)):
-            raise InputError(
-                f"checkpoint '{self.path}' belongs to another run (model, data or settings differ); "
-                "delete it or choose another name."
-            )
-        return tensors, notes["progress"]
+    def run(self, start: int, total: int) -> None:
+        """Steps start … total. DivergedError where the loss or a gradient is not finite; then nothing has moved."""
+        student = self.module
+        if processes.count() > 1:
+            student = DistributedDataParallel(student, broadcast_buffers=False, find_unused_parameters=True)
+        for step in range(start, total):
+            if self.before is not None:
+                self.before(step)
+            loss = self.training.loss(student, step, self.seed)
+            if self.penalty is not None:
+                loss = loss + self.penalty(step)
+            reached = float(processes.mean(loss))
+            if not abs(reached) < EXPLODED:
+                raise self._diverged(f"the loss is {reached:g}", step)
+            if bad := self.optimizer.step(loss, self.rate(step), self.clip):
+                raise self._diverged(f"the gradient of '{bad}' is not finite", step)
+            if self.after is not None:
+                self.after(step + 1, reached)
+            self.checkpoints.save(lambda done=step + 1: self.state(done))  # type: ignore[misc]
 
-    def save(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], now: bool = False) -> None:
-        """Write the state if it is time, or `now`."""
-        if self.path is None or not (now or time.monotonic() - self.last > self.every_seconds):
-            return
-        tensors, progress = state()
-        notes = json.dumps({"identity": self.identity, "progress": progress})
-        with replacing(self.path) as aside:
-            save_file({k: t.contiguous().clone() for k, t in tensors.items()}, aside, {"lowbit.checkpoint": notes})
-        self.last = time.monotonic()
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        part, _ = self.training.part(step, self.seed)
+        where = first_not_finite(self.module, part.inputs)
+        path = self.checkpoints.path
+        kept = f" '{path}' holds the last checkpoint before it." if path is not None and path.exists() else ""
+        return DivergedError(
+            f"training stopped at step {step + 1}: {what}{where and f'; {where}'}. The learning rate was "
+            f"{self.rate(step):.3g}: try a tenth of it, or clip gradients.{kept}"
+        )
 
-    def remove(self) -> None:
-        """The run is done."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+
+def first_not_finite(module: nn.Module, inputs: tuple[Tensor, ...]) -> str:
+    """In words, the first parameter, or the first value on the way through the module, that has NaN or infinity in it.
+
+    "" where all are finite.
+    """
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"parameter '{name}' is not finite"
+    found: list[str] = []
+
+    def look(name: str, value: Any) -> None:
+        if not found and isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            found.append(f"the first value that is not finite comes out of '{name}'")
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            look(str(n.meta.get("node") or n.meta.get("quantized_value") or n.target), value)
+            return value
+
+    device = next((p.device for p in module.parameters()), None)
+    hooks = [
+        m.register_forward_hook(lambda _, __, out, name=name: look(name, out))
+        for name, m in module.named_modules()
+        if not any(m.children())
+    ]
+    try:
+        with torch.no_grad():
+            run: Any = Watch(module).run if isinstance(module, fx.GraphModule) else module
+            run(*(x.to(device) for x in inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else ""

@@ -1,0 +1,219 @@
+"""The module that `prepare` gives: a network with quantizers, called as the model that it was made of."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lowbit.data import Data
+from lowbit.engines.compile import Batch
+from lowbit.errors import DataError, InputError, ModelError
+from lowbit.flows.ptq import Observed
+from lowbit.model import Model, Port
+from lowbit.network.calibrate import forward
+from lowbit.network.live_batchnorm import LiveNorm, measuring, mirrored
+from lowbit.network.network import Network
+from lowbit.network.quantizers import Quantizer
+from lowbit.network.stored import FakeBias
+from lowbit.ranges import Histogram
+from lowbit.repair.prove import Calibration
+from lowbit.repair.ranges import choose_ranges
+from lowbit.solve import SOLVERS
+
+KEPT = 64  # samples that ranges are judged by, of those that come in calibration mode
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How the model that was given is called, and what it returns.
+
+    names       inputs of the program; outputs: its outputs
+    signature   of the module's forward; None: of a program, by name or in order
+    structure   of what forward returned for the example; None: {name: tensor}
+    kept        its parts that are no tensors, and None for each tensor
+    example     a batch by name
+    """
+
+    names: tuple[str, ...]
+    outputs: tuple[str, ...]
+    example: Batch
+    signature: inspect.Signature | None = None
+    structure: pytree.TreeSpec | None = None
+    kept: tuple[Any, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Calls":
+        return self
+
+    @staticmethod
+    def of(module: nn.Module, model: Model, example: Any) -> "Calls":
+        args = (
+            () if isinstance(example, Mapping) else tuple(example) if isinstance(example, (tuple, list)) else (example,)
+        )
+        kwargs = dict(example) if isinstance(example, Mapping) else {}
+        training = [part for part in module.modules() if part.training]
+        with torch.no_grad():
+            result = module.eval()(*args, **kwargs)
+        for part in training:
+            part.training = True
+        leaves, structure = pytree.tree_flatten(result)
+        names = tuple(str(port.name) for port in model.inputs)
+        outputs = tuple(str(v.name) for v in model.program.graph.outputs)
+        if sum(isinstance(leaf, Tensor) for leaf in leaves) != len(outputs):
+            raise ModelError(
+                f"{type(module).__name__} returns {len(leaves)} values, and its program has {len(outputs)} outputs. "
+                "Return tensors, or tuples, lists or dicts of them."
+            )
+        kept = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        calls = Calls(names, outputs, {}, inspect.signature(module.forward), structure, kept)
+        inputs = calls.inputs(args, kwargs)
+        return replace(calls, example={n: x.detach().cpu().numpy() for n, x in zip(names, inputs, strict=True)})
+
+    def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """What was given, in the order of the program's inputs."""
+        if self.signature is None:
+            bound = dict(zip(self.names, args, strict=False)) | dict(kwargs)
+        else:
+            bound = self.signature.bind(*args, **kwargs).arguments
+        if set(self.names) <= bound.keys():
+            return [torch.as_tensor(bound[name]) for name in self.names]
+        found = [leaf for leaf in pytree.tree_leaves(list(bound.values())) if isinstance(leaf, Tensor)]
+        if len(found) != len(self.names):
+            raise InputError(f"{len(found)} tensors were given, the network takes {len(self.names)}: {self.names}.")
+        return found
+
+    def result(self, outputs: Mapping[str, Tensor]) -> Any:
+        """The program's outputs as forward returned them."""
+        if self.structure is None:
+            return dict(outputs)
+        values = iter(self.outputs)
+        leaves = [outputs[next(values)] if leaf is None else leaf for leaf in self.kept]
+        return pytree.tree_unflatten(leaves, self.structure)
+
+
+class Prepared(nn.Module):
+    """A network with quantizers, called as the module that it was made of; an ordinary torch module.
+
+    layers    the network: parameters and batch norms under their names in the model
+    network   the same, with its quantizers and where they are
+    norms     weight → the batch norm that lives behind it
+    seen      what `written` needs to know of the model, and samples to prove the file with
+    ports     of the model
+    """
+
+    layers: nn.Module
+
+    def __init__(self, seen: Observed, calls: Calls, norms: Mapping[str, LiveNorm], ports: Sequence[Port]) -> None:
+        super().__init__()
+        self.layers = seen.network.module
+        self.seen = replace(seen, calibration=Calibration((), (), (), [], tuple))  # data stays out of copies
+        self.calls, self.norms, self.ports = calls, dict(norms), tuple(ports)
+        self.kept: list[Batch] | None = None  # batches so far, in calibration mode
+        for part in self.layers.modules():
+            if isinstance(part, Quantizer | FakeBias):
+                part.mode = "quantize"
+
+    @property
+    def network(self) -> Network:
+        return self.seen.network
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self.calls.inputs(args, kwargs)
+        if self.kept is not None:
+            if sum(len(next(iter(batch.values()))) for batch in self.kept) < KEPT:
+                arrays = [x.detach().cpu().numpy() for x in inputs]
+                self.kept.append(dict(zip(self.calls.names, arrays, strict=True)))
+        elif not self.ready:
+            if not self.training:
+                self.check_ready("evaluate")
+            with self.calibration(evaluating=False):  # batch norms by their batch, as training will have them
+                self(*args, **kwargs)
+        return self.calls.result(self.layers(*inputs))
+
+    @property
+    def ready(self) -> bool:
+        """Whether every quantizer has its range."""
+        network = self.network
+        return all(q.ready or q.dynamic for q in network.activations().values()) and all(
+            q.ready for _, q in network.constants().values()
+        )
+
+    def check_ready(self, what: str) -> None:
+        if not self.ready:
+            raise InputError(
+                f"nothing to {what} yet: the quantizers have no ranges. Run data through the module inside "
+                "`with prepared.calibration():`, give prepare calibration=, or train."
+            )
+
+    @contextmanager
+    def calibration(self, evaluating: bool = True) -> Iterator["Prepared"]:
+        """Calibration mode: what passes through inside is observed in float, and gives the ranges afterwards.
+
+        evaluating   in eval mode, whatever mode the module is in
+        """
+        training = [part for part in self.modules() if part.training]
+        self.kept = []
+        for quantizer in self.network.activations().values():
+            quantizer.statistics = Histogram()
+        try:
+            with torch.no_grad(), self.network.mode("observe"):
+                yield self.eval() if evaluating else self
+            if not self.kept:
+                raise DataError("nothing passed through in calibration mode: call the module on some hundred inputs.")
+            self.begin(self.kept)
+            self.seen = replace(self.seen, proof=self.kept[:1])
+        finally:
+            self.kept = None
+            for part in training:
+                part.training = True
+
+    def begin(self, fitting: Sequence[Batch]) -> None:
+        """Ranges and codes from what was observed. fitting: some of those batches"""
+        network = self.network
+        restored = [live.norm for live in self.norms.values() if live.restored]
+        if restored:
+            with network.mode("off"), measuring(restored):
+                for batch in fitting:
+                    forward(network, batch)
+        choose_ranges(network, fitting)
+        for name, (site, quantizer) in network.constants().items():
+            weight, live = network.parameter(name).detach(), self.norms.get(name)
+            seen = weight if live is None else mirrored(weight, live.norm.weight, live.beside)
+            quantizer.spec = replace(site.spec, solve="nearest")
+            quantizer.store(SOLVERS["nearest"](seen, quantizer.spec, None), "codes")
+
+    def settle(self) -> None:
+        """Keep the codes and ranges that there are now."""
+        for name, (_, quantizer) in self.network.constants().items():
+            weight, live = self.network.parameter(name).detach(), self.norms.get(name)
+            seen = weight if live is None else mirrored(weight, live.norm.weight, live.beside)
+            quantizer.store(quantizer.current(seen))
+
+    def freeze_batchnorm(self, frozen: bool = True) -> None:
+        """Stop the running statistics, and use them in training too; or let them move again."""
+        for live in self.norms.values():
+            live.norm.frozen = frozen
+
+    @torch.no_grad()
+    def estimate_batchnorm(self, data: Any, batch: int = 128) -> None:
+        """Measure the running statistics anew, through the quantizers as they are now: the mean of its batches'.
+
+        data   as in `quantize`
+        """
+        norms = [live.norm for live in self.norms.values()]
+        before, training = [(norm.momentum, norm.frozen) for norm in norms], self.training
+        self.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.frozen, norm.training = None, False, True
+        try:
+            for samples in Data.of(data, self.ports).samples(batch):
+                forward(self.network, samples.inputs)
+        finally:
+            for norm, (momentum, frozen) in zip(norms, before, strict=True):
+                norm.momentum, norm.frozen = momentum, frozen
+            self.train(training)

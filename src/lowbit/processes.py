@@ -1,0 +1,72 @@
+"""Processes that work together: torchrun starts them, torch.distributed joins them. Alone, everything here is trivial.
+
+gloo on CPUs, nccl on GPUs. What they tell each other is the same on all of them, so that all take the same decisions.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Told = TypeVar("Told")
+PATIENCE = timedelta(minutes=30)
+"""How long one waits for another: calibration and the proof of a file are not equally long everywhere."""
+
+
+def count() -> int:
+    """How many there are."""
+    import torch.distributed as group
+
+    return group.get_world_size() if group.is_available() and group.is_initialized() else 1
+
+
+def number() -> int:
+    """Which of them this one is: 0 … count - 1."""
+    import torch.distributed as group
+
+    return group.get_rank() if group.is_available() and group.is_initialized() else 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Inside, processes of torchrun know each other; who has joined already stays joined."""
+    import torch
+    import torch.distributed as group
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or group.is_initialized():
+        yield
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    group.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        group.destroy_process_group()
+
+
+def gathered(mine: Told) -> list[Told]:
+    """What each process says, in their order; anything that can be pickled."""
+    if count() == 1:
+        return [mine]
+    import torch.distributed as group
+
+    found: list[Told | None] = [None] * count()
+    group.all_gather_object(found, mine)
+    return found  # type: ignore[return-value]
+
+
+def mean(value: "Tensor") -> "Tensor":
+    """The mean of what all processes have, without a gradient."""
+    if count() == 1:
+        return value.detach()
+    import torch.distributed as group
+
+    total = value.detach().clone()
+    group.all_reduce(total)
+    return total / count()

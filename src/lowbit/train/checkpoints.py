@@ -1,0 +1,76 @@
+"""Checkpoints: the state of a run in one safetensors file, written aside, that belongs to this run and no other."""
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lowbit import processes
+from lowbit.errors import InputError
+from lowbit.storage.atomic import write_bytes
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors by name, and progress that JSON can hold."""
+
+
+@dataclass
+class Checkpoints:
+    """Where the state is kept, and how often.
+
+    path       None: nowhere
+    identity   what the run is about: a checkpoint of another run is an InputError, not a wrong result
+    """
+
+    path: Path | None
+    identity: Mapping[str, Any]
+    every_seconds: float = 30.0
+    last: float = field(default_factory=time.monotonic)
+
+    def load(self) -> State | None:
+        """Tensors and progress of an earlier run, or None where there was none."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                notes = json.loads(file.metadata()["lowbit.checkpoint"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise InputError(f"checkpoint '{self.path}' cannot be read ({error}); delete it to start anew.") from None
+        wanted = json.loads(json.dumps(self.identity))
+        if differ := [key for key in {**notes["identity"], **wanted} if notes["identity"].get(key) != wanted.get(key)]:
+            raise InputError(
+                f"checkpoint '{self.path}' belongs to another run (its {' and '.join(sorted(differ))} differ); "
+                "delete it or choose another name."
+            )
+        return tensors, notes["progress"]
+
+    def save(self, state: Callable[[], State], now: bool = False) -> None:
+        """Write the state if it is time, or `now`. A disk that is full is a warning: training is worth more.
+
+        Of several processes the first one writes.
+        """
+        if self.path is None or not (now or time.monotonic() - self.last > self.every_seconds):
+            return
+        self.last = time.monotonic()
+        if processes.number():
+            return
+        tensors, progress = state()
+        notes = json.dumps({"identity": self.identity, "progress": progress})
+        try:
+            whole = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
+            write_bytes(self.path, save(whole, {"lowbit.checkpoint": notes}))
+        except InputError as error:
+            kept = "the one before it stays" if self.path.exists() else "there is none yet"
+            warnings.warn(f"no checkpoint could be written, {kept}; training goes on. {error}", stacklevel=2)
+
+    def remove(self) -> None:
+        """The run is done."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

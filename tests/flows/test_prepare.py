@@ -1,0 +1,175 @@
+"""Training in few bits: what `prepare` gives trains as any module, and what `convert` writes is what was trained."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from toy_networks import convolutions, images
+
+import lowbit as lb
+from lowbit.errors import InputError
+
+X = torch.from_numpy(images(64))
+LABELS = torch.arange(64) % 4
+
+
+class Mixed(nn.Module):
+    """Each kind of layer that a batch norm folds into, an Add and a Concat; every second γ negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8)
+        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
+        self.up = nn.ConvTranspose2d(16, 4, 2, stride=2)
+        self.hidden = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 4)
+        norms = [nn.BatchNorm2d(n) for n in (8, 8, 8, 4)] + [nn.BatchNorm1d(8)]
+        self.bn1, self.bn2, self.bn3, self.bn4, self.bn5 = norms
+        for norm in norms:
+            signs = torch.tensor([1.0, -1.0]).repeat(norm.num_features // 2)
+            norm.weight.data = signs * torch.linspace(0.5, 1.5, norm.num_features)
+            nn.init.normal_(norm.bias, std=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.bn1(self.conv(x)))
+        b = torch.relu(self.bn2(self.depthwise(a)) + a)
+        c = torch.cat([F.relu6(self.bn3(self.grouped(b))), a], 1)
+        d = torch.relu(self.bn4(self.up(c))).mean((2, 3))
+        logits: Tensor = self.head(torch.relu(self.bn5(self.hidden(d))))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def module() -> Mixed:
+    torch.manual_seed(0)
+    made = Mixed()
+    with torch.no_grad():
+        for _ in range(20):
+            made(X)  # the running statistics come near
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def mixed(module) -> lb.Model:
+    """The module, exported once."""
+    return lb.load(module, X)
+
+
+def logits_of(outputs: Tensor | dict[str, Tensor]) -> Tensor:
+    return outputs["output"] if isinstance(outputs, dict) else outputs
+
+
+def train(prepared: nn.Module, steps: int = 4, rate: float = 0.05) -> float:
+    """Some steps on X; the last loss."""
+    optimizer = torch.optim.SGD(prepared.parameters(), rate, momentum=0.9)
+    for _ in range(steps):
+        loss = F.cross_entropy(logits_of(prepared(X)), LABELS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def assert_deployed(model: lb.Model, prepared: nn.Module, steps: float = 1e-4) -> None:
+    """The file gives what the trained module gives in eval mode, and the same answer on every sample but ties."""
+    trained = logits_of(prepared.eval()(X)).numpy()
+    (deployed,) = model.run({model.inputs[0].name: X.numpy()}).values()
+    assert np.abs(deployed - trained).max() <= steps * np.abs(trained).max()
+    assert (deployed.argmax(1) == trained.argmax(1)).all()
+
+
+def test_without_quantizers_it_computes_what_the_module_computes(module):
+    prepared = lb.prepare(module, X, "w4a4", calibration=X)
+    with prepared.network.mode("off"), torch.no_grad():
+        assert torch.allclose(prepared(X), module(X), atol=1e-5)
+    assert not prepared.training  # as the module
+
+
+def test_its_state_has_the_names_and_values_of_the_module(module, mixed):
+    state = lb.prepare(mixed, X, "w4a4").layers.state_dict()
+    for name, value in module.state_dict().items():
+        if name in ("bn1.running_mean", "head.bias") or name.endswith((".weight", "running_var")):
+            held = state[name] if state[name].shape == value.shape else state[name].T
+            assert torch.allclose(held, value, atol=1e-6), name
+
+
+@pytest.mark.parametrize("recipe", ["w4a4", "int8", "w4a8"])
+def test_the_file_computes_what_was_trained(mixed, recipe):
+    prepared = lb.prepare(mixed, X, recipe)
+    before = train(prepared, 1)
+    assert train(prepared, 8) < before
+    assert bool((prepared.norms["conv.weight"].norm.weight < 0).any())
+    assert_deployed(lb.convert(prepared), prepared)
+
+
+def test_every_parameter_gets_a_gradient(mixed):
+    prepared = lb.prepare(mixed, X, "w4a4")
+    F.cross_entropy(prepared(X)["output"], LABELS).backward()
+    assert [name for name, p in prepared.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_converting_changes_nothing_in_the_prepared_module(mixed):
+    prepared = lb.prepare(mixed, X, "w4a4")
+    before = copy.deepcopy(prepared.state_dict())
+    lb.convert(prepared)
+    assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
+    assert prepared.training
+
+
+def test_calibrated_and_not_trained_it_is_static_quantization(module):
+    prepared = lb.prepare(module, X[:1], "int8")
+    with prepared.calibration():
+        for batch in X.split(16):
+            prepared(batch)
+    assert_deployed(lb.convert(prepared), prepared)
+
+
+def test_ranges_begin_with_the_first_batch_in_training_mode(mixed):
+    prepared = lb.prepare(mixed, recipe="w4a4")
+    assert not prepared.ready
+    train(prepared, 1)
+    assert prepared.ready
+    assert_deployed(lb.convert(prepared), prepared)
+
+
+def test_a_files_folded_batch_norms_are_restored_as_the_same_function():
+    model = convolutions()
+    prepared = lb.prepare(model, images(64), "w4a4")
+    norm = prepared.norms["conv1.weight"].norm
+    with prepared.network.mode("off"), torch.no_grad():
+        exact = model.run({"x": images(8)})["logits"]
+        assert np.allclose(prepared.eval()(X[:8])["logits"].numpy(), exact, atol=1e-5)
+    assert float((norm.running_mean.abs() / norm.running_var.sqrt()).max()) < 1  # they were measured
+    assert list(prepared.norms) == ["conv1.weight", "conv2.weight"]
+
+
+@pytest.mark.parametrize("what", ["nothing", 3])
+def test_convert_takes_what_prepare_gave(what):
+    with pytest.raises(InputError, match="convert takes what prepare gave"):
+        lb.convert(what)
+
+
+def test_convert_without_ranges_says_how_to_get_them(mixed):
+    prepared = lb.prepare(mixed, recipe="w4a4")
+    with pytest.raises(InputError, match=r"with prepared.calibration\(\)"):
+        lb.convert(prepared)
+    with pytest.raises(InputError, match="no ranges"):
+        prepared.eval()(X)
+
+
+def test_preparing_twice_is_refused(mixed):
+    with pytest.raises(InputError, match="prepared already"):
+        lb.prepare(lb.prepare(mixed, X, "w4a4"), X)
+
+
+def test_a_weight_that_is_not_finite_is_named(mixed):
+    prepared = lb.prepare(mixed, X, "w4a4")
+    with torch.no_grad():
+        prepared.network.parameter("grouped.weight")[0] = torch.nan
+    with pytest.raises(InputError, match=r"4 of 32 values of 'grouped.weight' are NaN"):
+        lb.convert(prepared)
