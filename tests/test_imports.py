@@ -32,9 +32,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
         *("numerics", "ranges", "graph", "storage", "engines", "model", "data", "targets", "recipe", "solve"),
-        *("network", "deploy", "integer", "repair", "train", "report", "metadata"),
+        *("network", "deploy", "integer", "repair", "train", "report", "metadata", "processes"),
     },
-    "cli": {"graph", "numerics", "ranges", "storage", "model", "data", "solve", "integer", "report", "flows"},
+    "cli": {
+        "graph",
+        "numerics",
+        "ranges",
+        "storage",
+        "model",
+        "data",
+        "solve",
+        "integer",
+        "report",
+        "flows",
+        "processes",
+    },
 }
 
 

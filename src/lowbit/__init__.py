@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lowbit.flows.search import Search as Search
     from lowbit.flows.search import search as search
     from lowbit.flows.shrink import shrink as shrink
+    from lowbit.flows.train import train as train
     from lowbit.model import Model as Model
     from lowbit.model import load as load
     from lowbit.numerics import E2M1 as E2M1
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from lowbit.storage.inspect import read_tensor as read_tensor
     from lowbit.targets import TARGETS as TARGETS
     from lowbit.targets import Target as Target
+    from lowbit.train.schedule import Schedule as Schedule
 
 
 def _homes(source: str) -> dict[str, str]:

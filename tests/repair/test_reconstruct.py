@@ -163,7 +163,7 @@ def test_what_was_learned_is_plain_again_and_can_be_undone():
     simulation = calibrated(convolutions(), recipe("int3 channel:0", "uint8"), batches)
     undo, calibration = simulation.undo(), measured(simulation, batches)
     reconstruct(simulation, calibration)
-    assert not any(q.learns for q in simulation.activations().values())
+    assert not any(q.learner is not None for q in simulation.activations().values())
     assert all(q.latent is None for _, q in simulation.constants().values())
     undo()
     assert output_error(simulation, batches, calibration.exact) == calibration.error

@@ -24,9 +24,10 @@ from lowbit.cli.quantize import quantize
 from lowbit.cli.run import run
 from lowbit.cli.search import search
 from lowbit.cli.show import show
+from lowbit.cli.train import train
 from lowbit.errors import InputError, LowbitError
 
-COMMANDS = (quantize, search, compare, diagnose, show, run, export, formats, compress, pack, unpack)
+COMMANDS = (quantize, train, search, compare, diagnose, show, run, export, formats, compress, pack, unpack)
 app = typer.Typer(
     name="lowbit",
     add_completion=False,

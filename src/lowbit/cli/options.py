@@ -77,6 +77,13 @@ class SampleOptions:
         data = Data.of(source, inputs, preprocess=self.preprocess, names=names, skip=skip, limit=limit)
         return data if bar is None else Data.of(data, inputs, watch=lambda done: bar(phase, done, data.count))
 
+    def joined(self, sources: "Sequence[str]", inputs: "Sequence[Port]") -> "Data":
+        """Several sources, one after the other; the window is of all together."""
+        from lowbit.data import Data
+
+        skip, limit = self.window()
+        return Data.of(Data.joined([self.whole().open(one, inputs) for one in sources]), inputs, skip=skip, limit=limit)
+
     def told(self, source: str) -> dict[str, object]:
         """What a file says of the data that it was calibrated on."""
         path, names = with_names(source)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MODEL_FILES = {".onnx": "an ONNX file", ".lowbit": "the same, entropy-coded"}
 Progress = Callable[..., None]
-"""Told (phase), (phase, done) or (phase, done, total)."""
+"""Told (phase), (phase, done), (phase, done, total) or (phase, done, total, note)."""
 
 
 def check_output(output: Path, inputs: Sequence[str | Path | None], kinds: Mapping[str, str] | None = None) -> None:
@@ -70,20 +70,21 @@ def answer(json: bool, values: Mapping[str, Any], *pages: object) -> None:
 def progress(quiet: bool, unit: str = "samples") -> Iterator[Progress]:
     """A bar on stderr for the phase that runs; nothing where stderr is no terminal or `quiet` is set."""
     if quiet or not sys.stderr.isatty():
-        yield lambda phase, done=0, total=None: None
+        yield lambda phase, done=0, total=None, note="": None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Bars(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bars:
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Bars(*columns, *times, console=Console(stderr=True), transient=True) as bars:
 
-        def show(phase: str, done: int = 0, total: int | None = None) -> None:
+        def show(phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
             if not bars.tasks or bars.tasks[0].description != phase:
                 for old in bars.task_ids:
                     bars.remove_task(old)
-                bars.add_task(phase, total=total)
-            bars.update(bars.task_ids[0], completed=done, total=total)
+                bars.add_task(phase, total=total, note=note)
+            bars.update(bars.task_ids[0], completed=done, total=total, note=note)
 
         yield show

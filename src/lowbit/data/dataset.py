@@ -61,6 +61,22 @@ class Data:
         fitting = Fitting(tuple(inputs), stated, dict(names or {}))
         return cls(*open_source(source, fitting), skip, limit, watch)
 
+    @classmethod
+    def joined(cls, several: "Sequence[Data]") -> "Data":
+        """The samples of several, one after the other."""
+        if len(several) == 1:
+            return several[0]
+
+        def items(_: int) -> Iterator[object]:
+            for data in several:
+                for part in data.samples():
+                    yield part.inputs if part.labels is None else (part.inputs, part.labels)
+
+        name, counts = ", ".join(data.source.name for data in several), [data.count for data in several]
+        count = None if None in counts else sum(count or 0 for count in counts)
+        source = Source(name, items, count, repeatable=all(data.source.repeatable for data in several))
+        return cls(source, replace(several[0].fitting, preprocess=None, renames={}))
+
     def batches(self, size: int | None = None) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None]]:
         """Batches of `size` samples and their labels, or None; without a size, as the source gives them.
 

@@ -5,12 +5,14 @@ gradient, quantizing it rounds to the format (straight-through gradient).
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lowbit.errors import UnsupportedError
+from lowbit.network.learners import LearnedRange, MovingExtremes, activation_learner
+from lowbit.network.straight_through import straight_through
 from lowbit.numerics import (
     TENSOR,
     Format,
@@ -24,7 +26,7 @@ from lowbit.numerics import (
     spell_format,
     to_rows,
 )
-from lowbit.ranges import Histogram, RawRows
+from lowbit.ranges import Histogram, Learned, RawRows
 from lowbit.recipe import TensorSpec
 
 Mode = Literal["off", "observe", "probe", "quantize"]
@@ -73,45 +75,6 @@ def as_stored(x: Tensor, like: Tensor | None = None) -> Tensor:
     return x.permute(0, 2, 3, 1) if strided else x
 
 
-class StraightThrough(torch.autograd.Function):
-    """y in place of x; the gradient reaches x as if nothing had been done to it (Bengio et al. 2013)."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, y: Tensor) -> Tensor:
-        return y
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-def straight_through(x: Tensor, y: Tensor) -> Tensor:
-    """y, which was made of x without a gradient, with the gradient of x."""
-    asks = x.requires_grad and torch.is_grad_enabled()
-    return StraightThrough.apply(x, y) if asks else y  # type: ignore[no-untyped-call]
-
-
-class LearnedStep(torch.autograd.Function):
-    """x rounded to the integers low … high, times a scalar step; both have a gradient.
-
-    Source: Esser et al. 2020 (LSQ, arXiv 1902.08153), eq. 3: round(x/s) − x/s inside the range, its end outside. Their
-    factor of the gradient is left out: Adam does not see it.
-    """
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-        y = x.div(scale).round_().clamp_(low, high).mul_(scale)
-        context.save_for_backward(x, y, scale)
-        return y
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, y, scale = context.saved_tensors
-        along = gradients[0]
-        passed = along * ((y - x).abs_() <= 0.501 * scale)
-        return passed, ((along * y).sum() - (passed * x).sum()).reshape(scale.shape) / scale, None, None
-
-
 class Quantizer(nn.Module, ABC):
     """What all quantizers of a format have: a mode, and what passed through while probing."""
 
@@ -155,6 +118,7 @@ class FakeQuant(Quantizer):
 
     scale, zero    per tile, in the shape of the grid of tiles; a scalar for one tile; empty until `set_parameters`
     statistics     what observing has seen
+    learner        while the range learns: what rounds instead of them
     """
 
     scale: Tensor
@@ -166,6 +130,7 @@ class FakeQuant(Quantizer):
         self.statistics = Histogram()
         self.register_buffer("scale", torch.empty(0))
         self.register_buffer("zero", torch.empty(0))
+        self.learner: LearnedRange | MovingExtremes | None = None
 
     @property
     def dynamic(self) -> bool:
@@ -185,36 +150,32 @@ class FakeQuant(Quantizer):
     def set_parameters(self, scale: Tensor, zero: Tensor) -> None:
         self.scale, self.zero = scale.to(self.scale.device), zero.to(self.scale.device)
 
-    @property
-    def learns(self) -> bool:
-        """Whether the step is a Parameter now."""
-        return isinstance(self.scale, nn.Parameter)
-
-    def learn(self) -> nn.Parameter:
-        """Let the step learn, until `settle`. Only a single step of an integer grid can."""
-        scale = nn.Parameter(self.scale.detach().clone())
-        del self._buffers["scale"]
-        self.register_parameter("scale", scale)
-        return scale
+    def learn(self) -> "LearnedRange | MovingExtremes":
+        """Let the range learn, until `settle`: by the method of the spec's range, or LSQ where it names none."""
+        method = self.spec.range if isinstance(self.spec.range, Learned) else Learned("lsq")
+        self.learner = activation_learner(method, self.format, self.scale, self.zero)
+        return self.learner
 
     def settle(self) -> None:
-        """Keep the step that was learned."""
-        scale = self.scale.detach().clone()
-        del self._parameters["scale"]
-        self.register_buffer("scale", scale)
+        """Keep the range that was learned."""
+        (scale, zero), self.learner = self.held(), None
+        self.set_parameters(scale.reshape(self.scale.shape), zero.reshape(self.zero.shape))
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero as they are now."""
+        return (self.scale, self.zero) if self.learner is None else self.learner.scale_and_zero()
 
     def limits(self) -> tuple[float, float]:
         """Smallest and largest number that a per-tensor quantizer can give."""
-        values = self.grid.values()
-        return tuple(float((end - self.zero) * self.scale) for end in (values[0], values[-1]))  # type: ignore[return-value]
+        values, (scale, zero) = self.grid.values(), self.held()
+        return tuple(float((end - zero) * scale) for end in (values[0], values[-1]))  # type: ignore[return-value]
 
     def rounded(self, x: Tensor) -> Tensor:
         """x in the format, with a straight-through gradient; as it is where no range is known yet."""
         if self.dynamic:
             return straight_through(x, self._measured(x)) if x.numel() else x
-        if self.learns:
-            low, high = (float(end - self.zero) for end in self.grid.values()[[0, -1]])
-            learned: Tensor = LearnedStep.apply(x, self.scale, low, high)  # type: ignore[no-untyped-call]
+        if self.learner is not None:
+            learned: Tensor = self.learner(x)
             return learned
         return fake_quantize(x, self.format, self.scale, self.zero) if self.ready else x
 
@@ -231,7 +192,7 @@ class FakeQuant(Quantizer):
     def scale_and_zero(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero of a single tile under which x is rounded: those that are held, or measured on x."""
         if not self.dynamic:
-            return self.scale, self.zero
+            return self.held()
         return scale_and_zero(*self.spec.range.bounds(RawRows(x.reshape(1, -1)), self.format), self.format)
 
     def forward(self, x: Tensor) -> Tensor:

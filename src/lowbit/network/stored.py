@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import InputError
-from lowbit.network.quantizers import FakeQuant, Mode, Quantizer, straight_through
+from lowbit.network.learned_bases import LearnedBases
+from lowbit.network.learned_weights import WeightLearner
+from lowbit.network.learners import weight_learner
+from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
+from lowbit.network.straight_through import straight_through
 from lowbit.numerics import QuantTensor
 from lowbit.numerics.rows import expand_tiles, from_rows
+from lowbit.ranges import Learned
 from lowbit.recipe import TensorSpec
 
 
@@ -27,6 +32,7 @@ class WeightQuant(Quantizer):
     table    a Parameter, the table of `stored` while it trains
     latent   a Parameter, the weight in steps of its tiles that codes follow after `follow`, until `store`
     factor   a Parameter beside it, by which the scale of each tile is multiplied; None where scales are stored in codes
+    learner  while the range learns: what rounds the weight
     """
 
     mask: Tensor | None
@@ -44,6 +50,7 @@ class WeightQuant(Quantizer):
         self.register_parameter("table", None)
         self.register_parameter("latent", None)
         self.register_parameter("factor", None)
+        self.learner: WeightLearner | LearnedBases | None = None
         self.steps = torch.empty(0)  # of each weight's tile, while there is a latent weight
 
     @property
@@ -54,16 +61,28 @@ class WeightQuant(Quantizer):
     def scale(self) -> Tensor:
         """The scale of each tile, in the shape of the grid of tiles."""
         assert self.stored is not None
-        return torch.as_tensor(self.stored.scale_values())
+        return torch.as_tensor(self.stored.scale_values()) if self.learner is None else self.learner.scale
 
     def store(self, stored: QuantTensor, trains: Literal["codes", "values"] | None = None) -> None:
         """Take codes with the scales or tables that belong to them, and say what of them trains from now on."""
         self.stored, self.trains, self.decoded, self.table, self.positions = stored, trains, None, None, None
-        self.latent = self.factor = None
+        self.latent = self.factor = self.learner = None
         if trains == "values":
             if stored.table is None:
                 raise InputError(f"{stored!r} has no table of values that could train.")
             self.table, self.positions = nn.Parameter(torch.as_tensor(stored.table).clone()), stored.table_positions()
+
+    def learn(self, weight: Tensor) -> nn.Module | None:
+        """Let codes follow the weight, and scales learn by the method of the spec's range, until the next `store`.
+
+        Where that range does not learn, scales stay, and there is no learner.
+        """
+        assert self.stored is not None
+        if not isinstance(self.spec.range, Learned):
+            self.store(self.stored, trains="codes")
+            return None
+        self.learner = weight_learner(self.spec.range, self.stored, self._masked(weight))
+        return self.learner
 
     def follow(self, weight: Tensor) -> list[nn.Parameter]:
         """Let codes follow a weight of their own that learns, and scales learn; the network's weight stays.
@@ -83,6 +102,8 @@ class WeightQuant(Quantizer):
     def current(self, weight: Tensor) -> QuantTensor:
         """What is stored, with the codes or the table that it has now."""
         assert self.stored is not None
+        if self.learner is not None:
+            return self.learner.stored(self._masked(weight))
         if self.trains == "codes":
             return self.stored.encode(self._masked(weight.detach()))
         if self.latent is not None:
@@ -94,6 +115,10 @@ class WeightQuant(Quantizer):
         """The values that are stored, or that the weight x rounds to; x without its pruned weights before that."""
         if self.stored is None:
             return x if self.mask is None else straight_through(x, self._masked(x.detach()))
+        if self.learner is not None:
+            kept = x if self.mask is None else straight_through(x, self._masked(x.detach()))
+            learned: Tensor = self.learner(kept)
+            return learned
         if self.trains == "codes":
             return straight_through(x, torch.as_tensor(self.current(x).dequantize()))
         if self.latent is not None:
@@ -149,7 +174,7 @@ class FakeBias(nn.Module):
 
     def scale(self) -> Tensor:
         activation, weight = self.sources
-        return activation.scale.reshape(()) * weight.scale.reshape(-1)
+        return activation.held()[0].reshape(()) * weight.scale.reshape(-1)
 
     def codes(self, bias: Tensor, factor: "Tensor | float" = 1.0) -> Tensor:
         """factor: of the layer's outputs, which will go into the scale of its weight"""

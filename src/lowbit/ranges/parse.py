@@ -1,4 +1,4 @@
-"""Ranges by words: "minmax", "percentile:99.99", "aciq:laplace"."""
+"""Ranges by words: "minmax", "percentile:99.99", "aciq:laplace", "lsq", "lsq:percentile:99.9"."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ from lowbit.errors import InputError
 from lowbit.ranges.analytic import ACIQ
 from lowbit.ranges.auto import Auto
 from lowbit.ranges.extremes import MeanStd, MinMax, MovingAverage, Percentile, Range
+from lowbit.ranges.learned import METHODS, Learned
 from lowbit.ranges.search import MSE, OCTAV, Entropy
 
 RANGES: dict[str, Callable[..., Range]] = {
@@ -27,8 +28,10 @@ def parse_range(text: "str | Range") -> Range:
     if not isinstance(text, str):
         return text
     name, _, argument = text.lower().partition(":")
+    if name in METHODS:
+        return Learned(name, parse_range(argument)) if argument else Learned(name)
     if name not in RANGES:
-        raise InputError(f"range '{text}' is unknown. Ranges are: {', '.join(RANGES)}.")
+        raise InputError(f"range '{text}' is unknown. Ranges are: {', '.join((*RANGES, *METHODS))}.")
     if not argument:
         return RANGES[name]()
     try:
@@ -50,6 +53,8 @@ def _argument(text: str) -> Any:
 
 def range_words(range: Range) -> str:
     """The words that `parse_range` turns back into this range."""
+    if isinstance(range, Learned):
+        return range.method if range == Learned(range.method) else f"{range.method}:{range_words(range.start)}"
     name = next((word for word, kind in RANGES.items() if isinstance(range, kind)), None)  # type: ignore[arg-type]
     if name is None:
         raise InputError(f"range {range!r} has no name. Ranges are: {', '.join(RANGES)}; enter a new class there.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowbit.numerics.buckets import Buckets
 from lowbit.numerics.grids import Fitted, Grid, Int
-from lowbit.numerics.kernels import counting, cpu, elsewhere
+from lowbit.numerics.kernels import counting, cpu, elsewhere, learning
 from lowbit.numerics.roundings import Rounding
 
 
@@ -33,6 +33,10 @@ class Kernels:
     error_along      (rows, along, scales, zeros, grid) → Σ along · (x̂ − x) over each row under each of the scales
                      (n_scales,) to nearest: (n_blocks, n_scales) float64
     count            (rows) → their `Buckets`
+    round_to_step    (x, scale, low, high) → x / scale to the nearest of the integers low … high, times scale; x is
+                     rows, or of any shape, float32 or bfloat16, with one scale for all
+    step_gradient    (x, along, scale, low, high) → `along` where low ≤ x / scale ≤ high and 0 elsewhere, and for each
+                     scale three sums of `along` (n_scales, 3): times round(x / scale) − x / scale within, below, above
     """
 
     encode: Callable[[Tensor, Tensor, Tensor, Grid | Fitted, Rounding, Tensor | None], Tensor]
@@ -42,6 +46,8 @@ class Kernels:
     symmetric_scale: Callable[[Tensor, Tensor, float, bool, float, float, float], Tensor]
     error_along: Callable[[Tensor, Tensor, Tensor, Tensor, Int], Tensor]
     count: Callable[[Tensor], Buckets]
+    round_to_step: Callable[[Tensor, Tensor, float, float], Tensor]
+    step_gradient: Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
 
 
 def _of(*modules: ModuleType) -> Kernels:
@@ -50,7 +56,7 @@ def _of(*modules: ModuleType) -> Kernels:
 
 
 ELSEWHERE = _of(elsewhere)
-DEVICES = {"cpu": _of(cpu, counting)}
+DEVICES = {"cpu": _of(cpu, counting, learning)}
 
 
 def kernels(x: Tensor) -> Kernels:

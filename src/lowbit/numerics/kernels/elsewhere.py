@@ -77,3 +77,16 @@ def count(rows: Tensor) -> Buckets:
     index = row * width + (magnitude >> SHIFT) - base
     counts = torch.bincount(index[kept & ~zero], minlength=blocks * 2 * width)
     return Buckets.of(found, base, counts.reshape(blocks, 2, width).cpu().numpy(), rows.numel())
+
+
+def round_to_step(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+    return x.div(scale).round_().clamp_(low, high).mul_(scale)
+
+
+def step_gradient(x: Tensor, along: Tensor, scale: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    steps = x.float() / scale
+    below, above = steps < low, steps > high
+    passed = torch.where(below | above, 0, along)
+    parts = passed * (steps.round() - steps), along * below, along * above
+    sums = [part.float().reshape(scale.numel(), -1).sum(1) for part in parts]
+    return passed, torch.stack(sums, dim=1)

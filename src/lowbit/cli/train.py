@@ -1,0 +1,125 @@
+"""`lowbit train`: a trained network in, one that was trained in few bits out."""
+
+import time
+from json import dumps, loads
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lowbit import processes
+from lowbit.cli.options import (
+    SOURCE,
+    JsonOption,
+    MetricOption,
+    SampleOptions,
+    TrainedArgument,
+    output_option,
+    with_groups,
+)
+from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
+
+if TYPE_CHECKING:
+    from lowbit.model import Model
+
+
+@with_groups
+def train(
+    model: TrainedArgument,
+    *,
+    data: Annotated[
+        list[str],
+        typer.Option("--data", "-d", metavar="SOURCE", help=f"May be given several times. {SOURCE}"),
+    ],
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Labelled samples, like --data, that are judged after each epoch."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        output_option("Where to write: .onnx, or .lowbit to entropy-code it as well.", "MODEL.RECIPE.onnx, here"),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A preset, a .toml file of rules, or a format for weights.")] = "w4a4",
+    epochs: Annotated[
+        float | None, typer.Option(min=0, help="Passes over the data.", show_default="the schedule's, or 10")
+    ] = None,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            metavar="'NAME=VALUE …'",
+            help="Fields of lowbit.Schedule, as 'rate=0.02 batch=64 augment=crop-flip', or a .toml file of them.",
+        ),
+    ] = "",
+    target: Annotated[
+        str | None, typer.Option(help="Engine to write for, as in quantize.", show_default="the recipe's")
+    ] = None,
+    metric: MetricOption = None,
+    samples: SampleOptions,
+    json: JsonOption = False,
+) -> None:
+    """Train a network with its quantizers in place, and write what was trained.
+
+    With labels it learns from them and from the float network; without, from the float network alone. An interrupted
+    run, started again, goes on where it was and ends with the same file; Ctrl-C writes the best epoch so far. Under
+    torchrun all processes share each batch.
+
+    Example: lowbit train net.onnx --data train.npz --test test.npz --recipe w4a4 --epochs 30 -o net.w4a4.onnx
+             torchrun --nproc-per-node 4 -m lowbit train net.onnx --data train.npz
+    """
+    output = output or Path(f"{model.stem}.{Path(recipe).stem.replace(' ', '-').replace(':', '')}.onnx")
+    checkpoint = output.with_name(output.name + ".state")
+    inputs = [model, *data, test, recipe, schedule]
+    check_output(output, inputs, MODEL_FILES)
+    check_output(checkpoint, [*inputs, output])
+
+    from lowbit.flows.train import train as train_model
+    from lowbit.model import load
+
+    start = time.perf_counter()
+    changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    with processes.joined():
+        network, first = load(model), processes.number() == 0
+        with progress(json or not first, "steps") as bar:
+
+            def watch(phase: str, done: int, total: int, note: str) -> None:
+                if phase != "epoch":
+                    bar(phase, done, total, note)
+                elif first and not json:
+                    typer.echo(note, err=True)
+
+            trained = train_model(
+                network,
+                samples.joined(data, network.inputs),
+                recipe,
+                schedule,
+                test=None if test is None else samples.whole().open(test, network.inputs),
+                metric=metric,
+                target=target,
+                checkpoint=checkpoint,
+                progress=watch,
+                **changes,
+            )
+        if first:
+            trained.metadata["lowbit.calibration"] = dumps([samples.told(one) for one in data])
+            _written(model, trained, output, checkpoint, recipe, time.perf_counter() - start, json)
+
+
+def _written(
+    model: Path, trained: "Model", output: Path, checkpoint: Path, recipe: str, seconds: float, json: bool
+) -> None:
+    """Save the file, then drop the checkpoint of a run that is finished, and say so."""
+    from lowbit.graph.notes import sizes
+    from lowbit.report.ledger import Ledger
+
+    size, before, ledger = save_model(trained, output), sizes(model), Ledger.of(trained)
+    told = loads(trained.metadata["lowbit.training"])
+    if not told["interrupted"]:
+        checkpoint.unlink(missing_ok=True)
+    values = {"output": str(output), "bytes": size, "bytes_before": before[0], "recipe": recipe}
+    values |= {"seconds": round(seconds, 2), **told, **ledger.counts()}
+    pages = [ledger.summary(output, before, size, seconds)]
+    if told["interrupted"]:
+        pages.append(f"interrupted: this is the best epoch so far; the same command goes on from {checkpoint}")
+    answer(json, values, *pages, f"next: lowbit compare {model} {output} --data …")
+    if told["interrupted"]:
+        raise SystemExit(130)
