@@ -131,9 +131,9 @@ def test_calibrated_and_not_trained_it_is_static_quantization(module):
 
 def test_ranges_begin_with_the_first_batch_in_training_mode(mixed):
     prepared = lb.prepare(mixed, recipe="w4a4")
-    assert not prepared.ready
+    assert not prepared.calibrated
     train(prepared, 1)
-    assert prepared.ready
+    assert prepared.calibrated
     assert_deployed(lb.convert(prepared), prepared)
 
 
@@ -173,3 +173,47 @@ def test_a_weight_that_is_not_finite_is_named(mixed):
         prepared.network.parameter("grouped.weight")[0] = torch.nan
     with pytest.raises(InputError, match=r"4 of 32 values of 'grouped.weight' are NaN"):
         lb.convert(prepared)
+
+
+# ---- what torch users do with a module ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["w4a4", "int8"])
+def test_a_state_that_is_loaded_gives_the_same_numbers(mixed, recipe):
+    trained = lb.prepare(mixed, X, recipe)
+    train(trained)
+    fresh = lb.prepare(mixed, X[:2] * 3, recipe)
+    assert not torch.equal(fresh.eval()(X)["output"], trained.eval()(X)["output"])
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(fresh(X)["output"], trained(X)["output"])
+
+
+def test_a_state_tells_that_ranges_are_known(mixed):
+    fresh = lb.prepare(mixed, recipe="w4a4")
+    fresh.load_state_dict(lb.prepare(mixed, X, "w4a4").state_dict())
+    assert_deployed(lb.convert(fresh), fresh)
+
+
+def test_a_copy_trains_alone(mixed):
+    prepared = lb.prepare(mixed, X, "w4a4").eval()
+    before = prepared(X)["output"]
+    other = copy.deepcopy(prepared).train()
+    train(other)
+    assert torch.equal(prepared(X)["output"], before)
+    assert not torch.equal(other.eval()(X)["output"], before)
+    assert_deployed(lb.convert(other), other)
+
+
+def test_it_trains_under_autocast(mixed):
+    prepared = lb.prepare(mixed, X, "w4a4")
+    optimizer = torch.optim.AdamW(prepared.parameters(), 0.01)
+    losses = []
+    for _ in range(8):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(prepared(X)["output"].float(), LABELS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    assert_deployed(lb.convert(prepared), prepared)

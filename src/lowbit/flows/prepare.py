@@ -28,7 +28,6 @@ from lowbit.model import Model, load
 from lowbit.network.live_batchnorm import fold, revive
 from lowbit.network.network import Network
 from lowbit.numerics import Format
-from lowbit.ranges import Histogram
 from lowbit.recipe import Recipe, find_recipe
 from lowbit.repair.widen_scales import widen_scales_for_biases
 
@@ -87,12 +86,9 @@ def prepare(
     norms, notes = revive(seen.network, restore)
     prepared = Prepared(replace(seen, notes=seen.notes + notes), calls, norms, given.inputs)
     _let_train(seen.network, model)
-    if has_data or not any(not q.dynamic for q in seen.network.activations().values()):
-        stage("choosing ranges")
-        prepared.begin(seen.calibration.fitting)
-    else:
-        for quantizer in seen.network.activations().values():
-            quantizer.statistics = Histogram()
+    stage("choosing ranges")
+    prepared.begin(seen.calibration.fitting)
+    prepared.calibrated = has_data or all(q.dynamic for q in seen.network.activations().values())
     if not is_module(model):
         return prepared.train()
     first = next(model.parameters(), torch.zeros(()))
@@ -116,7 +112,7 @@ def convert(prepared: nn.Module, stage: Stage = lambda _: None) -> Model:
                 "training use lowbit.quantize(model, calibration)."
             )
         unwrapped = inner
-    unwrapped.check_ready("convert")
+    unwrapped.check_calibrated("convert")
     trained = copy.deepcopy(unwrapped).cpu().eval()
     _check_finite(trained.network)
     trained.settle()

@@ -98,11 +98,12 @@ class Calls:
 class Prepared(nn.Module):
     """A network with quantizers, called as the module that it was made of; an ordinary torch module.
 
-    layers    the network: parameters and batch norms under their names in the model
-    network   the same, with its quantizers and where they are
-    norms     weight → the batch norm that lives behind it
-    seen      what `written` needs to know of the model, and samples to prove the file with
-    ports     of the model
+    layers      the network: parameters and batch norms under their names in the model
+    network     the same, with its quantizers and where they are
+    norms       weight → the batch norm that lives behind it
+    seen        what `written` needs to know of the model, and samples to prove the file with
+    ports       of the model
+    calibrated  whether ranges come from data, or from a checkpoint
     """
 
     layers: nn.Module
@@ -112,6 +113,7 @@ class Prepared(nn.Module):
         self.layers = seen.network.module
         self.seen = replace(seen, calibration=Calibration((), (), (), [], tuple))  # data stays out of copies
         self.calls, self.norms, self.ports = calls, dict(norms), tuple(ports)
+        self.calibrated = False
         self.kept: list[Batch] | None = None  # batches so far, in calibration mode
         for part in self.layers.modules():
             if isinstance(part, Quantizer | FakeBias):
@@ -127,23 +129,22 @@ class Prepared(nn.Module):
             if sum(len(next(iter(batch.values()))) for batch in self.kept) < KEPT:
                 arrays = [x.detach().cpu().numpy() for x in inputs]
                 self.kept.append(dict(zip(self.calls.names, arrays, strict=True)))
-        elif not self.ready:
+        elif not self.calibrated:
             if not self.training:
-                self.check_ready("evaluate")
+                self.check_calibrated("evaluate")
             with self.calibration(evaluating=False):  # batch norms by their batch, as training will have them
                 self(*args, **kwargs)
         return self.calls.result(self.layers(*inputs))
 
-    @property
-    def ready(self) -> bool:
-        """Whether every quantizer has its range."""
-        network = self.network
-        return all(q.ready or q.dynamic for q in network.activations().values()) and all(
-            q.ready for _, q in network.constants().values()
-        )
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.calibrated)
 
-    def check_ready(self, what: str) -> None:
-        if not self.ready:
+    def set_extra_state(self, state: Tensor) -> None:
+        self.calibrated = bool(state)
+
+    def check_calibrated(self, what: str) -> None:
+        """InputError where ranges come from nothing but an example."""
+        if not self.calibrated:
             raise InputError(
                 f"nothing to {what} yet: the quantizers have no ranges. Run data through the module inside "
                 "`with prepared.calibration():`, give prepare calibration=, or train."
@@ -165,6 +166,7 @@ class Prepared(nn.Module):
             if not self.kept:
                 raise DataError("nothing passed through in calibration mode: call the module on some hundred inputs.")
             self.begin(self.kept)
+            self.calibrated = True
             self.seen = replace(self.seen, proof=self.kept[:1])
         finally:
             self.kept = None
@@ -185,6 +187,7 @@ class Prepared(nn.Module):
             seen = weight if live is None else mirrored(weight, live.norm.weight, live.beside)
             quantizer.spec = replace(site.spec, solve="nearest")
             quantizer.store(SOLVERS["nearest"](seen, quantizer.spec, None), "codes")
+            quantizer.keep_in_state()
 
     def settle(self) -> None:
         """Keep the codes and ranges that there are now."""

@@ -4,6 +4,7 @@ A weight is stored codes, decoded once. While it trains, its codes may follow th
 the values in their table train. Both work with a mask of pruned weights, and on any network that has the quantizers.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,6 +21,30 @@ from lowbit.numerics import QuantTensor
 from lowbit.numerics.rows import expand_tiles, from_rows
 from lowbit.ranges import Learned
 from lowbit.recipe import TensorSpec
+
+HELD = "stored_"  # begins the names of buffers that are parts of what is stored
+
+
+def _parts(stored: QuantTensor) -> dict[str, Tensor]:
+    """Its tensors but the codes; those of a scale in codes under 'scale_…'."""
+    found: dict[str, Tensor] = {}
+    for name in ("scale", "zero", "table"):
+        part = getattr(stored, name)
+        if isinstance(part, QuantTensor):
+            found |= {
+                f"{name}_{inner}": t for inner, t in (_parts(part) | {"codes": torch.as_tensor(part.codes)}).items()
+            }
+        elif part is not None:
+            found[name] = torch.as_tensor(part)
+    return found
+
+
+def _with_parts(stored: QuantTensor, parts: Mapping[str, Tensor]) -> QuantTensor:
+    changed: dict[str, Any] = {name: parts[name] for name in ("scale", "zero", "table", "codes") if name in parts}
+    if isinstance(stored.scale, QuantTensor):
+        inner = {name.removeprefix("scale_"): t for name, t in parts.items() if name.startswith("scale_")}
+        changed["scale"] = _with_parts(stored.scale, inner)
+    return replace(stored, **changed)
 
 
 class WeightQuant(Quantizer):
@@ -67,6 +92,8 @@ class WeightQuant(Quantizer):
         """Take codes with the scales or tables that belong to them, and say what of them trains from now on."""
         self.stored, self.trains, self.decoded, self.table, self.positions = stored, trains, None, None, None
         self.latent = self.factor = self.learner = None
+        for name in [n for n in self._buffers if n.startswith(HELD)]:
+            del self._buffers[name]
         if trains == "values":
             if stored.table is None:
                 raise InputError(f"{stored!r} has no table of values that could train.")
@@ -98,6 +125,19 @@ class WeightQuant(Quantizer):
             return [self.latent]
         self.factor = nn.Parameter(torch.ones(self.stored.tiles))
         return [self.latent, self.factor]
+
+    def keep_in_state(self) -> None:
+        """Let the scales, zeros and tables of what is stored be a part of the module's state, and move with it."""
+        assert self.stored is not None
+        for name, tensor in _parts(self.stored).items():
+            self.register_buffer(f"{HELD}{name}", tensor)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WeightQuant":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        held = {n.removeprefix(HELD): t for n, t in self._buffers.items() if n.startswith(HELD) and t is not None}
+        if held and self.stored is not None:
+            self.stored, self.decoded = _with_parts(self.stored, held), None
+        return self
 
     def current(self, weight: Tensor) -> QuantTensor:
         """What is stored, with the codes or the table that it has now."""
