@@ -1,6 +1,7 @@
 """Training in few bits: what `prepare` gives trains as any module, and what `convert` writes is what was trained."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,7 +99,16 @@ def test_its_state_has_the_names_and_values_of_the_module(module, mixed):
             assert torch.allclose(held, value, atol=1e-6), name
 
 
-@pytest.mark.parametrize("recipe", ["w4a4", "int8", "w4a8"])
+def low(weights: str, activations: str, range: str = "mse") -> lb.Recipe:
+    """The same formats everywhere."""
+    specs = lb.TensorSpec(weights, range), lb.TensorSpec(activations, range)
+    return replace(lb.RECIPES["int8-fast"](), rules=(lb.Rule("*", *specs),))
+
+
+LEARNED = low("int2 channel:0", "uint2", "lsq")
+
+
+@pytest.mark.parametrize("recipe", ["w4a4", "int8", LEARNED], ids=["w4a4", "int8", "lsq"])
 def test_the_file_computes_what_was_trained(mixed, recipe):
     prepared = lb.prepare(mixed, X, recipe)
     before = train(prepared, 1)
@@ -130,10 +140,13 @@ def test_calibrated_and_not_trained_it_is_static_quantization(module):
 
 
 def test_ranges_begin_with_the_first_batch_in_training_mode(mixed):
-    prepared = lb.prepare(mixed, recipe="w4a4")
+    prepared = lb.prepare(mixed, recipe=LEARNED)
+    before = {name: p.detach().clone() for name, p in prepared.named_parameters()}
     assert not prepared.calibrated
-    train(prepared, 1)
+    train(prepared, 1, rate=0.0)
     assert prepared.calibrated
+    moved = [name for name, p in prepared.named_parameters() if not torch.equal(p, before[name])]
+    assert {name.rpartition(".")[2] for name in moved} == {"end"}  # the optimizer's own parameters, only of activations
     assert_deployed(lb.convert(prepared), prepared)
 
 
@@ -178,7 +191,7 @@ def test_a_weight_that_is_not_finite_is_named(mixed):
 # ---- what torch users do with a module ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["w4a4", "int8"])
+@pytest.mark.parametrize("recipe", ["w4a4", LEARNED], ids=["w4a4", "lsq"])
 def test_a_state_that_is_loaded_gives_the_same_numbers(mixed, recipe):
     trained = lb.prepare(mixed, X, recipe)
     train(trained)

@@ -18,9 +18,9 @@ from lowbit.model import Model, Port
 from lowbit.network.calibrate import forward
 from lowbit.network.live_batchnorm import LiveNorm, measuring, mirrored
 from lowbit.network.network import Network
-from lowbit.network.quantizers import Quantizer
-from lowbit.network.stored import FakeBias
-from lowbit.ranges import Histogram
+from lowbit.network.quantizers import FakeQuant, Quantizer
+from lowbit.network.stored import FakeBias, WeightQuant
+from lowbit.ranges import Histogram, Learned
 from lowbit.repair.prove import Calibration
 from lowbit.repair.ranges import choose_ranges
 from lowbit.solve import SOLVERS
@@ -182,19 +182,31 @@ class Prepared(nn.Module):
                 for batch in fitting:
                     forward(network, batch)
         choose_ranges(network, fitting)
-        for name, (site, quantizer) in network.constants().items():
-            weight, live = network.parameter(name).detach(), self.norms.get(name)
-            seen = weight if live is None else mirrored(weight, live.norm.weight, live.beside)
-            quantizer.spec = replace(site.spec, solve="nearest")
-            quantizer.store(SOLVERS["nearest"](seen, quantizer.spec, None), "codes")
-            quantizer.keep_in_state()
+        for activation in network.activations().values():
+            if isinstance(activation.spec.range, Learned) and not activation.dynamic:
+                _begin_anew(activation, activation.learner, activation.learn())
+        for name, (site, weight) in network.constants().items():
+            values, before = self._read(name), weight.learner
+            weight.spec = replace(site.spec, solve="nearest")
+            weight.store(SOLVERS["nearest"](values, weight.spec, None))
+            learner = weight.learn(values)
+            if learner is None:
+                weight.keep_in_state()
+            else:
+                _begin_anew(weight, before, learner)
+
+    def _read(self, name: str) -> Tensor:
+        """A weight as its quantizer reads it."""
+        weight, live = self.network.parameter(name).detach(), self.norms.get(name)
+        return weight if live is None else mirrored(weight, live.norm.weight, live.beside)
 
     def settle(self) -> None:
         """Keep the codes and ranges that there are now."""
-        for name, (_, quantizer) in self.network.constants().items():
-            weight, live = self.network.parameter(name).detach(), self.norms.get(name)
-            seen = weight if live is None else mirrored(weight, live.norm.weight, live.beside)
-            quantizer.store(quantizer.current(seen))
+        for name, (_, weight) in self.network.constants().items():
+            weight.store(weight.current(self._read(name)))
+        for activation in self.network.activations().values():
+            if activation.learner is not None:
+                activation.settle()
 
     def freeze_batchnorm(self, frozen: bool = True) -> None:
         """Stop the running statistics, and use them in training too; or let them move again."""
@@ -220,3 +232,10 @@ class Prepared(nn.Module):
             for norm, (momentum, frozen) in zip(norms, before, strict=True):
                 norm.momentum, norm.frozen = momentum, frozen
             self.train(training)
+
+
+def _begin_anew(quantizer: FakeQuant | WeightQuant, before: nn.Module | None, learner: nn.Module) -> None:
+    """Give a learner that an optimizer may know the numbers that a new one begins with."""
+    if before is not None:
+        before.load_state_dict(learner.state_dict())
+        quantizer.learner = before  # type: ignore[assignment]

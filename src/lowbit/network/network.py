@@ -84,6 +84,8 @@ class Network:
             if site.readers is None or user.meta.get("node") in {n for n, _ in site.readers}
         ]
         after = _after(source)
+        if site.product is not None and not after > (weight := self.nodes[site.product[1]]):
+            after = weight.next  # a scale that learns is known once it has rounded the weight
         with self.module.graph.inserting_before(after):
             node = self.module.graph.call_module(name, (source,))
         node.meta["quantized_value"] = site.value
