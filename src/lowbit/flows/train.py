@@ -19,11 +19,11 @@ from lowbit.flows.trainer import Progress, Trainer, Watched
 from lowbit.model import Model
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe, find_recipe
-from lowbit.train.augment import AUGMENTS
-from lowbit.train.checkpoints import Checkpoints
-from lowbit.train.loop import Augment
-from lowbit.train.samples import Samples
-from lowbit.train.schedule import Schedule
+from lowbit.training.augment import AUGMENTS
+from lowbit.training.checkpoints import Checkpoints
+from lowbit.training.loop import Augment
+from lowbit.training.samples import Samples
+from lowbit.training.schedule import Schedule
 
 LEAST = 2  # samples of a batch: a batch norm has no variance of one
 

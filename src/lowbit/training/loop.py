@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowbit import processes
 from lowbit.errors import DataError, DivergedError
-from lowbit.train.checkpoints import Checkpoints, State
-from lowbit.train.distill import Task
-from lowbit.train.optimizer import Optimizer
-from lowbit.train.samples import Samples
+from lowbit.training.checkpoints import Checkpoints, State
+from lowbit.training.distill import Task
+from lowbit.training.optimizer import Optimizer
+from lowbit.training.samples import Samples
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
