@@ -132,7 +132,7 @@ def test_an_average_lies_between_the_weights_that_it_has_seen() -> None:
 def test_bfloat16_changes_the_loss_by_its_rounding_alone() -> None:
     exact, rough = (training(bfloat16=on).loss(Named(0), 0, 0) for on in (False, True))
     assert exact.dtype == rough.dtype == torch.float32
-    assert 0 < abs(float(exact - rough)) < 0.02
+    assert 0 < abs((exact - rough).item()) < 0.02
 
 
 def test_a_full_disk_is_a_warning_and_the_checkpoint_before_stays(
@@ -140,13 +140,15 @@ def test_a_full_disk_is_a_warning_and_the_checkpoint_before_stays(
 ) -> None:
     checkpoints = Checkpoints(tmp_path / "run.state", {}, every_seconds=0)
     checkpoints.save(lambda: ({"x": torch.ones(2)}, {"step": 1}))
+    assert checkpoints.load() is None  # not before it is known to be good
+    checkpoints.confirm()
 
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(atomic, "_sync", full)
     with pytest.warns(UserWarning, match="the one before it stays; training goes on.*the disk is full"):
-        checkpoints.save(lambda: ({"x": torch.zeros(2)}, {"step": 2}))
+        checkpoints.save(lambda: ({"x": torch.zeros(2)}, {"step": 2}), now=True)
     tensors, notes = checkpoints.load()  # type: ignore[misc]
     assert notes == {"step": 1}
     assert torch.equal(tensors["x"], torch.ones(2))
