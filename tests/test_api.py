@@ -11,13 +11,13 @@ import lowbit as lb
 PUBLIC = [name for name in lb.__all__ if name != "__version__"]
 FLOWS = {
     *("load", "quantize", "compare", "evaluate", "diagnose", "search", "sensitivity", "mixed_precision"),
-    *("prepare", "convert"),
+    *("prepare", "convert", "train"),
     *("compress", "compress_tensors", "shrink", "pack", "unpack", "inspect", "read_tensor"),
     *("quantize_tensor", "error", "simulation", "parse_range", "stochastic"),
 }
 VALUES = {
     *("Model", "Data", "Preprocessing", "Comparison", "Diagnosis", "Search", "Compression", "Pruning", "LowbitError"),
-    *("Sensitivity", "Prepared"),
+    *("Sensitivity", "Prepared", "Schedule"),
     *("Recipe", "Rule", "TensorSpec", "FLOAT", "Target", "Format", "Int", "QuantTensor"),
     *("Float", "Codebook", "KMeans", "Bases", "Piecewise", "Pow2", "SignedPow2", "AdditivePow2", "parse_format"),
     *("E2M1", "E2M3", "E3M2", "E4M3", "E5M2", "E8M0"),

@@ -28,11 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
     "integer": {"machine_code", "graph", "engines"},
     "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve", "recipe"},
-    "train": {"storage", "processes"},
+    "training": {"storage", "processes"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
         *("numerics", "ranges", "graph", "storage", "engines", "model", "data", "targets", "recipe", "solve"),
-        *("network", "deploy", "integer", "repair", "train", "report", "metadata", "processes"),
+        *("network", "deploy", "integer", "repair", "training", "report", "metadata", "processes"),
     },
     "cli": {
         "graph",

@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from lowbit.storage.inspect import read_tensor as read_tensor
     from lowbit.targets import TARGETS as TARGETS
     from lowbit.targets import Target as Target
-    from lowbit.train.schedule import Schedule as Schedule
+    from lowbit.training.schedule import Schedule as Schedule
 
 
 def _homes(source: str) -> dict[str, str]:

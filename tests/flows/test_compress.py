@@ -25,7 +25,7 @@ from lowbit.solve.kmeans import kmeans
 from lowbit.solve.prune import Pruning
 from lowbit.storage.container import pack
 from lowbit.storage.inspect import inspect
-from lowbit.train.checkpoints import Checkpoints
+from lowbit.training.checkpoints import Checkpoints
 
 CLASSES = 5
 
@@ -244,7 +244,7 @@ def run_apart(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 SCRIPT = """
 import sys, torch, lowbit as lb
-from lowbit.train.checkpoints import Checkpoints
+from lowbit.training.checkpoints import Checkpoints
 Checkpoints.__init__.__defaults__ = (0.05, *Checkpoints.__init__.__defaults__[1:])  # twenty a second
 from test_compress import data, named
 from lowbit.flows.compress import compress

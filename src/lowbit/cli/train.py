@@ -16,6 +16,7 @@ from lowbit.cli.options import (
     TrainedArgument,
     output_option,
     with_groups,
+    with_names,
 )
 from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
 
@@ -100,8 +101,14 @@ def train(
                 **changes,
             )
         if first:
-            trained.metadata["lowbit.calibration"] = dumps([samples.told(one) for one in data])
+            told = samples.told(data[0]) | {"data": ", ".join(Path(with_names(one)[0]).name for one in data)}
+            trained.metadata["lowbit.calibration"] = dumps(told | {"samples": _training(trained)["samples"]})
             _written(model, trained, output, checkpoint, recipe, time.perf_counter() - start, json)
+
+
+def _training(model: "Model") -> dict[str, Any]:
+    """What the file says of its training."""
+    return dict(loads(model.metadata["lowbit.training"]))
 
 
 def _written(
@@ -112,7 +119,7 @@ def _written(
     from lowbit.report.ledger import Ledger
 
     size, before, ledger = save_model(trained, output), sizes(model), Ledger.of(trained)
-    told = loads(trained.metadata["lowbit.training"])
+    told = _training(trained)
     if not told["interrupted"]:
         checkpoint.unlink(missing_ok=True)
     values = {"output": str(output), "bytes": size, "bytes_before": before[0], "recipe": recipe}

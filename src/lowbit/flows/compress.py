@@ -36,9 +36,9 @@ from lowbit.network.sites import Placement, Site
 from lowbit.numerics.mantissa import fewer_mantissa_bits
 from lowbit.solve.kmeans import codebook_format, kmeans
 from lowbit.storage.container import pack
-from lowbit.train.distill import Task
-from lowbit.train.loop import Augment, Training
-from lowbit.train.samples import Samples
+from lowbit.training.distill import Task
+from lowbit.training.loop import Augment, Training
+from lowbit.training.samples import Samples
 
 __all__ = ["Compression", "Layer", "Progress", "compress", "compress_tensors", "compressible"]
 

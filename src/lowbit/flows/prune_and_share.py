@@ -17,10 +17,10 @@ from lowbit.numerics import QuantTensor, parse_format, spell_format
 from lowbit.repair.sensitivity import squared_gradients
 from lowbit.solve.kmeans import as_codebook, kmeans, refit
 from lowbit.solve.prune import cubic_sparsity
-from lowbit.train.checkpoints import Checkpoints, State
-from lowbit.train.loop import Loop, Training
-from lowbit.train.optimizer import Optimizer, Pace, trainable
-from lowbit.train.schedule import cosine
+from lowbit.training.checkpoints import Checkpoints, State
+from lowbit.training.loop import Loop, Training
+from lowbit.training.optimizer import Optimizer, Pace, trainable
+from lowbit.training.schedule import cosine
 
 PHASES = {"prune": 1.0, "codes": 0.5, "values": 0.25}
 """In order: masks change; codes change; the values that codes mean change. Learning rates relative to the first."""

@@ -18,7 +18,7 @@ from lowbit.flows.evaluate import evaluate, predict
 from lowbit.flows.given import model_and_data
 from lowbit.flows.metrics import points_lost
 from lowbit.model import Model
-from lowbit.train.samples import Samples
+from lowbit.training.samples import Samples
 
 Arrays = dict[str, np.ndarray]
 SMALLEST_RATIO, LARGEST_RATIO = 4.0, 128.0

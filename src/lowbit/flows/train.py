@@ -19,11 +19,11 @@ from lowbit.flows.trainer import Progress, Trainer, Watched
 from lowbit.model import Model
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe, find_recipe
-from lowbit.train.augment import AUGMENTS
-from lowbit.train.checkpoints import Checkpoints
-from lowbit.train.loop import Augment
-from lowbit.train.samples import Samples
-from lowbit.train.schedule import Schedule
+from lowbit.training.augment import AUGMENTS
+from lowbit.training.checkpoints import Checkpoints
+from lowbit.training.loop import Augment
+from lowbit.training.samples import Samples
+from lowbit.training.schedule import Schedule
 
 LEAST = 2  # samples of a batch: a batch norm has no variance of one
 
@@ -36,7 +36,7 @@ def train(
     *,
     test: Any = None,
     metric: "str | Metric | Callable[..., float] | None" = None,
-    augment: Augment | None = None,
+    augment: str | Augment | None = None,
     target: str | None = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
@@ -51,14 +51,14 @@ def train(
     test        labelled samples that are judged after each epoch. They choose nothing: the last weights are deployed,
                 unless training is interrupted, which gives those of the best epoch
     metric      of the test; None: top1 where there are class labels
-    augment     (images, generator) → images for each batch, in place of the schedule's word
+    augment     the schedule's word, or a function (inputs, generator) → inputs, for each batch
     checkpoint  a file to keep the state in: an interrupted run resumes to the same bytes. A finished run's gives its
                 model at once. A run that diverged goes on from it with another rate
     progress    called with (phase, steps done, steps of the phase, note)
 
     Under torchrun all processes share each batch. DivergedError where the loss or a gradient is not finite.
     """
-    chosen = replace(Schedule.of(schedule), **changes)
+    chosen = replace(Schedule.of(schedule), **changes | ({"augment": augment} if isinstance(augment, str) else {}))
     recipes = [find_recipe(one, target) for one in (*chosen.recipes, recipe)]
     with processes.joined():
         given_model, given = model_and_data(model, data)
@@ -77,7 +77,7 @@ def train(
             recipes,
             samples,
             chosen,
-            augment or AUGMENTS.get(chosen.augment),
+            augment if callable(augment) else AUGMENTS.get(chosen.augment),
             watched,
             Checkpoints(None if checkpoint is None else Path(checkpoint), identity),
             progress or (lambda *_: None),

@@ -22,13 +22,13 @@ from lowbit.network.quantizers import Quantizer
 from lowbit.network.stored import WeightQuant
 from lowbit.numerics import to_rows
 from lowbit.recipe import Recipe
-from lowbit.train.average import Average
-from lowbit.train.checkpoints import Checkpoints, State
-from lowbit.train.distill import Task
-from lowbit.train.loop import Augment, Loop, Training
-from lowbit.train.optimizer import Optimizer, Pace, trainable
-from lowbit.train.samples import Samples
-from lowbit.train.schedule import Schedule, cosine
+from lowbit.training.average import Average
+from lowbit.training.checkpoints import Checkpoints, State
+from lowbit.training.distill import Task
+from lowbit.training.loop import Augment, Loop, Training
+from lowbit.training.optimizer import Optimizer, Pace, trainable
+from lowbit.training.samples import Samples
+from lowbit.training.schedule import Schedule, cosine
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (phase, steps done, steps of the phase, a note: epoch, loss, metric)."""

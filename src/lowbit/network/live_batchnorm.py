@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from lowbit import processes
 from lowbit.graph.fold_batchnorm import FOLDED, FoldedNorm
 from lowbit.graph.layer import OVER_POSITIONS, Layer, layer_names
 from lowbit.network.network import Network
@@ -48,6 +49,8 @@ class LiveBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.training and not self.frozen:
             self.num_batches_tracked.add_(1)
             rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            if processes.count() > 1:
+                return self._over_processes(z, rate)
             return F.batch_norm(z, self.running_mean, self.running_var, self.weight, self.bias, True, rate, self.eps)
         bias: Tensor = self.bias
         if self.rounds is not None and self.rounds.acts:
@@ -56,6 +59,19 @@ class LiveBatchNorm(nn.modules.batchnorm._BatchNorm):
             # A channel whose γ is almost 0 gets another scale at the end, which its bias fits.
             bias = bias + torch.where(off.abs() <= self.rounds.step(factor), off, 0.0).to(bias.dtype)
         return F.batch_norm(z, self.running_mean, self.running_var, self.weight, bias, False, 0.0, self.eps)
+
+    def _over_processes(self, z: Tensor, rate: float) -> Tensor:
+        """Normalized by the statistics of what all processes have, equally much each (Ioffe and Szegedy 2015)."""
+        over, beside = (0, *range(2, z.dim())), (1, -1, *[1] * (z.dim() - 2))
+        x, total = z.float(), z.numel() // z.shape[1] * processes.count()
+        mean = processes.summed(x.mean(over)) / processes.count()
+        centred = x - mean.reshape(beside)
+        variance = processes.summed(centred.square().mean(over)) / processes.count()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, rate)
+            self.running_var.lerp_(variance * (total / max(1, total - 1)), rate)
+        factor = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * factor.reshape(beside) + self.bias.reshape(beside)).to(z.dtype)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """(a, b) where it computes a·z + b with the running statistics."""

@@ -13,8 +13,8 @@ import tomli_w
 import torch
 
 from lowbit.errors import InputError, did_you_mean
-from lowbit.train.augment import AUGMENTS
-from lowbit.train.optimizer import OPTIMIZERS
+from lowbit.training.augment import AUGMENTS
+from lowbit.training.optimizer import OPTIMIZERS
 
 RATES = {"sgd": 0.01, "adam": 1e-3, "adamw": 1e-3}
 

@@ -32,6 +32,7 @@ class Checkpoints:
     identity: Mapping[str, Any]
     every_seconds: float = 30.0
     last: float = field(default_factory=time.monotonic)
+    taken: tuple[dict[str, Tensor], str] | None = None
 
     def load(self) -> State | None:
         """Tensors and progress of an earlier run, or None where there was none."""
@@ -52,20 +53,24 @@ class Checkpoints:
         return tensors, notes["progress"]
 
     def save(self, state: Callable[[], State], now: bool = False) -> None:
-        """Write the state if it is time, or `now`. A disk that is full is a warning: training is worth more.
-
-        Of several processes the first one writes.
-        """
+        """Take down the state if it is time. It is written once `confirm` says that it is good; or `now`."""
         if self.path is None or not (now or time.monotonic() - self.last > self.every_seconds):
             return
         self.last = time.monotonic()
-        if processes.number():
+        if processes.number() == 0:  # of several the first one writes
+            tensors, progress = state()
+            copies = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+            self.taken = copies, json.dumps({"identity": self.identity, "progress": progress})
+        if now:
+            self.confirm()
+
+    def confirm(self) -> None:
+        """Write what was taken down. A disk that is full is a warning: training is worth more."""
+        if self.taken is None or self.path is None:
             return
-        tensors, progress = state()
-        notes = json.dumps({"identity": self.identity, "progress": progress})
+        (tensors, notes), self.taken = self.taken, None
         try:
-            whole = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
-            write_bytes(self.path, save(whole, {"lowbit.checkpoint": notes}))
+            write_bytes(self.path, save(tensors, {"lowbit.checkpoint": notes}))
         except InputError as error:
             kept = "the one before it stays" if self.path.exists() else "there is none yet"
             warnings.warn(f"no checkpoint could be written, {kept}; training goes on. {error}", stacklevel=2)

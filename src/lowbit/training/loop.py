@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowbit import processes
 from lowbit.errors import DataError, DivergedError
-from lowbit.train.checkpoints import Checkpoints, State
-from lowbit.train.distill import Task
-from lowbit.train.optimizer import Optimizer
-from lowbit.train.samples import Samples
+from lowbit.training.checkpoints import Checkpoints, State
+from lowbit.training.distill import Task
+from lowbit.training.optimizer import Optimizer
+from lowbit.training.samples import Samples
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -108,6 +108,7 @@ class Loop:
             reached = float(processes.mean(loss))
             if not abs(reached) < EXPLODED:
                 raise self._diverged(f"the loss is {reached:g}", step)
+            self.checkpoints.confirm()  # the state of the step before: its loss is known now
             if bad := self.optimizer.step(loss, self.rate(step), self.clip):
                 raise self._diverged(f"the gradient of '{bad}' is not finite", step)
             if self.after is not None:
@@ -118,7 +119,11 @@ class Loop:
         part, _ = self.training.part(step, self.seed)
         where = first_not_finite(self.module, part.inputs)
         path = self.checkpoints.path
-        kept = f" '{path}' holds the last checkpoint before it." if path is not None and path.exists() else ""
+        kept = (
+            f" '{path}' holds the last good checkpoint: the run goes on from it."
+            if path is not None and path.exists()
+            else ""
+        )
         return DivergedError(
             f"training stopped at step {step + 1}: {what}{where and f'; {where}'}. The learning rate was "
             f"{self.rate(step):.3g}: try a tenth of it, or clip gradients.{kept}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowbit.errors import DataError
-from lowbit.train.samples import Samples
+from lowbit.training.samples import Samples
 
 PASS_SAMPLES = 256
 """Samples of one forward pass of the teacher."""
