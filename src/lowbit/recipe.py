@@ -16,7 +16,7 @@ import tomli_w
 
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.graph import PASSES
-from lowbit.numerics import UINT8, Format, Int, parse_format, spell_format
+from lowbit.numerics import UINT8, Format, Int, channel, parse_format, spell_format
 from lowbit.ranges import MSE, MinMax, Range, parse_range, range_words
 from lowbit.solve import NEED_MOMENTS, SOLVERS
 from lowbit.targets import TARGETS, find_target
@@ -284,6 +284,26 @@ def _low_bits(
     return recipe
 
 
+def _learned(weight_bits: int, activation_bits: int) -> Callable[[str], Recipe]:
+    """Few bits that learn by LSQ in training, as the literature counts them: in what layers multiply.
+
+    8 bits at both ends of the network, and in the sums of residuals; these ranges follow the extremes.
+    """
+
+    def recipe(target: str = "onnxruntime") -> Recipe:
+        own = find_target(target)
+        assert isinstance(own.activations.grid, Int)
+        inside = replace(own.activations, grid=Int(activation_bits, own.activations.grid.signed))
+        weights = TensorSpec(Format(Int(weight_bits), channel(0)), "lsq")
+        wide = TensorSpec(own.activations, "ema:minmax")
+        end = TensorSpec(own.weights, "ema:minmax"), wide
+        rules = Rule("*", weights, TensorSpec(inside, "lsq")), Rule("at:residual", None, wide)
+        ends = Rule("at:input", *end), Rule("at:output", *end)
+        return Recipe((*rules, *ends), (*PREPARE, "split_residuals"), target)
+
+    return recipe
+
+
 RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
     {
         # 8 bits, in the formats of the target.
@@ -301,6 +321,8 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
         # ResNet-20 91.65 % (float 91.55, 2,000 images), SqueezeNet 56.0 (57.3), MobileNet v1 0.25 39.3 % (45.3).
         "w4a8-fast": _preset(TensorSpec("int4 channel:0", solve="gptq"), "auto", ("smooth", "correct_bias")),
         "w4a4": _low_bits(_INT4, 4, ("smooth", "reconstruct", "correct_bias"), "adaround"),
+        # For training: see docs/training.md for what each reaches.
+        **{f"w{bits}a{bits}-lsq": _learned(bits, bits) for bits in (4, 3, 2)},
         # For onnxruntime's MatMulNBits, which rounds activations to int8 in blocks of 32. MiniLM's outputs with nearest
         # rounding and with GPTQ: 11.6 and 13.2 dB.
         "w4a8-blocks": _preset(TensorSpec("int4 group:32", solve="gptq"), TensorSpec("int8 group:32", "minmax")),

@@ -19,6 +19,7 @@ from lowbit.graph.recognize import recognize_operators
 from lowbit.graph.repeats import merge_repeats
 from lowbit.graph.reshapes import simplify_reshapes
 from lowbit.graph.space_to_depth import space_to_depth
+from lowbit.graph.split_residuals import split_residuals
 
 PASSES: dict[str, Callable[[ir.Model], Changed]] = {
     "simplify_reshapes": simplify_reshapes,
@@ -30,6 +31,7 @@ PASSES: dict[str, Callable[[ir.Model], Changed]] = {
     "fold_scales": fold_scales,
     "fuse_gemm": fuse_gemm,
     "finite_masks": finite_masks,
+    "split_residuals": split_residuals,
     "equalize_weights": equalize_weights,
 }
 

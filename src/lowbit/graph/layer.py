@@ -245,7 +245,8 @@ def layer_names(node: ir.Node) -> tuple[str, ...]:
     """What a rule may call this layer: node name, weight names with and without '.weight', 'op:Type'.
 
     'at:input' is a layer with no other before it, and 'at:output' one with none behind it; so are nodes without weights
-    that lie further out.
+    that lie further out. 'at:residual' is an Add of two values, a Relu or Clip behind it, and a
+    layer whose output it reads.
     """
     names = [node.name or ""]
     for index in LAYERS[node.op_type].weights if node.op_type in LAYERS else ():
@@ -253,7 +254,16 @@ def layer_names(node: ir.Node) -> tuple[str, ...]:
         if weight is not None and weight.const_value is not None and weight.name:
             names += [weight.name, weight.name.removesuffix(".weight")]
     names += [word for word, step in _ENDS.items() if not _has_layers(node, step)]
+    clips = node.op_type == "Relu" or (node.op_type == "Clip" and len(node.inputs) > 1)
+    beside = _behind(node) if _has_weight(node) else _before(node) if clips else ()
+    if adds_residual(node) or any(map(adds_residual, beside)):
+        names.append("at:residual")
     return (*names, f"op:{node.op_type}")
+
+
+def adds_residual(node: ir.Node) -> bool:
+    """Whether a node adds two values, neither a constant."""
+    return node.op_type == "Add" and all(v is not None and v.const_value is None for v in node.inputs)
 
 
 def _before(node: ir.Node) -> Iterator[ir.Node]:
