@@ -323,6 +323,10 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
         "w4a4": _low_bits(_INT4, 4, ("smooth", "reconstruct", "correct_bias"), "adaround"),
         # For training: see docs/training.md for what each reaches.
         **{f"w{bits}a{bits}-lsq": _learned(bits, bits) for bits in (4, 3, 2)},
+        **{f"w{bits}a{bits}": _learned(bits, bits) for bits in (3, 2)},  # too few bits for anything but training
+        # What torch's static quantization makes for these backends: histograms, and moving averages while training.
+        "fbgemm": _preset(TensorSpec("int8 channel:0", "ema:minmax"), TensorSpec("uint7", "ema:mse")),
+        "qnnpack": _preset(TensorSpec("int8", "ema:minmax"), TensorSpec("uint8", "ema:mse")),
         # For onnxruntime's MatMulNBits, which rounds activations to int8 in blocks of 32. MiniLM's outputs with nearest
         # rounding and with GPTQ: 11.6 and 13.2 dB.
         "w4a8-blocks": _preset(TensorSpec("int4 group:32", solve="gptq"), TensorSpec("int8 group:32", "minmax")),

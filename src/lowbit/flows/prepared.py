@@ -20,7 +20,8 @@ from lowbit.network.live_batchnorm import LiveNorm, measuring, mirrored
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant, Quantizer
 from lowbit.network.stored import FakeBias, WeightQuant
-from lowbit.ranges import Histogram, Learned
+from lowbit.numerics import Int
+from lowbit.ranges import Histogram, Learned, Range
 from lowbit.repair.prove import Calibration
 from lowbit.repair.ranges import choose_ranges
 from lowbit.solve import SOLVERS
@@ -183,12 +184,16 @@ class Prepared(nn.Module):
                     forward(network, batch)
         choose_ranges(network, fitting)
         for activation in network.activations().values():
-            if isinstance(activation.spec.range, Learned) and not activation.dynamic:
+            if not activation.dynamic and isinstance(activation.format.grid, Int):
+                activation.spec = replace(activation.spec, range=_learning(activation.spec.range))
                 _begin_anew(activation, activation.learner, activation.learn())
         for name, (site, weight) in network.constants().items():
             values, before = self._read(name), weight.learner
             weight.spec = replace(site.spec, solve="nearest")
             weight.store(SOLVERS["nearest"](values, weight.spec, None))
+            assert weight.stored is not None
+            if isinstance(weight.stored.scale, Tensor) and weight.stored.zero is None:
+                weight.spec = replace(weight.spec, range=_learning(weight.spec.range))
             learner = weight.learn(values)
             if learner is None:
                 weight.keep_in_state()
@@ -232,6 +237,11 @@ class Prepared(nn.Module):
             for norm, (momentum, frozen) in zip(norms, before, strict=True):
                 norm.momentum, norm.frozen = momentum, frozen
             self.train(training)
+
+
+def _learning(range: Range) -> Range:
+    """A range that names no method of learning begins LSQ."""
+    return range if isinstance(range, Learned) else Learned("lsq", range)
 
 
 def _begin_anew(quantizer: FakeQuant | WeightQuant, before: nn.Module | None, learner: nn.Module) -> None:
