@@ -9,14 +9,17 @@ from pathlib import Path
 import lowbit as lb
 
 
-def torchrun(count: int, script: str, folder: Path, *options: str, timeout: float = 120) -> str:
+def torchrun(
+    count: int, script: str, folder: Path, *options: str, arguments: tuple[str, ...] = (), timeout: float = 120
+) -> str:
     """What the processes printed; AssertionError with it where one failed."""
     (folder / "script.py").write_text(script)
-    paths = os.pathsep.join([str(Path(lb.__file__).parents[1]), str(Path(__file__).parent)])
+    tests = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (Path(lb.__file__).parents[1], tests, tests / "flows")))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *options]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "script.py"], cwd=folder, env=environment, text=True, start_new_session=True,
+        [*command, "script.py", *arguments], cwd=folder, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:

@@ -36,6 +36,8 @@ def joined() -> Iterator[None]:
     """Inside, processes of torchrun know each other; who has joined already stays joined."""
     import torch
     import torch.distributed as group
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or group.is_initialized():
         yield
@@ -43,7 +45,11 @@ def joined() -> Iterator[None]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    group.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    # torchrun's store outlives workers that it restarts: without a prefix they would read addresses of the dead (2.13).
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    own = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    kind = "nccl" if on_gpu else "gloo"
+    group.init_process_group(kind, store=own, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield
     finally:
@@ -79,13 +85,13 @@ def summed(value: "Tensor") -> "Tensor":
 
     class Summed(torch.autograd.Function):
         @staticmethod
-        def forward(context: object, x: Tensor) -> Tensor:
+        def forward(context: object, x: "Tensor") -> "Tensor":
             total = x.clone()
             group.all_reduce(total)
             return total
 
         @staticmethod
-        def backward(context: object, *gradients: Tensor) -> Tensor:
+        def backward(context: object, *gradients: "Tensor") -> "Tensor":
             total = gradients[0].clone()
             group.all_reduce(total)
             return total

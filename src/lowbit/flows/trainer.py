@@ -198,13 +198,13 @@ class _Stage:
         epoch = f"{stage}epoch {1 + (done - 1) // each} of {-(-self.total // each)}"
         if done % each == 0 or done == self.total:
             trainer.progress("epoch", done, self.total, f"{epoch}: {self._end_of_epoch(done)}")
-        trainer.progress("training", done, self.total, f"{epoch}, loss {loss:.4f}")
+        trainer.progress("training", done, self.total, f"{epoch}, loss {loss:.5f}")
 
     def _end_of_epoch(self, done: int) -> str:
         """What the test says; the best is kept."""
         trainer, watched = self.trainer, self.trainer.watched
         row = {"stage": self.number, "step": done, "loss": sum(trainer.losses) / len(trainer.losses)}
-        told = f"loss {row['loss']:.4f}"
+        told = f"loss {row['loss']:.5f}"
         trainer.losses.clear()
         if watched is not None:
             with nullcontext() if self.average is None else self.average.in_place():

@@ -4,6 +4,7 @@ Nothing depends on what happened outside the state: the order of the samples fol
 and learning rates from the step, and a checkpoint holds everything else.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,7 +99,9 @@ class Loop:
         """Steps start … total. DivergedError where the loss or a gradient is not finite; then nothing has moved."""
         student = self.module
         if processes.count() > 1:
-            student = DistributedDataParallel(student, broadcast_buffers=False, find_unused_parameters=True)
+            with warnings.catch_warnings():  # torch 2.13 renamed the option, and says so
+                warnings.simplefilter("ignore", FutureWarning)
+                student = DistributedDataParallel(student, broadcast_buffers=False, static_graph=True)
         for step in range(start, total):
             if self.before is not None:
                 self.before(step)
