@@ -22,9 +22,9 @@ from lowbit.network.stored import FakeBias, WeightQuant
 from lowbit.numerics import Block, Format, QuantTensor, channel, is_fitted, tile
 
 SMALLEST = 1e-30  # of a factor: no scale becomes 0
-# Of an output's weights behind which a batch norm is made anew, as in He et al. 2015 (arXiv 1502.01852). What a learning
-# rate does then does not depend on the factor that was folded in: in ResNet-20 that left norms from 0.6 to 4.1, and a
-# rate of 0.02 that suits them all as they were trained (1.1 to 2.2) threw the network back at 4 bits.
+# Of an output's weights behind which a batch norm is made anew, as in He et al. 2015 (arXiv 1502.01852). What a
+# learning rate does then does not depend on the factor that was folded in: in ResNet-20 that left norms from 0.6 to
+# 4.1, where the network had been trained with 1.1 to 2.2.
 HE_NORM = 2**0.5
 EPSILON = 1e-5  # of a batch norm that is made anew; torch's own
 

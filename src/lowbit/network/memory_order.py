@@ -1,5 +1,6 @@
 """The order in which a tensor lies in memory: what goes over all of it in that order copies nothing."""
 
+import torch
 from torch import Tensor
 
 
