@@ -16,7 +16,7 @@ import tomli_w
 
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.graph import PASSES
-from lowbit.numerics import UINT8, Format, Int, channel, parse_format, spell_format
+from lowbit.numerics import UINT8, Format, Int, parse_format, spell_format
 from lowbit.ranges import MSE, MinMax, Range, parse_range, range_words
 from lowbit.solve import NEED_MOMENTS, SOLVERS
 from lowbit.targets import TARGETS, find_target
@@ -287,14 +287,16 @@ def _low_bits(
 def _learned(weight_bits: int, activation_bits: int) -> Callable[[str], Recipe]:
     """Few bits that learn by LSQ in training, as the literature counts them: in what layers multiply.
 
-    8 bits at both ends of the network, and in the sums of residuals; these ranges follow the extremes.
+    8 bits at both ends of the network, and in the sums of residuals; these ranges follow the extremes. Weights in whole
+    numbers up to 127: a bias is rounded to a multiple of the product of scales, which integers of 2 bits make so large
+    that codes of 8 bits behind it differ by two.
     """
 
     def recipe(target: str = "onnxruntime") -> Recipe:
         own = find_target(target)
         assert isinstance(own.activations.grid, Int)
         inside = replace(own.activations, grid=Int(activation_bits, own.activations.grid.signed))
-        weights = TensorSpec(Format(Int(weight_bits), channel(0)), "lsq")
+        weights = TensorSpec(f"lloyd{weight_bits} channel:0", "lsq")
         wide = TensorSpec(own.activations, "ema:minmax")
         end = TensorSpec(own.weights, "ema:minmax"), wide
         rules = Rule("*", weights, TensorSpec(inside, "lsq")), Rule("at:residual", None, wide)

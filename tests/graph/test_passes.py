@@ -20,6 +20,7 @@ from lowbit.graph.repeats import merge_repeats
 from lowbit.graph.reshapes import simplify_reshapes
 from lowbit.graph.smooth import balance, smooth
 from lowbit.graph.space_to_depth import space_to_depth
+from lowbit.graph.split_residuals import split_residuals
 from lowbit.model import Model, load
 
 EXACT = {
@@ -33,6 +34,7 @@ EXACT = {
     "recognize_operators": recognize_operators,
     "fuse_gemm": fuse_gemm,
     "space_to_depth": space_to_depth,
+    "split_residuals": split_residuals,
 }
 
 

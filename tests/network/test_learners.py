@@ -122,7 +122,7 @@ def test_what_is_stored_of_a_weight_is_bit_for_bit_what_was_trained(method, word
     assert torch.equal(torch.as_tensor(learner.stored(parameter).dequantize()), after)
 
 
-@pytest.mark.parametrize("words", ["int3 channel:0", "apot4 channel:0"])
+@pytest.mark.parametrize("words", ["int3 channel:0", "apot4 channel:0", "lloyd2 channel:0"])
 def test_gradient_of_a_learned_weight_scale_is_the_formulas_by_autograd(words):
     weight = (normal(4, 10) * 0.3).requires_grad_()
     stored = quantize(weight.detach() * 0.7, words)
@@ -136,7 +136,9 @@ def test_gradient_of_a_learned_weight_scale_is_the_formulas_by_autograd(words):
     assert torch.allclose(learner(weight), formula, atol=1e-6)
     formula.backward(along)
     assert torch.allclose(weight.grad, other.grad)
-    assert torch.allclose(learner.step.grad, step.grad / (10 * max(1.0, float(values[-1]))) ** 0.5, rtol=1e-4)
+    apart = float(values[-1] - values[0]) / (len(values) - 1)
+    factor = 1 / (10 * float(values[-1]) / apart) ** 0.5 / apart**2
+    assert torch.allclose(learner.step.grad, step.grad * factor, rtol=1e-4)
 
 
 def test_binary_and_ternary_scales_are_the_papers_means():

@@ -283,8 +283,11 @@ def _has_weight(node: ir.Node) -> bool:
 
 
 def _has_layers(node: ir.Node, step: Callable[[ir.Node], Iterator[ir.Node]]) -> bool:
-    """Whether layers lie in this direction: one is enough, or two for a node without weights, one behind the other."""
-    wanted = 1 if _has_weight(node) else 2
+    """Whether layers lie in this direction: one is enough, or two for a node without weights, one behind the other.
+
+    A Clip without bounds is a copy that layers read (pass 'split_residuals'), and is as far out as they are.
+    """
+    wanted = 1 if _has_weight(node) or (node.op_type == "Clip" and len(node.inputs) == 1) else 2
     seen: dict[ir.Node, int] = {}
     todo = [(node, 0)]
     while todo:

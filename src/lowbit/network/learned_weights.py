@@ -155,9 +155,12 @@ class WeightLearner(nn.Module):
         self.scale = (made.step if made.scale is None else made.scale).reshape(self.template.tiles)
         if self.method.clips:
             learned = self.step if self.method.learns else None
-            ends = (grid_table(self.grid).minimum, grid_table(self.grid).maximum)
-            g = 1 / sqrt(rows.shape[1] * max(1.0, ends[1]))
-            rows = round_to_grid(rows, made.step, self.grid, learned, (g, g * ends[0], g * ends[1]))
+            table = grid_table(self.grid)
+            # LSQ counts in steps. Of a grid whose values lie `apart` from each other the step is apart · s: its
+            # gradient is that of s, divided by `apart`, and so is what it moves s by.
+            apart = (table.maximum - table.minimum) / (len(table.values) - 1)
+            g = 1 / sqrt(rows.shape[1] * max(1.0, table.maximum / apart)) / apart**2
+            rows = round_to_grid(rows, made.step, self.grid, learned, (g, g * table.minimum, g * table.maximum))
         if made.scale is not None:
             rows = straight_through(rows * (made.scale / made.step), self._stored(made)[0])
         elif not self.method.clips:

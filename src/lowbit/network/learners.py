@@ -16,6 +16,7 @@ from lowbit.errors import UnsupportedError
 from lowbit.network.learned_bases import LearnedBases
 from lowbit.network.learned_step import round_to_step
 from lowbit.network.learned_weights import WEIGHT_METHODS, WeightLearner
+from lowbit.network.memory_order import as_stored
 from lowbit.numerics import Format, Int, QuantTensor, describe_format, is_fitted, scale_and_zero
 from lowbit.ranges import Learned
 
@@ -118,7 +119,7 @@ class MovingExtremes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled() and x.numel():
-            low, high = torch.aminmax(x.detach())
+            low, high = torch.aminmax(as_stored(x.detach()))
             self.low.lerp_(low.float(), 1 - MOMENTUM)
             self.high.lerp_(high.float(), 1 - MOMENTUM)
         scale, zero = self.scale_and_zero()

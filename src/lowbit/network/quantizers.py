@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowbit.errors import UnsupportedError
 from lowbit.network.learners import LearnedRange, MovingExtremes, activation_learner
+from lowbit.network.memory_order import as_stored
 from lowbit.network.straight_through import straight_through
 from lowbit.numerics import (
     TENSOR,
@@ -66,13 +67,6 @@ def fixed_grid(format: Format) -> Grid:
             f"format '{spell_format(format)}' is fitted to the values of one tensor: it serves weights only."
         )
     return format.grid
-
-
-def as_stored(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """The same numbers in the order in which they lie in memory, or `like` does: adding them up then copies nothing."""
-    like = x if like is None else like
-    strided = like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    return x.permute(0, 2, 3, 1) if strided else x
 
 
 class Quantizer(nn.Module, ABC):

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from lowbit.engines.compile import Batch
 from lowbit.network.calibrate import tensors
+from lowbit.network.memory_order import as_stored
 from lowbit.network.network import Network
-from lowbit.network.quantizers import Quantizer, as_stored, fake_quantize
+from lowbit.network.quantizers import Quantizer, fake_quantize
 from lowbit.network.stored import WeightQuant
 from lowbit.numerics import Format, Int
 from lowbit.numerics.kernels import kernels
