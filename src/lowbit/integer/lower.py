@@ -18,6 +18,7 @@ from lowbit.graph.load import read_file
 from lowbit.graph.weights import constant
 from lowbit.integer import forms
 from lowbit.integer.bounds import check_accumulators
+from lowbit.integer.decoded import decode_products
 from lowbit.integer.forms_sequences import SEQUENCES, recurrent, rescaled
 from lowbit.integer.functions import FUNCTIONS, evaluate
 from lowbit.integer.layout import MOVING, in_channels_last, in_order, moved, spread
@@ -39,6 +40,7 @@ def lower(source: ir.Model, rounding: Rounding = "once", sizes: Mapping[str, int
     sizes   of dimensions that have only a name; the batch, the first of every input, is 1
     """
     program = source.clone()
+    decode_products(program)
     _fix_sizes(program, dict(sizes or {}))
     walk = _Walk(program.graph)
     for node in program.graph:
@@ -49,6 +51,9 @@ def lower(source: ir.Model, rounding: Rounding = "once", sizes: Mapping[str, int
     lowered = Program(
         walk.inputs(), outputs, tuple(str(v.name) for v in program.graph.outputs), tuple(walk.layers), rounding
     )
+    wide = next((t.name for t in lowered.tensors() if t.bits > 8), None)
+    if rounding == "twice" and wide is not None:
+        raise UnsupportedError(f"'{wide}' has 16-bit codes, which are rounded once. Leave out --rounding twice.")
     check_accumulators(lowered)
     return lowered
 
@@ -154,8 +159,6 @@ class _Walk:
         name = str(node.outputs[0].name)
         if node.op_type == "DequantizeLinear":
             self.known[name] = self._decoded(node, name)
-        elif not data and (stored := self._stored(node)) is not None:
-            self.known[name] = stored
         elif not data:
             arrays = {i: np.asarray(self._array(v)) for i, v in read.items()}
             arrays = {i: a.astype(np.float32) if a.dtype == np.float64 else a for i, a in arrays.items()}
@@ -168,25 +171,6 @@ class _Walk:
             self.known[name] = self._behind(node, waiting)
         else:
             self._compute(node, {i: self._value(v) for i, v in read.items()})
-
-    def _stored(self, node: ir.Node) -> Constant | None:
-        """Codes · scale, as the writer spells weights beside 16-bit activations: a Cast of int8, then a Mul."""
-        held = [self._value(v) for v in node.inputs]
-        to_float = node.op_type == "Cast" and number(node, "to") == ir.DataType.FLOAT
-        if to_float and isinstance(held[0], Constant) and held[0].array.dtype == np.int8:
-            return Constant(held[0].array, np.ones(()))
-        if node.op_type != "Mul" or not all(isinstance(h, Constant) for h in held):
-            return None
-        codes, scale = held
-        assert isinstance(codes, Constant)
-        assert isinstance(scale, Constant)
-        if codes.scale is None or codes.array.dtype != np.int8:
-            return None
-        axes = [axis for axis, size in enumerate(scale.array.shape) if size > 1]
-        offset = codes.array.ndim - scale.array.ndim
-        if len(axes) > 1:
-            return None
-        return Constant(codes.array, scale.array.reshape(-1), None, axes[0] + offset if axes else None)
 
     # ---- quantizers ----------------------------------------------------------------------------------------------
 

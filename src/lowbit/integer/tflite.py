@@ -31,6 +31,8 @@ from lowbit.integer.tflite_moves import moves
 # The version of each operator that reads int8, by which old runtimes refuse what they would compute wrongly.
 _VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 12, "RESHAPE": 1}
 _INT8_VERSION = 2
+_WIDE = {"CONV_2D": 4, "DEPTHWISE_CONV_2D": 5, "FULLY_CONNECTED": 7, "ADD": 4, "SUB": 5, "MUL": 4, "RESHAPE": 1}
+_INT16_VERSION = 3
 _SAME, _VALID = 0, 1
 _NONE, _RELU, _RELU6 = 0, 1, 3
 _OPTIONS = {
@@ -55,8 +57,8 @@ _OPTIONS = {
 
 def write_tflite(program: Program) -> bytes:
     """The flatbuffer; UnsupportedError names the layers that TFLite has no operator for."""
-    if wide := [t.name for t in program.tensors() if t.bits > 8]:
-        raise UnsupportedError(f"'{wide[0]}' has 16-bit codes, which are not written as TFLite yet. Use 8 bits.")
+    if uneven := [t.name for t in program.tensors() if t.bits > 8 and t.zero]:
+        raise UnsupportedError(f"'{uneven[0]}': 16-bit codes in TFLite have no zero point. Quantize to int16.")
     writer = _Writer(program.rounding)
     inputs, wrong = [writer.tensor(tensor) for tensor in program.inputs], []
     for layer in program.layers:
@@ -92,6 +94,7 @@ class _Writer:
         self.codes: dict[tuple[str, int], int] = {}
         self.known: dict[tuple[str, tuple[int, ...]], int] = {}
         self.latest: dict[str, Tensor] = {}
+        self.wide: set[int] = set()  # tensors of 16-bit codes
 
     # ---- tensors -------------------------------------------------------------------------------------------------
 
@@ -100,8 +103,10 @@ class _Writer:
         key = tensor.name, tensor.shape
         if key not in self.known:
             scales, zeros = np.array([tensor.scale]), np.array([tensor.zero])
-            self.known[key] = self._tensor(tensor.name, tensor.shape, np.dtype(np.int8), 0, scales, zeros, 0)
+            self.known[key] = self._tensor(tensor.name, tensor.shape, tensor.dtype, 0, scales, zeros, 0)
             self.latest.setdefault(tensor.name, tensor)
+            if tensor.bits > 8:
+                self.wide.add(self.known[key])
         return self.known[key]
 
     def read(self, tensor: Tensor) -> int:
@@ -130,8 +135,8 @@ class _Writer:
             zero = self.builder.CreateNumpyVector(zeros.astype(np.int64))
             quantization = {"Scale": scale, "ZeroPoint": zero, "QuantizedDimension": axis}
             fields["Quantization"] = self._table("QuantizationParameters", **quantization)
-        types = {"int8": self.schema.TensorType.INT8, "int32": self.schema.TensorType.INT32}
-        fields |= {"Name": self.builder.CreateString(name), "Type": types[dtype.name], "Buffer": buffer}
+        kind = getattr(self.schema.TensorType, dtype.name.upper())
+        fields |= {"Name": self.builder.CreateString(name), "Type": kind, "Buffer": buffer}
         fields["Shape"] = self.builder.CreateNumpyVector(np.array(shape, np.int32))
         self.tensors.append(self._table("Tensor", **fields))
         return len(self.tensors) - 1
@@ -139,7 +144,10 @@ class _Writer:
     # ---- operators -----------------------------------------------------------------------------------------------
 
     def operator(self, name: str, inputs: Sequence[int], outputs: Sequence[int], **options: Any) -> None:
-        key = name, _VERSIONS.get(name, _INT8_VERSION)
+        wide = outputs[0] in self.wide
+        key = name, _WIDE.get(name, _INT16_VERSION) if wide else _VERSIONS.get(name, _INT8_VERSION)
+        if wide and name in ("ADD", "SUB"):
+            options["PotScaleInt16"] = False  # scales need not be powers of two
         code = self.codes.setdefault(key, len(self.codes))
         kind = _OPTIONS[name]
         fields = {
@@ -200,7 +208,8 @@ def _conv(writer: _Writer, layer: Conv) -> None:
     if layer.weight.shape[1] != 1:
         raise UnsupportedError("a convolution over depth")
     bias_scale = layer.weight_scale.astype(np.float32) * np.float32(layer.input.scale)
-    biases = writer.constant(f"{layer.name}/bias", bias.astype(np.int32), bias_scale)
+    kind = np.int32 if layer.input.bits <= 8 else np.int64
+    biases = writer.constant(f"{layer.name}/bias", bias.astype(kind), bias_scale)
     weight, scales = layer.weight[:, 0], layer.weight_scale
     activation = _activation(layer)
     if len(layer.input.shape) == 2 and writer.rounding == "once":  # LiteRT's own kernel for it rounds once
@@ -255,7 +264,7 @@ def _padded(writer: _Writer, layer: Conv | MaxPool, kernel: Sequence[int], fill:
         writer.operator("PAD", [writer.read(data), paddings], [writer.tensor(wide)])
     else:
         scale = np.array([data.scale])
-        value = writer.constant(f"{layer.name}/fill", np.array([fill], np.int8), scale, zero=data.zero)
+        value = writer.constant(f"{layer.name}/fill", np.array([fill], data.dtype), scale, zero=data.zero)
         writer.operator("PADV2", [writer.read(data), paddings, value], [writer.tensor(wide)])
     return writer.tensor(wide), _VALID
 
@@ -281,7 +290,7 @@ def _binary(writer: _Writer, layer: Add | Multiply) -> None:
     if layer.constant is None:
         second = writer.read(layer.b)
     else:
-        array = layer.constant.astype(np.int8)
+        array = layer.constant.astype(layer.a.dtype)
         second = writer.constant(f"{layer.name}/b", array, np.array([layer.b.scale]), zero=layer.b.zero)
     options = {"FusedActivationFunction": _activation(layer)}
     writer.operator(name, [first, second], [writer.tensor(layer.output)], **options)
@@ -311,7 +320,7 @@ def _average(writer: _Writer, layer: AveragePool) -> None:
 def _largest(writer: _Writer, layer: MaxPool) -> None:
     if layer.dilations != (1, 1, 1):
         raise UnsupportedError("a dilated maximum")
-    data, padding = _padded(writer, layer, layer.kernel[1:], -128)
+    data, padding = _padded(writer, layer, layer.kernel[1:], layer.input.ends[0])
     options = {"Padding": padding, "StrideH": layer.strides[1], "StrideW": layer.strides[2]}
     options |= {"FilterHeight": layer.kernel[1], "FilterWidth": layer.kernel[2]}
     writer.operator("MAX_POOL_2D", [data], [writer.tensor(_four(layer.output))], **options)
