@@ -38,7 +38,7 @@ def run_c(program: Program, codes: dict[str, np.ndarray], folder: Path, compiler
     (folder / "net.c").write_text(source.code)
     (folder / "net.h").write_text(source.header)
     binary = folder / f"net-{compiler}"
-    subprocess.run([compiler, *STRICT, "-O2", *more, folder / "net.c", "-o", binary], check=True)
+    subprocess.run([compiler, *STRICT, "-O1", *more, folder / "net.c", "-o", binary], check=True)
     arrays = [codes[t.name] for t in program.inputs]
     stream = b"".join(array[sample].tobytes() for sample in range(len(arrays[0])) for array in arrays)
     return subprocess.run([binary], input=stream, check=True, capture_output=True, timeout=120).stdout

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from compiled import codes_of, program_of, quantized
 from small_networks import mobile, residual
+from test_widths import quantized as with_bits
 from toy_networks import convolutions, images, network
 
 from lowbit.errors import UnsupportedError
@@ -43,6 +44,54 @@ def test_litert_gives_the_references_codes_to_one_step(name: str):
     steps = np.abs(run_litert(write_tflite(program), codes["x"]).astype(int) - expected(program, codes))
     assert steps.max() <= 1
     assert (steps > 0).mean() < 0.03
+
+
+SMALL = {  # body, shape of x, shape of y, shape of the weight, steps that a code may be apart
+    "grouped": ("y = Conv <group = 2, pads = [1,1,1,1]> (x, w)", "8,9,9", "12,9,9", (12, 4, 3, 3), 1),
+    "average": ("y = AveragePool <kernel_shape = [3,3], strides = [2,2]> (x)", "8,9,9", "8,4,4", (), 1),
+    "average of padding": (
+        "y = AveragePool <kernel_shape = [3,3], pads = [1,1,1,1], count_include_pad = 1> (x)",
+        *("8,9,9", "8,9,9", (), 1),
+    ),
+    "average beside padding": (  # TFLite rounds it in the scale of its input, then again
+        "y = AveragePool <kernel_shape = [3,3], pads = [1,1,1,1]> (x)",
+        *("8,9,9", "8,9,9", (), 2),
+    ),
+    "concat": ("a = Conv (x, w)  b = Conv (x, w)  y = Concat <axis = 1> (a, b)", "8,9,9", "8,9,9", (4, 8, 1, 1), 1),
+    "transposed": (
+        "y = ConvTranspose <strides = [2,2], pads = [1,1,1,1], output_padding = [1,1]> (x, w)",
+        *("4,5,6", "6,10,12", (4, 6, 3, 3), 1),
+    ),
+    "nearest resize": (
+        'a = Conv (x, w)  y = Resize <mode = "nearest"> (a, , scales)',
+        *("3,4,5", "4,8,10", (4, 3, 1, 1), 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_litert_gives_the_references_codes_of_each_operator(case: str):
+    body, given, made, weight, apart = SMALL[case]
+    r = np.random.default_rng(0)
+    constants = {"w": r.normal(size=weight)} if weight else {}
+    constants |= {"scales": np.array([1, 1, 2, 2], np.float32)} if "Resize" in body else {}
+    model = network(f"f (float[N,{given}] x) => (float[N,{made}] y) {{ {body} }}", **constants)
+    batch = {"x": r.normal(size=(16, *map(int, given.split(",")))).astype(np.float32)}
+    program = program_of(quantized(model, batch))
+    codes = codes_of(program, batch)
+    steps = np.abs(run_litert(write_tflite(program), codes["x"]).astype(int) - expected(program, codes))
+    assert steps.max() <= apart
+    assert apart == 2 or (steps > 0).mean() < 0.002
+
+
+def test_16_bit_codes_in_litert_are_within_three_of_65536_steps():
+    """TFLite multiplies 16-bit accumulators with 15 bits of the scale; the reference with 31."""
+    model, batch = mobile()
+    program = program_of(with_bits(model, batch, 8, "int16"))
+    codes = codes_of(program, batch)
+    steps = np.abs(run_litert(write_tflite(program), codes["x"]).astype(int) - expected(program, codes))
+    assert codes["x"].dtype == np.int16
+    assert steps.max() <= 3
 
 
 def test_rounded_twice_convolutions_are_tflites_own_bytes():
@@ -103,8 +152,10 @@ def test_tflite_micro_gives_the_references_codes_to_one_step():
         assert np.abs(engine.get_output(0).reshape(-1).astype(int) - row).max() <= 2
 
 
-def test_what_tflite_has_no_operator_for_is_named():
-    model = network("f (float[N,16] x) => (float[N,16] y) { y = Elu (x) }")
-    program = program_of(quantized(model, {"x": np.random.default_rng(0).normal(size=(9, 16)).astype(np.float32)}))
-    with pytest.raises(UnsupportedError, match="'y': a table of codes"):
+def test_what_tflite_has_no_operator_for_is_named_all_at_once():
+    text = "f (float[N,3,4,5,6] x) => (float[N,2,4,5,6] y) { a = Elu (x)  y = Conv (a, w) }"
+    r = np.random.default_rng(0)
+    model = network(text, w=r.normal(size=(2, 3, 1, 1, 1)))
+    program = program_of(quantized(model, {"x": r.normal(size=(9, 3, 4, 5, 6)).astype(np.float32)}))
+    with pytest.raises(UnsupportedError, match=r"'a': a table of codes; 'y': positions over depth"):
         write_tflite(program)

@@ -6,6 +6,8 @@ as MatMulInteger or ConvInteger, Cast, Mul and Add: the form that onnxruntime fu
 MatMulIntegerToFloat where several layers read q. An LSTM becomes its DynamicQuantizeLSTM, which quantizes by itself.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
@@ -15,8 +17,11 @@ from lowbit.graph.weights import add_constant, remove_node
 _INTEGER = {"MatMul": "MatMulInteger", "Gemm": "MatMulInteger", "Conv": "ConvInteger"}
 
 
-def multiply_integers(program: ir.Model) -> None:
-    """Rewrite, in place, each layer whose weights are decoded and whose activations are quantized where it reads."""
+def multiply_integers(program: ir.Model, lstms: Collection[str]) -> None:
+    """Rewrite, in place, each layer whose weights are decoded and whose activations are quantized where it reads.
+
+    lstms   names of those that quantize their states themselves
+    """
     decodes: set[ir.Node] = set()
     for node in list(program.graph):
         data, *weights = (_decode(value) for value in [*node.inputs, None, None, None][:3])
@@ -25,7 +30,7 @@ def multiply_integers(program: ir.Model) -> None:
             if encode is not None and encode.op_type == "DynamicQuantizeLinear":
                 _multiply(program.graph, node, encode, weights[0])
                 decodes |= {data, weights[0]}
-        elif node.op_type == "LSTM" and (found := {w for w in weights if w is not None}):
+        elif node.name in lstms and (found := {w for w in weights if w is not None}):
             _run_lstm(program, node)
             decodes |= found
     program.graph.remove([decode for decode in decodes if not decode.outputs[0].uses()], safe=True)

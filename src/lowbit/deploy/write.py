@@ -7,7 +7,7 @@ range is measured at each input, `x_scale` and `x_zero` are computed as well. Fo
 QuantizeLinear-21 and DequantizeLinear-21.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,11 +107,13 @@ def write(
     tensors: Iterable[Tensor],
     floats: Mapping[str, np.ndarray] | None = None,
     whole_codes: bool = False,
+    lstms: Collection[str] = (),
 ) -> ir.Model:
     """A copy of the program in which these values are stored in few bits, and integers are passed on.
 
     floats        initialisers that stay float, and what they hold from now on
     whole_codes   the codes of a table take 4, 8 or 16 bits each; else as many as their format says
+    lstms         names of those that quantize their states themselves
     """
     program = program.clone()
     for name, array in (floats or {}).items():
@@ -130,7 +132,7 @@ def write(
             _write_activation(program, value, tensor, pool)
         else:
             raise UnsupportedError(f"'{tensor.value}' has type {value.dtype}; only float32 values are quantized.")
-    multiply_integers(program)
+    multiply_integers(program, lstms)
     keep_bias_apart(program)
     fit_kernel_of_blocks(program)
     keep_residuals_apart(program)

@@ -96,8 +96,9 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
     program = compact(program, network.program)
     runs = read_back(program, find_target(final.target).engine)
     rows = ledger(network, runs)
-    # The integer program convolves backwards in integers; onnxruntime, which reads its files back, only in float.
-    check_arithmetic(network, rows, runs, ("ConvTranspose",) if find_target(final.target).whole else ())
+    # The integer program has these in integers; onnxruntime, which reads its files back, only in float.
+    elsewhere = ("ConvTranspose", "LSTM", "GRU") if find_target(final.target).whole else ()
+    check_arithmetic(network, rows, runs, elsewhere)
     program.metadata_props.update(
         {
             "lowbit.version": lowbit.__version__,

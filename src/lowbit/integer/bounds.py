@@ -4,12 +4,13 @@ All partial sums lie between bias + the sum of all negative products and bias + 
 whichever order they are added.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from lowbit.errors import UnsupportedError
-from lowbit.integer.program import Conv, Ints, Program
+from lowbit.integer.program import Conv, Ints, Layer, Product, Program, Recurrent, Rescale
 
 INT32 = 2**31 - 1
 
@@ -40,20 +41,36 @@ class Bound:
 
 
 def bounds_of(program: Program) -> list[Bound]:
-    """A bound for each layer that multiplies with a weight."""
-    return [_bound(layer) for layer in program.layers if isinstance(layer, Conv)]
+    """A bound for each sum of products: of a layer with a weight, of the two of a recurrent one, of two values."""
+    return [bound for layer in program.layers for bound, _ in layer_bounds(layer)]
 
 
-def _bound(layer: Conv) -> Bound:
-    rows = layer.weight.reshape(len(layer.weight), -1).astype(np.int64)
-    low, high = layer.input.ends
-    ends = []
-    for lift in (0, -low):  # codes as they are, and as the C lifts them to 0 and above
-        bias = layer.bias - lift * rows.sum(1)
+def layer_bounds(layer: Layer) -> Iterator[tuple[Bound, Rescale]]:
+    """Bounds, and what the accumulators are multiplied with."""
+    if isinstance(layer, Conv):
+        lifted = layer.input.bits <= 8
+        yield _bound(layer.name, layer.weight, layer.bias, layer.input.ends, lifted), layer.rescale
+    elif isinstance(layer, Recurrent):
+        yield _bound(f"{layer.name} (input)", layer.weight, layer.bias, layer.input.ends), layer.rescale
+        ends = layer.output.ends
+        yield _bound(f"{layer.name} (state)", layer.recurrent, layer.bias_recurrent, ends), layer.again
+    elif isinstance(layer, Product):
+        reach = [max(abs(end - tensor.zero) for end in tensor.ends) for tensor in layer.inputs]
+        total = layer.depth * reach[0] * reach[1]
+        yield Bound(layer.name, -total, total, 0), layer.rescale
+
+
+def _bound(name: str, weight: Ints, bias: Ints, ends: tuple[int, int], lifted: bool = False) -> Bound:
+    """lifted: the C reads 8-bit codes as 0 and above."""
+    rows = weight.reshape(len(weight), -1).astype(np.int64)
+    low, high = ends
+    found = []
+    for lift in (0, -low) if lifted else (0,):
+        moved = bias - lift * rows.sum(1)
         products = rows * (low + lift), rows * (high + lift)
-        ends.append(bias + np.minimum(np.minimum(*products), 0).sum(1))
-        ends.append(bias + np.maximum(np.maximum(*products), 0).sum(1))
-    return Bound(layer.name, int(np.min(ends)), int(np.max(ends)), _pairs(rows))
+        found.append(moved + np.minimum(np.minimum(*products), 0).sum(1))
+        found.append(moved + np.maximum(np.maximum(*products), 0).sum(1))
+    return Bound(name, int(np.min(found)), int(np.max(found)), _pairs(rows))
 
 
 def _pairs(rows: Ints) -> int:
@@ -65,13 +82,23 @@ def _pairs(rows: Ints) -> int:
 
 
 def check_accumulators(program: Program) -> None:
-    """UnsupportedError where an accumulator can leave 32 bits, also as it is shifted up before rescaling."""
-    layers = {layer.name: layer for layer in program.layers if isinstance(layer, Conv)}
-    for bound in bounds_of(program):
-        left = layers[bound.layer].rescale.left
-        reach = max(bound.highest, -bound.lowest) << left
-        if reach > INT32:
-            raise UnsupportedError(
-                f"layer '{bound.layer}': its accumulator can reach {reach:,}, which does not fit in 32 bits. Use fewer "
-                "bits for its weights or activations."
-            )
+    """UnsupportedError where an accumulator can leave its bits, also as it is shifted up before rescaling.
+
+    It has 32 bits; beside 16-bit codes 47, which is what rescaling takes. Gates stay in 32 bits: a sum of theirs too.
+    """
+    for layer in program.layers:
+        wide = any(t.bits > 8 for t in layer.inputs) and not isinstance(layer, Recurrent)
+        for bound, rescale in layer_bounds(layer):
+            reach, room = max(bound.highest, -bound.lowest) << rescale.left, 2**46 - 1 if wide else INT32
+            if reach > room:
+                raise UnsupportedError(
+                    f"layer '{bound.layer}': its accumulator can reach {reach:,}, which does not fit in "
+                    f"{room.bit_length() + 1} bits. Use fewer bits for its weights or activations."
+                )
+            if isinstance(layer, Recurrent) and reach * _largest(rescale) > 2**29:
+                raise UnsupportedError(f"layer '{bound.layer}': its gates can reach beyond 2^29 steps of 2^-12.")
+
+
+def _largest(rescale: Rescale) -> float:
+    """The largest factor on an accumulator that was shifted up already."""
+    return float((rescale.multiplier * 2.0 ** -(31.0 + rescale.shift)).max())

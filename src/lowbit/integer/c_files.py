@@ -7,23 +7,67 @@ from importlib.resources import files
 import numpy as np
 
 from lowbit.integer.plan import Plan
-from lowbit.integer.program import Program, Tensor
+from lowbit.integer.program import Ints, Program, Tensor
+from lowbit.integer.sequences import HALVES, tanh_table
 
+FILES = ("kernels", "sequences")
 _SECTION = re.compile(r"/\* section (\w+)(?:: ([\w ]+))? \*/\n")
+_CONSTANTS = {f"HALVES_{power}": f"{factor}" for power, factor in enumerate(HALVES)}
 
 
-def kernels(used: set[str]) -> str:
-    """The sections of kernels.c of these names and what they need, in the file's order."""
-    text = (files("lowbit.integer") / "kernels.c").read_text(encoding="utf-8")
+def kernels(used: set[tuple[str, tuple[int, ...]]]) -> str:
+    """The sections of kernels.c and sequences.c of these names and what they need, in the files' order.
+
+    Where a section says X_t, B_t and Y_t, it is written once for each given combination of bits: of the codes of its
+    inputs and, last, of its output. @ in names becomes the `suffix` of the combination.
+    """
+    text = "\n".join((files("lowbit.integer") / f"{name}.c").read_text(encoding="utf-8") for name in FILES)
     parts = _SECTION.split(text)[1:]
     sections = {
         name: (needs or "", body) for name, needs, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     }
-    wanted = set(used)
+    wanted: dict[str, set[tuple[int, ...]]] = {name: {bits for n, bits in used if n == name} for name in sections}
     for name in reversed(sections):
-        if name in wanted:
-            wanted |= set(sections[name][0].split())
-    return "".join(body for name, (_, body) in sections.items() if name in wanted)
+        for need in sections[name][0].split():
+            wanted[need] |= wanted[name]
+    written = []
+    for name, (_, body) in sections.items():
+        for bits in sorted(wanted[name]) if "@" in body else sorted(wanted[name])[:1]:
+            written.append(_of_bits(body, bits))
+    return "".join(written)
+
+
+def _of_bits(body: str, bits: tuple[int, ...]) -> str:
+    wide = max(bits, default=8) > 8 and bits[0] > 8
+    kinds = {8: "int8_t", 16: "int16_t"}
+    words = dict(zip("XBY" if len(bits) > 2 else "XY", (kinds[b] for b in bits), strict=False))
+    tokens = {f"{letter}_t": kind for letter, kind in words.items()} | _CONSTANTS
+    tokens |= (
+        {"W_t": "int16_t", "ACC_t": "int64_t", "LIFT": "0"}
+        if wide
+        else {"W_t": "uint8_t", "ACC_t": "int32_t", "LIFT": "128"}
+    )
+    tokens |= {"LOWEST": "-32768" if wide else "-128"}
+    if "TANH_ENTRIES" in body:
+        tokens["TANH_ENTRIES"] = numbers(tanh_table())
+    return re.sub(r"\b\w+\b", lambda found: tokens.get(found[0], found[0]), body.replace("@", suffix(bits)))
+
+
+def suffix(bits: tuple[int, ...]) -> str:
+    """Of a function's name: nothing for 8-bit codes alone, else the bits of all, as in _16_8."""
+    return "".join(f"_{b}" for b in bits) if max(bits, default=8) > 8 else ""
+
+
+def numbers(array: Ints) -> str:
+    """Decimal numbers in lines of at most 120 characters."""
+    lines, line = [], "   "
+    for number in array.reshape(-1).tolist():
+        word = f" {number},"
+        if len(line) + len(word) > 120:
+            lines.append(line)
+            line = "   "
+        line += word
+    return "\n".join([*lines, line])
 
 
 def _ports(program: Program) -> Iterator[tuple[str, str, Tensor]]:
@@ -35,7 +79,8 @@ def _ports(program: Program) -> Iterator[tuple[str, str, Tensor]]:
 
 def _parameters(program: Program) -> str:
     return (
-        ", ".join(f"{const}int8_t *{word}" for word, const, _ in _ports(program)) + ", void *arena, size_t arena_bytes"
+        ", ".join(f"{const}{port.dtype}_t *{word}" for word, const, port in _ports(program))
+        + ", void *arena, size_t arena_bytes"
     )
 
 
@@ -52,7 +97,7 @@ def header(program: Program, name: str, placed: Plan) -> str:
         f"#define {upper}_ARENA_BYTES {placed.bytes}",
     ]
     for word, _, port in _ports(program):
-        shape = "x".join(map(str, port.shape[1:]))
+        shape = "x".join(map(str, port.shape[port.shape[0] == 1 :]))
         lines += [
             "",
             f"/* {word} '{comment(port.name)}': {shape} codes, last axis fastest; value = (code - zero) * scale */",
@@ -99,7 +144,10 @@ def main_function(program: Program, name: str) -> Iterator[str]:
     yield "/* Input codes from standard input, sample after sample; output codes to standard output. */"
     yield "int main(void)\n{"
     yield f"    static int32_t arena[({upper}_ARENA_BYTES + 3) / 4];"
-    yield from (f"    static int8_t {word}[{upper}_{word.upper()}_BYTES];" for word, _, _ in ports)
+    yield from (
+        f"    static {port.dtype}_t {word}[{upper}_{word.upper()}_BYTES / {port.dtype.itemsize}];"
+        for word, _, port in ports
+    )
     reads = [f"fread({word}, 1, sizeof {word}, stdin) == sizeof {word}" for word, const, _ in ports if const]
     yield f"    while ({' && '.join(reads)}) {{"
     words = ", ".join(word for word, _, _ in ports)

@@ -12,6 +12,7 @@ from lowbit.errors import LowbitError, ModelError
 from lowbit.integer.lower import lower, read_program
 from lowbit.integer.program import Ints, Tensor
 from lowbit.integer.reference import run as run_program
+from lowbit.integer.values import onnx_shape
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,13 @@ class IntegerReference:
 def encode(values: "np.ndarray", tensor: Tensor) -> Ints:
     """(samples, …) in ONNX's order → codes as they lie in memory, (samples, size). As QuantizeLinear rounds."""
     codes = np.clip(np.rint(values / np.float32(tensor.scale)) + tensor.zero, *tensor.ends).astype(tensor.dtype)
-    return np.ascontiguousarray(codes.transpose(tensor.order)).reshape(len(values), -1)
+    apart = codes.reshape(-1, *onnx_shape(tensor)).transpose(0, *(1 + axis for axis in tensor.order))
+    return np.ascontiguousarray(apart).reshape(len(apart), -1)
 
 
 def decode(codes: Ints, tensor: Tensor) -> "np.ndarray":
     """Codes as they lie in memory → float32 in ONNX's order."""
-    lies = codes.reshape(len(codes), *tensor.shape[1:]).transpose(np.argsort(tensor.order))
-    return np.asarray((lies.astype(np.int32) - tensor.zero).astype(np.float32) * np.float32(tensor.scale))
+    lies = codes.reshape(-1, *tensor.shape).transpose(0, *(1 + np.argsort(tensor.order)))
+    first, *rest = onnx_shape(tensor) or (1,)
+    together = lies.reshape(len(codes) * first, *rest)
+    return np.asarray((together.astype(np.int32) - tensor.zero).astype(np.float32) * np.float32(tensor.scale))

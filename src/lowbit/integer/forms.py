@@ -21,25 +21,25 @@ Triple = tuple[int, int, int]
 
 
 def conv(node: ir.Node, read: Read) -> Waiting:
-    data, weight = _data(read), _weight(read[1], outputs_axis=0)
+    data, weight = data_of(read), weight_of(read[1], outputs_axis=0)
     rank = weight.array.ndim - 2
     kernel = weight.array.shape[2:]
     front, _ = pads_of(node, onnx_shape(data)[2:], kernel)
     steps = {"strides": _ints(node, "strides", rank), "pads": front, "dilations": _ints(node, "dilations", rank)}
     codes = np.moveaxis(weight.array, 1, -1)  # channels behind the kernel's positions
     codes = codes.reshape(len(codes), *_triple(kernel), codes.shape[-1])
-    shape = _shape(node)
+    shape = shape_of(node)
     groups = int(number(node, "group", 1))
     return _product(node, data, codes, weight, read.get(2), shape, channels_last(len(shape)), groups, **steps)
 
 
 def conv_transpose(node: ir.Node, read: Read) -> Waiting:
     """A convolution with the kernel turned round, over an input that zeros were put into (`layout.spread`)."""
-    data, weight = _data(read), _weight(read[1], outputs_axis=1)
+    data, weight = data_of(read), weight_of(read[1], outputs_axis=1)
     if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
         raise UnsupportedError("a ConvTranspose with auto_pad or output_shape")
     inputs, outputs, *kernel = weight.array.shape
-    groups, rank, shape = int(number(node, "group", 1)), len(kernel), _shape(node)
+    groups, rank, shape = int(number(node, "group", 1)), len(kernel), shape_of(node)
     codes = weight.array.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
     codes = np.moveaxis(np.flip(codes, tuple(range(3, 3 + rank))), 2, -1)
     codes = codes.reshape(groups * outputs, *_triple(kernel), inputs // groups)
@@ -68,10 +68,10 @@ def matmul(node: ir.Node, read: Read) -> Waiting:
 
 
 def _matrix_product(node: ir.Node, read: Read, outputs_axis: int, bias: Coded | Constant | None) -> Waiting:
-    data, weight = _data(read), _weight(read[1], outputs_axis)
+    data, weight = data_of(read), weight_of(read[1], outputs_axis)
     codes = weight.array if outputs_axis == 0 else weight.array.T
     codes = codes.reshape(len(codes), 1, 1, 1, -1)
-    shape = _shape(node)
+    shape = shape_of(node)
     return _product(node, data, codes, weight, bias, shape, tuple(range(len(shape))), 1)
 
 
@@ -172,7 +172,7 @@ def repeats(shape: Sequence[int], along: Sequence[int]) -> bool:
 
 
 def average_pool(node: ir.Node, read: Read) -> Waiting:
-    data, rank = _data(read), len(read[0].shape) - 2  # type: ignore[union-attr]
+    data, rank = data_of(read), len(read[0].shape) - 2  # type: ignore[union-attr]
     positions = onnx_shape(data)[2:]
     if node.op_type == "GlobalAveragePool":
         kernel, strides, pads = list(positions), [1] * rank, [0] * rank
@@ -183,18 +183,18 @@ def average_pool(node: ir.Node, read: Read) -> Waiting:
         if any(d != 1 for d in _ints(node, "dilations", rank)) or (number(node, "ceil_mode") and counted):
             raise UnsupportedError("an average with dilations, or with ceil_mode and counted padding")
     counted = bool(number(node, "count_include_pad"))
-    return _average(data, _shape(node), channels_last(rank + 2), kernel, strides, pads, counted)
+    return _average(data, shape_of(node), channels_last(rank + 2), kernel, strides, pads, counted)
 
 
 def reduce_mean(node: ir.Node, read: Read) -> Waiting:
     """A mean over axes that lie beside each other in memory is an average over a line of positions."""
-    data, rank = _data(read), len(read[0].shape)  # type: ignore[union-attr]
+    data, rank = data_of(read), len(read[0].shape)  # type: ignore[union-attr]
     axes = read.get(1)
     if axes is not None and not isinstance(axes, Constant):
         raise UnsupportedError("axes that are computed")
     over = {int(axis) % rank for axis in (range(rank) if axes is None else axes.array.reshape(-1))} - {0}
     places = [place for place, axis in enumerate(data.order) if axis in over]
-    shape = _shape(node)
+    shape = shape_of(node)
     if places != list(range(places[0], places[-1] + 1)):
         raise UnsupportedError("a mean over axes that do not lie together")
     sizes = data.shape
@@ -234,10 +234,10 @@ def _small_ratio(ratio: float) -> tuple[int, int]:
 
 
 def max_pool(node: ir.Node, read: Read) -> MaxPool:
-    data, rank = _data(read), len(read[0].shape) - 2  # type: ignore[union-attr]
+    data, rank = data_of(read), len(read[0].shape) - 2  # type: ignore[union-attr]
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise UnsupportedError("the places of the largest values are asked for")
-    positions, shape = onnx_shape(data)[2:], _shape(node)
+    positions, shape = onnx_shape(data)[2:], shape_of(node)
     if node.op_type == "GlobalMaxPool":
         kernel, strides, pads, dilations = list(positions), [1] * rank, [0] * rank, [1] * rank
     else:
@@ -279,21 +279,21 @@ def _triple(numbers: Sequence[int], default: int = 1) -> Triple:
     return d, h, w
 
 
-def _shape(node: ir.Node) -> tuple[int, ...]:
+def shape_of(node: ir.Node) -> tuple[int, ...]:
     shape = node.outputs[0].shape
     if shape is None or not all(isinstance(d, int) for d in shape):
         raise UnsupportedError(f"an output of unknown shape {shape}")
     return tuple(int(d) for d in shape)  # type: ignore[arg-type]
 
 
-def _data(read: Read) -> Tensor:
-    data = read[0]
+def data_of(read: Read, index: int = 0) -> Tensor:
+    data = read[index]
     if not isinstance(data, Coded) or data.function is not None:
         raise UnsupportedError("its input is not quantized")
     return data.tensor
 
 
-def _weight(weight: Coded | Constant, outputs_axis: int) -> Constant:
+def weight_of(weight: Coded | Constant, outputs_axis: int) -> Constant:
     if not isinstance(weight, Constant) or weight.scale is None:
         raise UnsupportedError("a weight that is not stored in integers")
     if weight.zero is not None and np.any(weight.zero):

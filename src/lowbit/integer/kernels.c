@@ -16,7 +16,7 @@ struct conv {
 
 /* section rescale_once: conv */
 /* Accumulators to codes: multiplier * 2^(left - 31 - shift), the product rounded once, half up. */
-static void rescale(int32_t *restrict acc, int count, const struct conv *c, int first, int8_t *restrict y)
+static void rescale@(int32_t *restrict acc, int count, const struct conv *c, int first, Y_t *restrict y)
 {
     const int32_t *restrict multiplier = c->multiplier + first;
     const uint8_t *restrict shift = c->shift + first;
@@ -27,11 +27,37 @@ static void rescale(int32_t *restrict acc, int count, const struct conv *c, int 
     for (i = 0; i < count; i++) {
         int32_t code = (((acc[i] >> (shift[i] - 1)) + 1) >> 1) + zero;
         code = code < low ? low : code;
-        y[i] = (int8_t)(code > high ? high : code);
+        y[i] = (Y_t)(code > high ? high : code);
     }
 }
 
-/* section twice */
+/* section scaled */
+/* The same of one accumulator of up to 47 bits, in two products. */
+static int32_t scaled(int64_t acc, int32_t multiplier, int shift, int left)
+{
+    const int64_t up = acc * ((int64_t)1 << left);
+    const int64_t top = ((up >> 16) * multiplier + (((up & 0xFFFF) * multiplier) >> 16)) >> 15;
+    return (int32_t)(((top >> (shift - 1)) + 1) >> 1);
+}
+
+/* section clip */
+static int32_t clipped(int32_t code, int low, int high)
+{
+    code = code < low ? low : code;
+    return code > high ? high : code;
+}
+
+/* section rescale_wide: conv scaled clip */
+static void rescale@(int64_t *acc, int count, const struct conv *c, int first, Y_t *y)
+{
+    int i;
+    for (i = 0; i < count; i++) {
+        const int32_t code = scaled(acc[i], c->multiplier[first + i], c->shift[first + i], c->left) + c->zero;
+        y[i] = (Y_t)clipped(code, c->low, c->high);
+    }
+}
+
+/* section twice: clip */
 /* value * multiplier * 2^(exponent - 31) as TFLite rounds: at bit 31, to nearest; then the shift, half away from zero. */
 static int32_t twice(int32_t value, int32_t multiplier, int exponent)
 {
@@ -43,25 +69,19 @@ static int32_t twice(int32_t value, int32_t multiplier, int exponent)
     return (top >> down) + ((top & mask) > (mask >> 1) + (top < 0));
 }
 
-static int8_t clipped(int32_t code, int low, int high)
-{
-    code = code < low ? low : code;
-    return (int8_t)(code > high ? high : code);
-}
-
 /* section rescale_twice: conv twice */
-static void rescale(int32_t *acc, int count, const struct conv *c, int first, int8_t *y)
+static void rescale@(int32_t *acc, int count, const struct conv *c, int first, int8_t *y)
 {
     int i;
     for (i = 0; i < count; i++) {
         const int32_t code = twice(acc[i], c->multiplier[first + i], c->left - c->shift[first + i]);
-        y[i] = clipped(code + c->zero, c->low, c->high);
+        y[i] = (int8_t)clipped(code + c->zero, c->low, c->high);
     }
 }
 
 /* section multiply_rows: conv */
 /* acc[o] = bias[o] + sum of window[i] * weight[o][i]; four outputs at a time read the window once. */
-static void multiply_rows(const struct conv *c, const uint8_t *window, int first, int rows, int32_t *acc)
+static void multiply_rows@(const struct conv *c, const W_t *window, int first, int rows, ACC_t *acc)
 {
     const int size = c->row;
     const int8_t *weight = (const int8_t *)c->weight + first * size;
@@ -69,7 +89,7 @@ static void multiply_rows(const struct conv *c, const uint8_t *window, int first
     int o = 0, i;
     for (; o + 4 <= rows; o += 4, weight += 4 * size) {
         const int8_t *w0 = weight, *w1 = w0 + size, *w2 = w1 + size, *w3 = w2 + size;
-        int32_t a0 = bias[o], a1 = bias[o + 1], a2 = bias[o + 2], a3 = bias[o + 3];
+        ACC_t a0 = bias[o], a1 = bias[o + 1], a2 = bias[o + 2], a3 = bias[o + 3];
         for (i = 0; i < size; i++) {
             a0 += window[i] * w0[i];
             a1 += window[i] * w1[i];
@@ -82,7 +102,7 @@ static void multiply_rows(const struct conv *c, const uint8_t *window, int first
         acc[o + 3] = a3;
     }
     for (; o < rows; o++, weight += size) {
-        int32_t a = bias[o];
+        ACC_t a = bias[o];
         for (i = 0; i < size; i++)
             a += window[i] * weight[i];
         acc[o] = a;
@@ -91,7 +111,7 @@ static void multiply_rows(const struct conv *c, const uint8_t *window, int first
 
 /* section multiply_packed: conv */
 /* The same with two weights a byte: the first half of a row in the low bits, the second half in the high bits. */
-static void multiply_packed(const struct conv *c, const uint8_t *window, int first, int rows, int32_t *acc)
+static void multiply_packed@(const struct conv *c, const uint8_t *window, int first, int rows, int32_t *acc)
 {
     const int half = c->row / 2;
     const uint8_t *weight = (const uint8_t *)c->weight + first * half, *behind = window + half;
@@ -108,25 +128,25 @@ static void multiply_packed(const struct conv *c, const uint8_t *window, int fir
 }
 
 /* section convolve: conv */
-/* Copies `count` codes as 0 ... 255: machines multiply unsigned with signed bytes. */
-static uint8_t *lift(const int8_t *restrict x, int count, uint8_t *restrict window)
+/* Copies `count` codes; of 8 bits as 0 ... 255: machines multiply unsigned with signed bytes. */
+static W_t *lift@(const X_t *restrict x, int count, W_t *restrict window)
 {
     int i;
     for (i = 0; i < count; i++)
-        window[i] = (uint8_t)(x[i] + 128);
+        window[i] = (W_t)(x[i] + LIFT);
     return window + count;
 }
 
-static uint8_t *fill(int code, int count, uint8_t *window)
+static W_t *fill@(int code, int count, W_t *window)
 {
     int i;
     for (i = 0; i < count; i++)
-        window[i] = (uint8_t)(code + 128);
+        window[i] = (W_t)(code + LIFT);
     return window + count;
 }
 
 /* What the output at (d, h, w) is multiplied with, for the channels first ... first + count - 1. */
-static void gather(const struct conv *c, const int8_t *x, int d, int h, int w, int first, int count, uint8_t *window)
+static void gather@(const struct conv *c, const X_t *x, int d, int h, int w, int first, int count, W_t *window)
 {
     const struct window *a = &c->at;
     const int whole = count == a->in[3] && a->dilations[2] == 1;
@@ -136,45 +156,45 @@ static void gather(const struct conv *c, const int8_t *x, int d, int h, int w, i
         for (j = 0; j < a->taps[1]; j++) {
             const int from_h = h * a->strides[1] - a->pads[1] + j * a->dilations[1];
             const int from_w = w * a->strides[2] - a->pads[2];
-            const int8_t *row = x + (from_d * a->in[1] + from_h) * a->in[2] * a->in[3];
+            const X_t *row = x + (from_d * a->in[1] + from_h) * a->in[2] * a->in[3];
             if (from_d < 0 || from_d >= a->in[0] || from_h < 0 || from_h >= a->in[1]) {
-                window = fill(c->in_zero, a->taps[2] * count, window);
+                window = fill@(c->in_zero, a->taps[2] * count, window);
             } else if (whole) { /* taps beside each other lie beside each other */
                 const int begin = from_w < 0 ? 0 : from_w;
                 const int end = from_w + a->taps[2] > a->in[2] ? a->in[2] : from_w + a->taps[2];
-                window = fill(c->in_zero, (begin - from_w) * count, window);
-                window = lift(row + begin * count, (end - begin) * count, window);
-                window = fill(c->in_zero, (from_w + a->taps[2] - end) * count, window);
+                window = fill@(c->in_zero, (begin - from_w) * count, window);
+                window = lift@(row + begin * count, (end - begin) * count, window);
+                window = fill@(c->in_zero, (from_w + a->taps[2] - end) * count, window);
             } else {
                 for (k = 0; k < a->taps[2]; k++) {
                     const int at = from_w + k * a->dilations[2];
                     if (at < 0 || at >= a->in[2])
-                        window = fill(c->in_zero, count, window);
+                        window = fill@(c->in_zero, count, window);
                     else
-                        window = lift(row + at * a->in[3] + first, count, window);
+                        window = lift@(row + at * a->in[3] + first, count, window);
                 }
             }
         }
     }
 }
 
-typedef void products(const struct conv *c, const uint8_t *window, int first, int rows, int32_t *acc);
+typedef void products@(const struct conv *c, const W_t *window, int first, int rows, ACC_t *acc);
 
-static void convolve(const struct conv *c, products *multiply, const int8_t *x, int8_t *y, uint8_t *window)
+static void convolve@(const struct conv *c, products@ *multiply, const X_t *x, Y_t *y, W_t *window)
 {
     const struct window *a = &c->at;
     const int inputs = a->in[3] / c->groups, outputs = a->out[3] / c->groups;
-    int32_t acc[BLOCK];
+    ACC_t acc[BLOCK];
     int d, h, w, g, o;
     for (d = 0; d < a->out[0]; d++)
         for (h = 0; h < a->out[1]; h++)
             for (w = 0; w < a->out[2]; w++)
                 for (g = 0; g < c->groups; g++) {
-                    gather(c, x, d, h, w, g * inputs, inputs, window);
+                    gather@(c, x, d, h, w, g * inputs, inputs, window);
                     for (o = 0; o < outputs; o += BLOCK) {
                         const int first = g * outputs + o, rows = outputs - o < BLOCK ? outputs - o : BLOCK;
                         multiply(c, window, first, rows, acc);
-                        rescale(acc, rows, c, first, y);
+                        rescale@(acc, rows, c, first, y);
                         y += rows;
                     }
                 }
@@ -182,11 +202,11 @@ static void convolve(const struct conv *c, products *multiply, const int8_t *x, 
 
 /* section depthwise: conv */
 /* Each output channel reads the input channel of its number; weight: taps, channels. */
-static void depthwise(const struct conv *c, const int8_t *weights, const int8_t *x, int8_t *y)
+static void depthwise@(const struct conv *c, const int8_t *weights, const X_t *x, Y_t *y)
 {
     const struct window *a = &c->at;
     const int channels = a->in[3];
-    int32_t acc[BLOCK];
+    ACC_t acc[BLOCK];
     int d, h, w, i, j, k, first, n;
     for (d = 0; d < a->out[0]; d++)
         for (h = 0; h < a->out[1]; h++)
@@ -207,37 +227,38 @@ static void depthwise(const struct conv *c, const int8_t *weights, const int8_t 
                                     for (n = 0; n < count; n++)
                                         acc[n] += weight[n] * c->in_zero;
                                 } else {
-                                    const int8_t *from =
+                                    const X_t *from =
                                         x + ((from_d * a->in[1] + from_h) * a->in[2] + from_w) * channels + first;
                                     for (n = 0; n < count; n++)
                                         acc[n] += weight[n] * from[n];
                                 }
                             }
-                    rescale(acc, count, c, first, y);
+                    rescale@(acc, count, c, first, y);
                     y += count;
                 }
 }
 
 /* section depthwise_packed: depthwise */
 /* The same with two weights a byte, which lie beside each other. */
-static void depthwise_packed(const struct conv *c, const int8_t *x, int8_t *y, int8_t *weights)
+static void depthwise_packed@(const struct conv *c, const int8_t *x, int8_t *y, int8_t *weights)
 {
     const uint8_t *weight = (const uint8_t *)c->weight;
     const int count = c->row * c->at.in[3];
     int i;
     for (i = 0; i < count; i++)
         weights[i] = (int8_t)((i % 2 ? weight[i / 2] >> 4 : weight[i / 2] & 15) - 8);
-    depthwise(c, weights, x, y);
+    depthwise@(c, weights, x, y);
 }
 
-/* section add */
+/* section sum */
 struct add {
     int count, period, zeros[2], shift, zero, low, high;
     int32_t multipliers[2];
 };
 
+/* section add: sum */
 /* y = zero + (sum of (operand - its zero) * its multiplier, rounded half up) >> shift; b repeats along a. */
-static void add(const struct add *s, const int8_t *a, const int8_t *b, int8_t *y)
+static void add@(const struct add *s, const X_t *a, const B_t *b, Y_t *y)
 {
     const int32_t ma = s->multipliers[0], mb = s->multipliers[1];
     const int za = s->zeros[0], zb = s->zeros[1], shift = s->shift, zero = s->zero, low = s->low, high = s->high;
@@ -247,7 +268,7 @@ static void add(const struct add *s, const int8_t *a, const int8_t *b, int8_t *y
         for (i = 0; i < s->period; i++) {
             int32_t code = (int32_t)(((int64_t)(a[i] - za) * ma + (int64_t)(b[i] - zb) * mb + half) >> shift) + zero;
             code = code < low ? low : code;
-            y[i] = (int8_t)(code > high ? high : code);
+            y[i] = (Y_t)(code > high ? high : code);
         }
 }
 
@@ -266,7 +287,7 @@ static void add_twice(const struct add_twice *s, const int8_t *a, const int8_t *
             const int32_t left = twice((a[i] - s->zeros[0]) * (1 << 20), s->multipliers[0], s->exponents[0]);
             const int32_t right = twice((b[i] - s->zeros[1]) * (1 << 20), s->multipliers[1], s->exponents[1]);
             const int32_t code = twice(left + s->sign * right, s->multipliers[2], s->exponents[2]);
-            y[i] = clipped(code + s->zero, s->low, s->high);
+            y[i] = (int8_t)clipped(code + s->zero, s->low, s->high);
         }
 }
 
@@ -282,7 +303,7 @@ static void multiply_twice(const struct multiply_twice *s, const int8_t *a, cons
     for (first = 0; first < s->count; first += s->period, a += s->period, y += s->period)
         for (i = 0; i < s->period; i++) {
             const int32_t code = twice((a[i] - s->zeros[0]) * (b[i] - s->zeros[1]), s->multiplier, s->exponent);
-            y[i] = clipped(code + s->zero, s->low, s->high);
+            y[i] = (int8_t)clipped(code + s->zero, s->low, s->high);
         }
 }
 
@@ -299,7 +320,7 @@ static void mean_twice(const struct mean_twice *s, const int8_t *x, int8_t *y)
         int32_t total = -s->places * s->in_zero;
         for (i = 0; i < s->places; i++)
             total += x[i * s->channels + n];
-        y[n] = clipped(twice(total, s->multiplier, s->exponent) + s->zero, s->low, s->high);
+        y[n] = (int8_t)clipped(twice(total, s->multiplier, s->exponent) + s->zero, s->low, s->high);
     }
 }
 
@@ -323,15 +344,27 @@ static void multiply(const struct multiply *s, const int8_t *a, const int8_t *b,
         }
 }
 
-/* section average: window */
+/* section multiply_wide: multiply scaled clip */
+static void multiply_wide@(const struct multiply *s, const X_t *a, const B_t *b, Y_t *y)
+{
+    int first, i;
+    for (first = 0; first < s->count; first += s->period, a += s->period, y += s->period)
+        for (i = 0; i < s->period; i++) {
+            const int64_t product = (int64_t)(a[i] - s->zeros[0]) * (b[i] - s->zeros[1]);
+            y[i] = (Y_t)clipped(scaled(product, s->multiplier, s->shift, s->left) + s->zero, s->low, s->high);
+        }
+}
+
+/* section mean: window */
 struct average {
     struct window at;
     int in_zero, counted, shift, zero, low, high;
     int32_t multiplier;
 };
 
+/* section average: mean */
 /* y = zero + sum of (x - in_zero) * multiplier / (places * 2^shift), the quotient rounded once, half up. */
-static void average(const struct average *s, const int8_t *x, int8_t *y)
+static void average@(const struct average *s, const X_t *x, Y_t *y)
 {
     const struct window *a = &s->at;
     int d, h, w, i, j, k, n, m;
@@ -361,28 +394,28 @@ static void average(const struct average *s, const int8_t *x, int8_t *y)
                     quotient -= doubled % (2 * divisor) < 0; /* C divides toward zero */
                     quotient += s->zero;
                     quotient = quotient < s->low ? s->low : quotient;
-                    *y++ = (int8_t)(quotient > s->high ? s->high : quotient);
+                    *y++ = (Y_t)(quotient > s->high ? s->high : quotient);
                 }
             }
 }
 
 /* section largest: window */
 /* y = the largest code of a window; places outside do not count. */
-static void largest(const struct window *a, const int8_t *x, int8_t *y)
+static void largest@(const struct window *a, const X_t *x, Y_t *y)
 {
     int d, h, w, i, j, k, n;
     for (d = 0; d < a->out[0]; d++)
         for (h = 0; h < a->out[1]; h++)
             for (w = 0; w < a->out[2]; w++, y += a->out[3]) {
                 for (n = 0; n < a->out[3]; n++)
-                    y[n] = -128;
+                    y[n] = LOWEST;
                 for (i = 0; i < a->taps[0]; i++)
                     for (j = 0; j < a->taps[1]; j++)
                         for (k = 0; k < a->taps[2]; k++) {
                             const int from_d = d * a->strides[0] - a->pads[0] + i * a->dilations[0];
                             const int from_h = h * a->strides[1] - a->pads[1] + j * a->dilations[1];
                             const int from_w = w * a->strides[2] - a->pads[2] + k * a->dilations[2];
-                            const int8_t *from = x + ((from_d * a->in[1] + from_h) * a->in[2] + from_w) * a->in[3];
+                            const X_t *from = x + ((from_d * a->in[1] + from_h) * a->in[2] + from_w) * a->in[3];
                             if (from_d < 0 || from_d >= a->in[0] || from_h < 0 || from_h >= a->in[1] || from_w < 0 ||
                                 from_w >= a->in[2])
                                 continue;
@@ -394,7 +427,7 @@ static void largest(const struct window *a, const int8_t *x, int8_t *y)
 
 /* section look_up */
 /* y = table[x + 128] */
-static void look_up(const int8_t *table, const int8_t *x, int8_t *y, int count)
+static void look_up@(const Y_t *table, const X_t *x, Y_t *y, int count)
 {
     int i;
     for (i = 0; i < count; i++)
@@ -403,13 +436,13 @@ static void look_up(const int8_t *table, const int8_t *x, int8_t *y, int count)
 
 /* section copy */
 /* Copies a block; loops from the outermost, each with its steps in the source and the target. */
-static void copy(int loops, const int *counts, const int *read, const int *write, const int8_t *x, int8_t *y)
+static void copy@(int loops, const int *counts, const int *read, const int *write, const X_t *x, Y_t *y)
 {
     int i;
     for (i = 0; i < counts[0]; i++, x += read[0], y += write[0]) {
         if (loops == 1)
             *y = *x;
         else
-            copy(loops - 1, counts + 1, read + 1, write + 1, x, y);
+            copy@(loops - 1, counts + 1, read + 1, write + 1, x, y);
     }
 }

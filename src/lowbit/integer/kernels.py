@@ -18,9 +18,10 @@ def once(accumulator: int, multiplier: int, shift: int, left: int) -> int:
     """accumulator · multiplier · 2^(left − 31 − shift), the product rounded once, half up.
 
     The product's low 31 bits are dropped first, so that the rest is 32-bit arithmetic; floor(floor(a / 2^i) / 2^j) =
-    floor(a / 2^(i + j)), so nothing is lost.
+    floor(a / 2^(i + j)), so nothing is lost. It is made of two products, so that accumulators may have 47 bits.
     """
-    high = ((accumulator << left) * multiplier) >> 31
+    up = accumulator << left
+    high = ((up >> 16) * multiplier + (((up & 0xFFFF) * multiplier) >> 16)) >> 15
     return ((high >> (shift - 1)) + 1) >> 1
 
 
@@ -46,19 +47,20 @@ def rescale(accumulator: int, multiplier: int, shift: int, left: int, double: bo
 
 @kernel
 def convolve(
-    x: Ints, y: Ints, weight: Ints, bias: Ints, multiplier: Ints, shift: Ints, left: int, double: bool,
+    x: Ints, y: Ints, weight: Ints, total: Ints, bias: Ints, multiplier: Ints, shift: Ints, left: int, double: bool,
     size: Any, out: Any, strides: Any, pads: Any, dilations: Any, zero: int, ends: Any,
 ) -> None:  # fmt: skip
     """y[position, o] = zero_y + rescale(bias[o] + Σ weight[group, tap, c, o] · x[position + tap, c]).
 
-    weight      int32, (groups, depth, height, width, inputs of a group, outputs of a group)
+    total       accumulators of one position, (outputs,): int32, or int64 for 16-bit x
+    weight      of the accumulators' type, (groups, depth, height, width, inputs of a group, outputs of a group)
     size, out   depth, height, width, channels of x and y
     zero        what lies outside x
     ends        (zero_y, lowest, highest code)
     double      rounds twice
     """
     groups, taps_d, taps_h, taps_w, inputs, outputs = weight.shape
-    total = np.zeros(out[3], np.int32)
+    value = np.zeros_like(total[:1])  # of the accumulators' type
     for s in range(x.shape[0]):
         for at in range(out[0] * out[1] * out[2]):
             d, h, w = at // (out[1] * out[2]), at // out[2] % out[1], at % out[2]
@@ -73,10 +75,10 @@ def convolve(
                         read = ((from_d * size[1] + from_h) * size[2] + from_w) * size[3]
                         for g in range(groups):
                             for c in range(inputs):
-                                value = np.int32(x[s, read + g * inputs + c] if inside else zero)
+                                value[0] = x[s, read + g * inputs + c] if inside else zero
                                 row = weight[g, i, j, k, c]
                                 for o in range(outputs):
-                                    total[g * outputs + o] += value * row[o]
+                                    total[g * outputs + o] += value[0] * row[o]
             for o in range(out[3]):
                 code = rescale(int(total[o]), multiplier[o], shift[o], left, double) + ends[0]
                 y[s, at * out[3] + o] = min(max(code, ends[1]), ends[2])
@@ -174,3 +176,13 @@ def largest(x: Ints, y: Ints, size: Any, out: Any, taps: Any, strides: Any, pads
                                 read = ((from_d * size[1] + from_h) * size[2] + from_w) * size[3] + c
                                 most = max(most, int(x[s, read]))
                 y[s, at * out[3] + c] = most
+
+
+@kernel
+def interpolate(x: Ints, y: Ints, table: Ints) -> None:
+    """y = the straight line between the two entries that x, of 16 bits, lies between; rounded half up."""
+    for s in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            at = int(x[s, i]) + (1 << 15)
+            first = int(table[at >> 7])
+            y[s, i] = first + (((int(table[(at >> 7) + 1]) - first) * (at & 127) + 64) >> 7)

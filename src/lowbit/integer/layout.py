@@ -33,7 +33,7 @@ def in_order(layers: list[Layer], coded: Coded, order: tuple[int, ...]) -> Coded
     name = f"{held.name}.{''.join(map(str, order))}"
     if made := [layer.output for layer in layers if layer.output.name == name]:
         return Coded(made[0])  # another reader asked for it
-    return _copied(layers, name, [held], _lies(held).transpose(order), order)
+    return copied(layers, name, [held], _lies(held).transpose(order), order)
 
 
 def spread(layers: list[Layer], coded: Coded, strides: tuple[int, ...]) -> Coded:
@@ -44,10 +44,10 @@ def spread(layers: list[Layer], coded: Coded, strides: tuple[int, ...]) -> Coded
     sizes = [(size - 1) * stride + 1 for size, stride in zip(held.shape[1:-1], strides, strict=True)]
     where = np.full((1, *sizes, held.shape[-1]), FILLED)
     where[(slice(None), *(slice(None, None, stride) for stride in strides))] = _lies(held).transpose(held.order)
-    return _copied(layers, f"{held.name}.spread{'x'.join(map(str, strides))}", [held], where, held.order)
+    return copied(layers, f"{held.name}.spread{'x'.join(map(str, strides))}", [held], where, held.order)
 
 
-def _copied(
+def copied(
     layers: list[Layer], name: str, sources: list[Tensor], where: Ints, order: tuple[int, ...], fill: float = 0
 ) -> Coded:
     """Codes of these tensors in other places: where[i] counts through the memory of all of them."""
@@ -95,8 +95,8 @@ def _placed(
     for free in (order, tuple(range(place.ndim)), tuple(np.argsort(_strides(place))[::-1])):
         where = place.transpose(free)
         if len(sources) == 1 and np.array_equal(where.reshape(-1), np.arange(sources[0].size)):
-            return _copied(layers, name, sources, where, tuple(int(a) for a in free))
-    return _copied(layers, name, sources, place.transpose(order), order, fill)
+            return copied(layers, name, sources, where, tuple(int(a) for a in free))
+    return copied(layers, name, sources, place.transpose(order), order, fill)
 
 
 def _lies(tensor: Tensor) -> Ints:

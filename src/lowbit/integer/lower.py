@@ -13,10 +13,13 @@ import onnx_ir as ir
 
 from lowbit.errors import LowbitError, ShapeError, UnsupportedError
 from lowbit.graph.fix_inputs import fix_inputs
+from lowbit.graph.layer import number
 from lowbit.graph.load import read_file
 from lowbit.graph.weights import constant
 from lowbit.integer import forms
 from lowbit.integer.bounds import check_accumulators
+from lowbit.integer.decoded import decode_products
+from lowbit.integer.forms_sequences import SEQUENCES, recurrent, rescaled
 from lowbit.integer.functions import FUNCTIONS, evaluate
 from lowbit.integer.layout import MOVING, in_channels_last, in_order, moved, spread
 from lowbit.integer.moves import run_node
@@ -37,6 +40,7 @@ def lower(source: ir.Model, rounding: Rounding = "once", sizes: Mapping[str, int
     sizes   of dimensions that have only a name; the batch, the first of every input, is 1
     """
     program = source.clone()
+    decode_products(program)
     _fix_sizes(program, dict(sizes or {}))
     walk = _Walk(program.graph)
     for node in program.graph:
@@ -47,6 +51,9 @@ def lower(source: ir.Model, rounding: Rounding = "once", sizes: Mapping[str, int
     lowered = Program(
         walk.inputs(), outputs, tuple(str(v.name) for v in program.graph.outputs), tuple(walk.layers), rounding
     )
+    wide = next((t.name for t in lowered.tensors() if t.bits > 8), None)
+    if rounding == "twice" and wide is not None:
+        raise UnsupportedError(f"'{wide}' has 16-bit codes, which are rounded once. Leave out --rounding twice.")
     check_accumulators(lowered)
     return lowered
 
@@ -63,7 +70,7 @@ def _fix_sizes(program: ir.Model, sizes: dict[str, int]) -> None:
             )
         if not isinstance(dims[0], int):
             sizes[str(dims[0].value)] = 1
-        elif dims[0] != 1:
+        elif dims[0] != 1 and (len(dims) != 3 or dims[1] != 1):  # a recurrent layer's: steps or layers, a batch of 1
             raise ShapeError(
                 f"input '{port.name}' has a fixed batch of {dims[0]}; an integer program takes one sample."
             )
@@ -224,20 +231,23 @@ class _Walk:
 
     def _table(self, made: Coded, codes: _Codes, name: str) -> Coded:
         before = made.tensor
+        wide = max(before.bits, codes.bits) > 8
         same = (before.scale, before.zero, before.bits) == (codes.scale, codes.zero, codes.bits)
         if made.function is None and same and (codes.low, codes.high) == before.ends:
             return made  # it was quantized so already
-        if before.bits > 8 or codes.bits > 8:
-            raise UnsupportedError("a function of a 16-bit value, for which there is no table")
+        if made.function is None and wide:
+            return rescaled(self.layers, before, name, codes.scale, codes.zero, codes.bits)
         tensor = replace(before, name=name, scale=codes.scale, zero=codes.zero, bits=codes.bits)
         table = np.clip(np.rint(made.values() / codes.scale) + codes.zero, codes.low, codes.high)
-        self.layers.append(Table(name, before, tensor, table.astype(np.int8)))
+        self.layers.append(Table(name, before, tensor, table.astype(tensor.dtype)))
         return Coded(tensor)
 
     # ---- operators -----------------------------------------------------------------------------------------------
 
     def _behind(self, node: ir.Node, waiting: Waiting) -> Waiting:
         """What stands between a kernel and its QuantizeLinear: clips, and the constant that is a product's bias."""
+        if node.op_type == "LeakyRelu" and number(node, "alpha", 0.01) == 1:
+            return waiting  # the writer puts it where onnxruntime would fuse 16-bit codes into an 8-bit kernel
         if node.op_type in ("Relu", "Clip"):
             low, high = self._bounds(node)
             low, high = (float(np.clip(end, low, high)) for end in (waiting.low, waiting.high))
@@ -285,10 +295,14 @@ class _Walk:
             strides = node.attributes.get_ints("strides", [1] * rank)
             first = spread(self.layers, in_channels_last(self.layers, data[0]), tuple(strides or ()))
             self.known[name] = forms.conv_transpose(node, operands | {0: first})
-        elif node.op_type in forms.ORDERED:
+        elif node.op_type in forms.ORDERED and not (node.op_type == "MatMul" and len(data) == 2):
             as_it_lies = node.op_type == "ReduceMean"
             first = data[0] if as_it_lies else in_order(self.layers, data[0], tuple(range(len(data[0].shape))))
             self.known[name] = forms.ORDERED[node.op_type](node, operands | {0: first})
+        elif node.op_type in SEQUENCES:
+            self.known[name] = SEQUENCES[node.op_type](self.layers, node, operands)
+        elif node.op_type in ("LSTM", "GRU"):
+            self.known |= recurrent(self.layers, node, operands)
         elif node.op_type in ("Add", "Sum", "Sub", "Mul") and len(node.inputs) == 2:
             self.known[name] = self._elementwise(node, operands)
         else:
@@ -298,8 +312,7 @@ class _Walk:
         """Whether it computes each value from one code: all it reads are functions of one tensor, and numbers."""
         tensors = {v.tensor.name for v in operands.values() if isinstance(v, Coded)}
         numbers = all(v.array.size == 1 for v in operands.values() if isinstance(v, Constant))
-        bits = max(v.tensor.bits for v in operands.values() if isinstance(v, Coded))
-        return node.op_type in FUNCTIONS and len(tensors) == 1 and numbers and bits <= 8
+        return node.op_type in FUNCTIONS and len(tensors) == 1 and numbers
 
     def _elementwise(self, node: ir.Node, operands: dict[int, Coded | Constant]) -> Waiting:
         shape = tuple(int(d) for d in node.outputs[0].shape or ())  # type: ignore[arg-type]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.integer.bounds import bounds_of
+from lowbit.integer.bounds import layer_bounds
 from lowbit.integer.plan import Plan, plan
-from lowbit.integer.program import Add, Conv, Copy, Layer, Multiply, Program, Table
+from lowbit.integer.program import Add, Conv, Copy, Layer, Multiply, Normalize, Program, Recurrent, Table
 from lowbit.integer.weights import stored
 
 _COLUMNS = 48  # of the drawing: the arena from its first byte to its last
@@ -23,15 +23,15 @@ class Memory:
 
     @staticmethod
     def of(program: Program) -> "Memory":
-        placed, bounds = plan(program), {bound.layer: bound for bound in bounds_of(program)}
+        placed = plan(program)
         rows = []
         for step, layer in enumerate(program.layers, 1):
             row: dict[str, Any] = {"layer": layer.name, "kind": type(layer).__name__, "shape": layer.output.shape[1:]}
-            row |= {"products": layer.products if isinstance(layer, Conv) else 0, "flash": constants(layer)}
+            row |= {"products": getattr(layer, "products", 0), "flash": constants(layer)}
             row |= {"ram": placed.alive(step), "step": step}
-            if layer.name in bounds:
-                bound = bounds[layer.name]
-                row |= {"accumulator_bits": bound.bits, "avx2_saturates": bound.saturates}
+            if bounds := [bound for bound, _ in layer_bounds(layer)]:
+                row["accumulator_bits"] = max(bound.bits for bound in bounds)
+                row["avx2_saturates"] = any(bound.saturates for bound in bounds)
             rows.append(row)
         return Memory(rows, placed)
 
@@ -81,7 +81,11 @@ def constants(layer: Layer) -> int:
         beside = layer.bias.itemsize + layer.rescale.multiplier.itemsize + 1
         return int(stored(layer).nbytes) + len(layer.weight) * beside
     if isinstance(layer, Table):
-        return int(layer.table.size)
+        return int(layer.table.nbytes)
+    if isinstance(layer, Normalize):
+        return int(layer.weight.nbytes + layer.bias.nbytes)
+    if isinstance(layer, Recurrent):  # beside the tanh table, which all share
+        return int(layer.weight.nbytes + layer.recurrent.nbytes) + 2 * 9 * len(layer.weight)
     if isinstance(layer, (Add, Multiply)):
         return 0 if layer.constant is None else int(np.asarray(layer.constant).nbytes)
     if isinstance(layer, Copy):

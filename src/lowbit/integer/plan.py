@@ -7,7 +7,7 @@ Lee 2020, arXiv 2001.03288, section 5).
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lowbit.integer.program import Conv, Program
+from lowbit.integer.program import Conv, Program, Recurrent
 from lowbit.integer.weights import row_of
 
 ALIGNMENT = 4  # bytes; int32 accumulators never lie in the arena
@@ -50,7 +50,12 @@ def scratch_name(layer: str) -> str:
 
 
 def scratch_bytes(layer: object) -> int:
-    """The window of its input that a convolution gathers before it multiplies; a depthwise one unpacks its weights."""
+    """The window of its input that a convolution gathers before it multiplies; a depthwise one unpacks its weights.
+
+    A recurrent layer has all gates of a step, from the input and from its own state.
+    """
+    if isinstance(layer, Recurrent):
+        return 2 * 4 * len(layer.weight)
     if not isinstance(layer, Conv):
         return 0
     if layer.depthwise:

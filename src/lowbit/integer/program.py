@@ -5,85 +5,12 @@ Source of the arithmetic: Jacob et al. 2018 (arXiv 1712.05877), section 2; docs/
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.errors import UnsupportedError
-
-Ints = NDArray[np.integer[Any]]
-Rounding = Literal["once", "twice"]
-"""How an accumulator becomes a code; the one place that says so.
-
-once    y = (acc · multiplier + 2^(30 + shift)) >> (31 + shift): the 64-bit product is rounded once, half up
-twice   TFLite's and ARM's rule: the product's high 31 bits rounded to nearest, then shifted with rounding half away
-        from zero. Two roundings: about one code in a thousand differs from `once` by one
-"""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A value of the program, for one sample: real = (code − zero) · scale.
-
-    shape   as it lies in memory, channels last; the first axis is the batch, 1
-    order   axis i of the memory is axis order[i] of the ONNX value: (0, 2, 3, 1) is NCHW turned to NHWC
-    bits    of a code: codes are signed, and of at most 8 bits int8, else int16
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    order: tuple[int, ...]
-    scale: float
-    zero: int
-    bits: int = 8
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.int8 if self.bits <= 8 else np.int16)
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape))
-
-    @property
-    def bytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """The lowest and the highest code."""
-        return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
-
-
-@dataclass(frozen=True)
-class Rescale:
-    """A positive factor, or one an output channel, as integers: multiplier · 2^(left − 31 − shift).
-
-    multiplier   int32, 2^30 ≤ multiplier < 2^31 (Q31); 0 where the factor is below 2^−62
-    shift        int32, at least 1
-    left         bits that accumulators are shifted up before, the same for all; 0 unless a factor is 1/2 or more
-    """
-
-    multiplier: Ints
-    shift: Ints
-    left: int = 0
-
-    @staticmethod
-    def of(factors: "float | NDArray[np.float64]") -> "Rescale":
-        factor = np.atleast_1d(np.asarray(factors, np.float64))
-        if not np.all(np.isfinite(factor)) or np.any(factor < 0) or factor.max() >= 2**15:
-            raise UnsupportedError(
-                f"a scale is multiplied by {factor.max():g}, which no rescaling in integers reaches."
-            )
-        mantissa, exponent = np.frexp(factor)
-        multiplier = np.rint(mantissa * 2.0**31).astype(np.int64)
-        exponent = np.where(multiplier == 2**31, exponent + 1, exponent)
-        multiplier = np.where(multiplier == 2**31, 2**30, multiplier)
-        gone = (exponent < -31) | (factor == 0)
-        multiplier, exponent = np.where(gone, 0, multiplier), np.where(gone, -1, exponent)
-        left = max(0, int(exponent.max()) + 1)
-        return Rescale(multiplier.astype(np.int32), (left - exponent).astype(np.int32), left)
+from lowbit.integer.sequences import Normalize, Product, Recurrent, Softmax
+from lowbit.integer.tensors import Ints, Rescale, Rounding, Tensor
 
 
 @dataclass(frozen=True)
@@ -121,8 +48,8 @@ class Conv:
 
     @property
     def packed(self) -> bool:
-        """Whether all weights fit in 4 bits: two of them share a byte of flash."""
-        return bool(self.weight.min(initial=0) >= -8 and self.weight.max(initial=0) <= 7)
+        """Whether all weights fit in 4 bits: two of them share a byte of flash. Not beside 16-bit codes."""
+        return self.input.bits <= 8 and bool(self.weight.min(initial=0) >= -8 and self.weight.max(initial=0) <= 7)
 
     @property
     def depthwise(self) -> bool:
@@ -244,7 +171,10 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class Table:
-    """y = table[x + 128]: any function of one value of at most 8 bits; int8, (256,)."""
+    """Any function of one value: y = table[x + 128]; of 16 bits a straight line between two of 513 entries.
+
+    table   of y's type: (256,); or (513,), of which entry i belongs to the code 128 · i − 32,768
+    """
 
     name: str
     input: Tensor
@@ -286,7 +216,7 @@ class Copy:
         return self.sources
 
 
-Layer = Conv | Add | Multiply | AveragePool | MaxPool | Table | Copy
+Layer = Conv | Add | Multiply | AveragePool | MaxPool | Table | Copy | Product | Softmax | Normalize | Recurrent
 
 
 @dataclass(frozen=True)
@@ -306,3 +236,25 @@ class Program:
         """Inputs, then what each layer makes."""
         yield from self.inputs
         yield from (layer.output for layer in self.layers)
+
+
+__all__ = [
+    "Add",
+    "AveragePool",
+    "Conv",
+    "Copy",
+    "Ints",
+    "Layer",
+    "MaxPool",
+    "Multiply",
+    "Normalize",
+    "Piece",
+    "Product",
+    "Program",
+    "Recurrent",
+    "Rescale",
+    "Rounding",
+    "Softmax",
+    "Table",
+    "Tensor",
+]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.integer import kernels
+from lowbit.integer import kernels, sequence_kernels
 from lowbit.integer.program import (
     Add,
     AveragePool,
@@ -15,11 +15,16 @@ from lowbit.integer.program import (
     Layer,
     MaxPool,
     Multiply,
+    Normalize,
+    Product,
     Program,
+    Recurrent,
     Rescale,
+    Softmax,
     Table,
     Tensor,
 )
+from lowbit.integer.sequences import HALVES, tanh_table
 
 Codes = dict[str, Ints]  # tensor name → (samples, size), as the codes lie in memory
 
@@ -36,8 +41,8 @@ def run(program: Program, inputs: Mapping[str, Ints]) -> Codes:
 
 
 def spatial(tensor: Tensor) -> tuple[int, int, int, int]:
-    """Depth, height, width, channels: the axes behind the batch, missing ones 1."""
-    shape = tensor.shape[1:] or (1,)
+    """Depth, height, width, channels: the axes behind the batch, missing ones 1; of a sequence (steps, 1, channels)."""
+    shape = (tensor.shape[1:] if tensor.shape[0] == 1 else tensor.shape) or (1,)
     *positions, channels = shape if len(shape) <= 4 else (int(np.prod(shape[:-3])), *shape[-3:])
     d, h, w = (*(1,) * (3 - len(positions)), *positions)
     return d, h, w, channels
@@ -45,11 +50,12 @@ def spatial(tensor: Tensor) -> tuple[int, int, int, int]:
 
 def _convolve(layer: Conv, x: Sequence[Ints], y: Ints, program: Program) -> None:
     outputs = len(layer.weight) // layer.groups
-    weight = layer.weight.reshape(layer.groups, outputs, *layer.weight.shape[1:]).astype(np.int32)
-    weight = np.ascontiguousarray(np.moveaxis(weight, 1, -1))
+    weight = layer.weight.reshape(layer.groups, outputs, *layer.weight.shape[1:])
+    wide = np.int32 if layer.input.bits <= 8 else np.int64
+    weight, total = np.ascontiguousarray(np.moveaxis(weight, 1, -1).astype(wide)), np.zeros(len(layer.weight), wide)
     multiplier, shift = layer.rescale.multiplier.astype(np.int64), layer.rescale.shift.astype(np.int64)
     kernels.convolve(
-        x[0], y, weight, layer.bias, multiplier, shift, layer.rescale.left, program.rounding == "twice",
+        x[0], y, weight, total, layer.bias, multiplier, shift, layer.rescale.left, program.rounding == "twice",
         spatial(layer.input), spatial(layer.output), layer.strides, layer.pads, layer.dilations, layer.input.zero,
         _ends(layer),
     )  # fmt: skip
@@ -91,7 +97,10 @@ def _largest(layer: MaxPool, x: Sequence[Ints], y: Ints, program: Program) -> No
 
 
 def _look_up(layer: Table, x: Sequence[Ints], y: Ints, program: Program) -> None:
-    y[:] = layer.table[x[0].astype(np.int16) + 128]
+    if layer.input.bits > 8:
+        kernels.interpolate(x[0], y, layer.table)
+    else:
+        y[:] = layer.table[x[0].astype(np.int16) + 128]
 
 
 def _copy(layer: Copy, x: Sequence[Ints], y: Ints, program: Program) -> None:
@@ -101,6 +110,37 @@ def _copy(layer: Copy, x: Sequence[Ints], y: Ints, program: Program) -> None:
         read = np.add.reduce(np.meshgrid(*_walks(piece.counts, piece.read_steps), indexing="ij")) + piece.read_from
         write = np.add.reduce(np.meshgrid(*_walks(piece.counts, piece.write_steps), indexing="ij")) + piece.write_to
         y[:, write.reshape(-1)] = x[piece.source][:, read.reshape(-1)]
+
+
+def _product(layer: Product, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    rows, columns = layer.output.shape[-2:]
+    sizes = layer.output.size // (rows * columns), rows, columns, layer.depth
+    double = program.rounding == "twice"
+    zeros = layer.a.zero, layer.b.zero
+    sequence_kernels.product(x[0], x[1], y, sizes, zeros, *_numbers(layer.rescale), double, _ends(layer))
+
+
+def _softmax(layer: Softmax, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    sequence_kernels.softmax(x[0], y, layer.length, layer.exponent, layer.factor, HALVES, _ends(layer))
+
+
+def _normalize(layer: Normalize, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    weight, bias = layer.weight.astype(np.int64), layer.bias.astype(np.int64)
+    sequence_kernels.normalize(x[0], y, weight, bias, layer.shift, layer.epsilon, _ends(layer))
+
+
+def _recurrent(layer: Recurrent, x: Sequence[Ints], y: Ints, program: Program) -> None:
+    samples, hidden = len(x[0]), layer.hidden
+    states = [state.copy() for state in x[1:]] or [np.zeros((samples, hidden), np.int16) for _ in range(2)]
+    factors = layer.rescale, layer.again
+    multipliers, shifts = (
+        tuple(getattr(factor, key).astype(np.int64) for factor in factors) for key in ("multiplier", "shift")
+    )
+    sequence_kernels.recurrent(
+        x[0].reshape(samples, layer.steps, -1), states[0], states[-1], y.reshape(samples, -1, hidden),
+        layer.kind == "LSTM", layer.reverse, (layer.weight, layer.recurrent), (layer.bias, layer.bias_recurrent),
+        multipliers, shifts, tuple(factor.left for factor in factors), tanh_table(),
+    )  # fmt: skip
 
 
 def _walks(counts: Sequence[int], steps: Sequence[int]) -> list[Ints]:
@@ -117,7 +157,7 @@ def window_out(layer: AveragePool) -> tuple[int, int, int, int]:
     return shape if shape[3] == size[3] else (1, positions, 1, size[3])
 
 
-def _ends(layer: Conv | Add | Multiply | AveragePool) -> tuple[int, int, int]:
+def _ends(layer: Conv | Add | Multiply | AveragePool | Product | Softmax | Normalize) -> tuple[int, int, int]:
     return layer.output.zero, layer.low, layer.high
 
 
@@ -129,4 +169,8 @@ _KERNELS: Mapping[type[Layer], Callable[[Any, Sequence[Ints], Ints, Program], No
     MaxPool: _largest,
     Table: _look_up,
     Copy: _copy,
+    Product: _product,
+    Softmax: _softmax,
+    Normalize: _normalize,
+    Recurrent: _recurrent,
 }

@@ -16,48 +16,27 @@ from lowbit.integer.program import (
     AveragePool,
     Conv,
     Copy,
-    Ints,
     Layer,
     MaxPool,
     Multiply,
     Program,
-    Rounding,
+    Rescale,
     Table,
     Tensor,
 )
 from lowbit.integer.reference import spatial
 from lowbit.integer.tflite_moves import moves
+from lowbit.integer.tflite_writer import Writer
 
-# The version of each operator that reads int8, by which old runtimes refuse what they would compute wrongly.
-_VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 12, "RESHAPE": 1}
-_INT8_VERSION = 2
 _SAME, _VALID = 0, 1
 _NONE, _RELU, _RELU6 = 0, 1, 3
-_OPTIONS = {
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "FULLY_CONNECTED": "FullyConnectedOptions",
-    "ADD": "AddOptions",
-    "SUB": "SubOptions",
-    "MUL": "MulOptions",
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "MEAN": "ReducerOptions",
-    "RESHAPE": "ReshapeOptions",
-    "CONCATENATION": "ConcatenationOptions",
-    "STRIDED_SLICE": "StridedSliceOptions",
-    "TRANSPOSE": "TransposeOptions",
-    "PAD": "PadOptions",
-    "PADV2": "PadV2Options",
-    "QUANTIZE": "QuantizeOptions",
-}
 
 
 def write_tflite(program: Program) -> bytes:
     """The flatbuffer; UnsupportedError names the layers that TFLite has no operator for."""
-    if wide := [t.name for t in program.tensors() if t.bits > 8]:
-        raise UnsupportedError(f"'{wide[0]}' has 16-bit codes, which are not written as TFLite yet. Use 8 bits.")
-    writer = _Writer(program.rounding)
+    if uneven := [t.name for t in program.tensors() if t.bits > 8 and t.zero]:
+        raise UnsupportedError(f"'{uneven[0]}': 16-bit codes in TFLite have no zero point. Quantize to int16.")
+    writer = Writer(program.rounding)
     inputs, wrong = [writer.tensor(tensor) for tensor in program.inputs], []
     for layer in program.layers:
         try:
@@ -70,137 +49,17 @@ def write_tflite(program: Program) -> bytes:
     return writer.file(inputs, outputs)
 
 
-class _Writer:
-    """A model with one subgraph, built from its leaves up.
-
-    tensors, buffers, operators   offsets of finished tables; codes is (operator, version) → index
-    known                         (name, shape) → index of a tensor: a view in another shape is another tensor
-    """
-
-    def __init__(self, rounding: Rounding) -> None:
-        self.rounding = rounding
-        try:
-            import flatbuffers
-            import tflite
-        except ImportError as error:
-            raise UnsupportedError("TFLite files need its schema: pip install 'lowbit[tflite]'.") from error
-        self.schema: Any = tflite
-        self.builder: Any = flatbuffers.Builder(1 << 16)
-        self.tensors: list[int] = []
-        self.buffers: list[int] = [self._table("Buffer")]  # the first is that of all tensors without data
-        self.operators: list[int] = []
-        self.codes: dict[tuple[str, int], int] = {}
-        self.known: dict[tuple[str, tuple[int, ...]], int] = {}
-        self.latest: dict[str, Tensor] = {}
-
-    # ---- tensors -------------------------------------------------------------------------------------------------
-
-    def tensor(self, tensor: Tensor) -> int:
-        """The index of an activation."""
-        key = tensor.name, tensor.shape
-        if key not in self.known:
-            scales, zeros = np.array([tensor.scale]), np.array([tensor.zero])
-            self.known[key] = self._tensor(tensor.name, tensor.shape, np.dtype(np.int8), 0, scales, zeros, 0)
-            self.latest.setdefault(tensor.name, tensor)
-        return self.known[key]
-
-    def read(self, tensor: Tensor) -> int:
-        """The same, reshaped where it was made in another shape."""
-        made = self.latest.get(tensor.name)
-        if made is not None and made.shape != tensor.shape and (tensor.name, tensor.shape) not in self.known:
-            source = self.tensor(made)
-            shape = self.constant(f"{tensor.name}/shape", np.array(tensor.shape, np.int32))
-            self.operator("RESHAPE", [source, shape], [self.tensor(tensor)])
-        return self.tensor(tensor)
-
-    def constant(self, name: str, array: Ints, scales: "np.ndarray | None" = None, axis: int = 0, zero: int = 0) -> int:
-        """The index of a constant; scales along an axis make it quantized."""
-        data = self.builder.CreateNumpyVector(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        self.buffers.append(self._table("Buffer", Data=data))
-        zeros = None if scales is None else np.full(len(scales), zero)
-        return self._tensor(name, array.shape, array.dtype, len(self.buffers) - 1, scales, zeros, axis)
-
-    def _tensor(
-        self, name: str, shape: Sequence[int], dtype: np.dtype[Any], buffer: int,
-        scales: "np.ndarray | None", zeros: "np.ndarray | None", axis: int,
-    ) -> int:  # fmt: skip
-        fields: dict[str, Any] = {}
-        if scales is not None and zeros is not None:
-            scale = self.builder.CreateNumpyVector(scales.astype(np.float32))
-            zero = self.builder.CreateNumpyVector(zeros.astype(np.int64))
-            quantization = {"Scale": scale, "ZeroPoint": zero, "QuantizedDimension": axis}
-            fields["Quantization"] = self._table("QuantizationParameters", **quantization)
-        types = {"int8": self.schema.TensorType.INT8, "int32": self.schema.TensorType.INT32}
-        fields |= {"Name": self.builder.CreateString(name), "Type": types[dtype.name], "Buffer": buffer}
-        fields["Shape"] = self.builder.CreateNumpyVector(np.array(shape, np.int32))
-        self.tensors.append(self._table("Tensor", **fields))
-        return len(self.tensors) - 1
-
-    # ---- operators -----------------------------------------------------------------------------------------------
-
-    def operator(self, name: str, inputs: Sequence[int], outputs: Sequence[int], **options: Any) -> None:
-        key = name, _VERSIONS.get(name, _INT8_VERSION)
-        code = self.codes.setdefault(key, len(self.codes))
-        kind = _OPTIONS[name]
-        fields = {
-            "Inputs": self.builder.CreateNumpyVector(np.array(inputs, np.int32)),
-            "Outputs": self.builder.CreateNumpyVector(np.array(outputs, np.int32)),
-            "BuiltinOptions": self._table(kind, **options),
-            "BuiltinOptionsType": getattr(self.schema.BuiltinOptions, kind),
-            "OpcodeIndex": code,
-        }
-        self.operators.append(self._table("Operator", **fields))
-
-    def file(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
-        builder = self.builder
-        codes = []
-        for name, version in self.codes:
-            number = getattr(self.schema.BuiltinOperator, name)
-            codes.append(
-                self._table("OperatorCode", DeprecatedBuiltinCode=min(number, 127), BuiltinCode=number, Version=version)
-            )
-        fields = {
-            "Tensors": self._vector(self.tensors),
-            "Inputs": builder.CreateNumpyVector(np.array(inputs, np.int32)),
-            "Outputs": builder.CreateNumpyVector(np.array(outputs, np.int32)),
-            "Operators": self._vector(self.operators),
-            "Name": builder.CreateString("main"),
-        }
-        subgraph = self._table("SubGraph", **fields)
-        fields = {
-            "Version": 3,
-            "OperatorCodes": self._vector(codes),
-            "Subgraphs": self._vector([subgraph]),
-            "Description": builder.CreateString("lowbit"),
-            "Buffers": self._vector(self.buffers),
-        }
-        builder.Finish(self._table("Model", **fields), b"TFL3")
-        return bytes(builder.Output())
-
-    def _table(self, kind: str, **fields: Any) -> int:
-        """A table of the schema; vectors, strings and tables in it are offsets that are finished already."""
-        getattr(self.schema, f"{kind}Start")(self.builder)
-        for name, value in fields.items():
-            getattr(self.schema, f"{kind}Add{name}")(self.builder, value)
-        return int(getattr(self.schema, f"{kind}End")(self.builder))
-
-    def _vector(self, offsets: Sequence[int]) -> int:
-        self.builder.StartVector(4, len(offsets), 4)
-        for offset in reversed(offsets):
-            self.builder.PrependUOffsetTRelative(offset)
-        return int(self.builder.EndVector())
-
-
 # ---- layers --------------------------------------------------------------------------------------------------------
 
 
-def _conv(writer: _Writer, layer: Conv) -> None:
+def _conv(writer: Writer, layer: Conv) -> None:
     rows = layer.weight.reshape(len(layer.weight), -1).astype(np.int64)
     bias = layer.bias + layer.input.zero * rows.sum(1)
     if layer.weight.shape[1] != 1:
         raise UnsupportedError("a convolution over depth")
     bias_scale = layer.weight_scale.astype(np.float32) * np.float32(layer.input.scale)
-    biases = writer.constant(f"{layer.name}/bias", bias.astype(np.int32), bias_scale)
+    kind = np.int32 if layer.input.bits <= 8 else np.int64
+    biases = writer.constant(f"{layer.name}/bias", bias.astype(kind), bias_scale)
     weight, scales = layer.weight[:, 0], layer.weight_scale
     activation = _activation(layer)
     if len(layer.input.shape) == 2 and writer.rounding == "once":  # LiteRT's own kernel for it rounds once
@@ -233,7 +92,7 @@ def _four(tensor: Tensor) -> Tensor:
     return replace(tensor, shape=(1, h, w, c))
 
 
-def _padded(writer: _Writer, layer: Conv | MaxPool, kernel: Sequence[int], fill: int) -> tuple[int, int]:
+def _padded(writer: Writer, layer: Conv | MaxPool, kernel: Sequence[int], fill: int) -> tuple[int, int]:
     """(tensor, padding): TFLite knows SAME and VALID, what is padded otherwise is padded first."""
     data, output = _four(layer.input), _four(layer.output)
     total, front = [], []
@@ -255,7 +114,7 @@ def _padded(writer: _Writer, layer: Conv | MaxPool, kernel: Sequence[int], fill:
         writer.operator("PAD", [writer.read(data), paddings], [writer.tensor(wide)])
     else:
         scale = np.array([data.scale])
-        value = writer.constant(f"{layer.name}/fill", np.array([fill], np.int8), scale, zero=data.zero)
+        value = writer.constant(f"{layer.name}/fill", np.array([fill], data.dtype), scale, zero=data.zero)
         writer.operator("PADV2", [writer.read(data), paddings, value], [writer.tensor(wide)])
     return writer.tensor(wide), _VALID
 
@@ -275,29 +134,29 @@ def _activation(layer: Conv | Add | Multiply) -> int:
     raise UnsupportedError(f"codes clipped to {layer.low} … {layer.high}, which is neither ReLU nor ReLU6")
 
 
-def _binary(writer: _Writer, layer: Add | Multiply) -> None:
+def _binary(writer: Writer, layer: Add | Multiply) -> None:
     name = "MUL" if isinstance(layer, Multiply) else "ADD" if layer.multipliers[1] > 0 else "SUB"
     first = writer.read(layer.a)
     if layer.constant is None:
         second = writer.read(layer.b)
     else:
-        array = layer.constant.astype(np.int8)
+        array = layer.constant.astype(layer.a.dtype)
         second = writer.constant(f"{layer.name}/b", array, np.array([layer.b.scale]), zero=layer.b.zero)
     options = {"FusedActivationFunction": _activation(layer)}
     writer.operator(name, [first, second], [writer.tensor(layer.output)], **options)
 
 
-def _average(writer: _Writer, layer: AveragePool) -> None:
+def _average(writer: Writer, layer: AveragePool) -> None:
     data, output = _four(layer.input), layer.output
-    if (layer.low, layer.high) != output.ends:
-        raise UnsupportedError("an average with a clip behind it")
     if layer.kernel[1:] == data.shape[1:3] and output.size == data.shape[3]:
         whole = replace(output, shape=(1, 1, 1, data.shape[3]))
         axes = writer.constant(f"{layer.name}/axes", np.array([1, 2], np.int32))
         writer.operator("MEAN", [writer.read(data), axes], [writer.tensor(whole)], KeepDims=True)
         return
-    if layer.count_padding and any(layer.pads):
-        raise UnsupportedError("an average that counts its padding")
+    if layer.count_padding or not any(layer.pads):
+        return _conv(writer, _as_product(layer))
+    if (layer.low, layer.high) != output.ends:
+        raise UnsupportedError("an average with padding that does not count and a clip behind it")
     same = replace(output, name=f"{layer.name}/pooled", shape=_four(output).shape, scale=data.scale, zero=data.zero)
     equal = (data.scale, data.zero) == (output.scale, output.zero)
     target = _four(output) if equal else same
@@ -308,28 +167,43 @@ def _average(writer: _Writer, layer: AveragePool) -> None:
         writer.operator("QUANTIZE", [writer.tensor(target)], [writer.tensor(_four(output))])
 
 
-def _largest(writer: _Writer, layer: MaxPool) -> None:
+def _as_product(layer: AveragePool) -> Conv:
+    """The depthwise convolution with ones: AVERAGE_POOL_2D rounds in the scale of its input, which is too coarse."""
+    channels, places = layer.input.shape[-1], int(np.prod(layer.kernel))
+    scales = np.full(channels, 1 / places)
+    return Conv(
+        layer.name, layer.input, layer.output, np.ones((channels, *layer.kernel, 1), np.int8),
+        np.full(channels, -layer.input.zero * places, np.int32),
+        Rescale.of(scales * layer.input.scale / layer.output.scale), layer.strides, layer.pads, (1, 1, 1), channels,
+        layer.low, layer.high, scales,
+    )  # fmt: skip
+
+
+def _largest(writer: Writer, layer: MaxPool) -> None:
     if layer.dilations != (1, 1, 1):
         raise UnsupportedError("a dilated maximum")
-    data, padding = _padded(writer, layer, layer.kernel[1:], -128)
+    data, padding = _padded(writer, layer, layer.kernel[1:], layer.input.ends[0])
     options = {"Padding": padding, "StrideH": layer.strides[1], "StrideW": layer.strides[2]}
     options |= {"FilterHeight": layer.kernel[1], "FilterWidth": layer.kernel[2]}
     writer.operator("MAX_POOL_2D", [data], [writer.tensor(_four(layer.output))], **options)
 
 
-def _table(writer: _Writer, layer: Table) -> None:
+def _table(writer: Writer, layer: Table) -> None:
     raise UnsupportedError("a table of codes")
 
 
-def _copy(writer: _Writer, layer: Copy) -> None:
+def _copy(writer: Writer, layer: Copy) -> None:
     """Codes in other places, as the operators of TFLite that move them so."""
     sources = [writer.read(tensor) for tensor in layer.sources]
+    made = -1
     for name, order, constants, options, output in moves(layer):
         given = [writer.constant(f"{layer.name}/{index}", array) for index, array in enumerate(constants)]
-        writer.operator(name, [*(sources[i] for i in order), *given], [writer.tensor(output)], **options)
+        read = [sources[i] if i >= 0 else made for i in order]
+        made = writer.tensor(output)
+        writer.operator(name, [*read, *given], [made], **options)
 
 
-_STEPS: Mapping[type[Layer], Callable[[_Writer, Any], None]] = {
+_STEPS: Mapping[type[Layer], Callable[[Writer, Any], None]] = {
     Conv: _conv,
     Add: _binary,
     Multiply: _binary,

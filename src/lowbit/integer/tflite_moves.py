@@ -1,6 +1,7 @@
-"""Copies as TFLite's operators: which of CONCATENATION, PAD, STRIDED_SLICE and TRANSPOSE moves codes the same way."""
+"""Copies as TFLite's operators: CONCATENATION, PAD, STRIDED_SLICE, TRANSPOSE, RESIZE_NEAREST_NEIGHBOR or several."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from lowbit.errors import UnsupportedError
 from lowbit.integer.program import Copy, Ints, Piece, Tensor
 
-Move = tuple[str, list[int], list[Ints], dict[str, Any], Tensor]  # operator, sources, constants, options, output
+Move = tuple[str, list[int], list[Ints], dict[str, Any], Tensor]
+# operator, sources (-1: what the move before made), constants, options, output
 
 
 def moves(layer: Copy) -> Iterator[Move]:
@@ -33,11 +35,17 @@ def moves(layer: Copy) -> Iterator[Move]:
         if np.array_equal(np.pad(lies, pads, constant_values=-1), index):
             yield "PAD", [0], [pads], {}, output
             return
+    if layer.fill == source.zero and (strides := _spread(lies, index)) is not None:
+        yield from _spreading(layer, strides)
+        return
     if layer.fill is None:
+        if (lies.ndim == 4 == index.ndim) and np.array_equal(_repeated(lies, index.shape), index):
+            yield "RESIZE_NEAREST_NEIGHBOR", [0], [np.array(index.shape[1:3], np.int32)], {}, output
+            return
         found = _slice(lies, index)
         if found is not None:
-            begin, end, strides = (np.array(numbers, np.int32) for numbers in found)
-            yield "STRIDED_SLICE", [0], [begin, end, strides], {}, output
+            begin, end, step = (np.array(numbers, np.int32) for numbers in found)
+            yield "STRIDED_SLICE", [0], [begin, end, step], {}, output
             return
         for order in permutations(range(lies.ndim)):
             turned = lies.transpose(order)
@@ -45,6 +53,40 @@ def moves(layer: Copy) -> Iterator[Move]:
                 yield "TRANSPOSE", [0], [np.array(order, np.int32)], {}, output
                 return
     raise UnsupportedError("values moved in a way that is no pad, slice or transpose")
+
+
+def _repeated(lies: Ints, shape: Sequence[int]) -> Ints:
+    """Each position as often as the shape asks for."""
+    for axis in (1, 2):
+        lies = np.repeat(lies, max(1, shape[axis] // lies.shape[axis]), axis)
+    return lies
+
+
+def _spread(lies: Ints, index: Ints) -> tuple[int, int] | None:
+    """Strides of height and width between which fillings stand."""
+    if lies.ndim != 4 or index.ndim != 4:
+        return None
+    strides = [(index.shape[a] - 1) // max(lies.shape[a] - 1, 1) or 1 for a in (1, 2)]
+    spread = np.full(index.shape, -1)
+    target = spread[:, :: strides[0], :: strides[1]]
+    if target.shape != lies.shape:
+        return None
+    target[:] = lies
+    return (strides[0], strides[1]) if np.array_equal(spread, index) else None
+
+
+def _spreading(layer: Copy, strides: tuple[int, int]) -> Iterator[Move]:
+    """Zeros between positions: a pad of an axis of one that stands behind each, then the last ones are cut off."""
+    (source,), output = layer.sources, layer.output
+    _, h, w, c = source.shape
+    shapes = (h, 1, w, 1, c), (h, strides[0], w, strides[1], c), (1, h * strides[0], w * strides[1], c)
+    apart, padded, wide = (replace(output, name=f"{layer.name}/{i}", shape=shape) for i, shape in enumerate(shapes))
+    pads = np.array([[0, 0], [0, strides[0] - 1], [0, 0], [0, strides[1] - 1], [0, 0]], np.int32)
+    ends = np.array(output.shape, np.int32)
+    yield "RESHAPE", [0], [np.array(shapes[0], np.int32)], {}, apart
+    yield "PAD", [-1], [pads], {}, padded
+    yield "RESHAPE", [-1], [np.array(shapes[2], np.int32)], {}, wide
+    yield "STRIDED_SLICE", [-1], [np.zeros(4, np.int32), ends, np.ones(4, np.int32)], {}, output
 
 
 def where(layer: Copy) -> Ints:

@@ -16,17 +16,18 @@ Array = NDArray[Any]
 class Coded:
     """A function of the codes of one tensor; what DequantizeLinear gives where `function` is None.
 
-    function   float64, (256,): its value at the codes −128 … 127
+    function   float64, (256,): its value at the codes −128 … 127; of a 16-bit tensor (513,), at every 128th code
     """
 
     tensor: Tensor
     function: NDArray[np.float64] | None = None
 
     def values(self) -> NDArray[np.float64]:
-        """The value at each of the 256 codes."""
+        """The value at each of the 256 codes; of a 16-bit tensor at −32,768, −32,640, … 32,768."""
         if self.function is not None:
             return self.function
-        return (np.arange(-128, 128) - self.tensor.zero) * np.float64(self.tensor.scale)
+        codes = np.arange(-128, 128) if self.tensor.bits <= 8 else np.arange(-(1 << 15), (1 << 15) + 1, 128)
+        return (codes - self.tensor.zero) * np.float64(self.tensor.scale)
 
     @property
     def shape(self) -> tuple[int, ...]:

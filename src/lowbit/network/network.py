@@ -21,6 +21,7 @@ from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
 from lowbit.network.sites import Placement, Site
 from lowbit.network.stored import FakeBias, WeightQuant
 from lowbit.recipe import DYNAMIC
+from lowbit.targets import find_target
 
 
 class Network:
@@ -41,7 +42,9 @@ class Network:
         self.before_steps: dict[str, Tensor] = {}  # parameters that steps may edit, as the float network has them
         for site in placement.sites.values():
             self._insert(site, by_value[site.value], groups)
-        calls = [n for n in self.module.graph.nodes if n.target is lstm and n.meta["node"] in placement.integer]
+        whole = placement.recipe is not None and find_target(placement.recipe.target).whole  # its states are static
+        found = [] if whole else [n for n in self.module.graph.nodes if n.target is lstm]
+        calls = [n for n in found if n.meta["node"] in placement.integer]
         self.lstms = frozenset(str(call.meta["node"]) for call in calls)
         for call in calls:
             self._measure_states(call)

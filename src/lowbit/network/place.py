@@ -26,6 +26,11 @@ from lowbit.numerics.grids import is_whole
 from lowbit.recipe import FLOAT, Recipe, TensorSpec
 from lowbit.targets import COMPUTING, Role, Target, find_target
 
+RECURRENT = ("LSTM", "GRU", "RNN")  # their biases belong to two products, and stay float beside 16-bit gates
+
+
+_FLOATS = (ir.DataType.FLOAT, None)
+
 
 def place(program: ir.Model, recipe: Recipe) -> Placement:
     """Sites for every tensor that the recipe asks for and the target can use."""
@@ -50,12 +55,14 @@ class _Placer:
     integral   values that come out of an integer kernel
     wanted     values that an integer kernel reads
     group      value → the value whose name stands for all that share its scale
+    settled    values that the shapes of inputs decide, as the zeros that a recurrent layer starts from
     """
 
     def __init__(self, graph: ir.Graph, recipe: Recipe, target: Target, nodes: list[ir.Node]) -> None:
         self.graph, self.target, self.nodes = graph, target, nodes
         self.reasons: dict[str, str] = {}
         self.specs = {n.name: recipe.specs(layer_names(n)) for n in nodes}
+        self.settled = _settled(nodes)
         self.role = {str(n.name): self._role(n) for n in nodes}
         ends = [
             [str(v.name) for v in values if v.dtype is ir.DataType.FLOAT] for values in (graph.inputs, graph.outputs)
@@ -88,7 +95,8 @@ class _Placer:
         """
         found: dict[str, bool] = {}
         for node in self.nodes:
-            data, name = [v for v in node.inputs if v is not None and v.const_value is None], str(node.name)
+            computed = [v for v in node.inputs if v is not None and v.const_value is None]
+            data, name = [v for v in computed if v.name not in self.settled], str(node.name)
             clips = self.target.kernels.get(node.op_type) is Role.ABSORB
             coded = clips and all(v.name in sites for v in (*data, *node.outputs))
             is_float = any(v.dtype in (ir.DataType.FLOAT, None) for v in node.outputs)
@@ -105,9 +113,11 @@ class _Placer:
         role = self.target.kernels.get(node.op_type)
         if role is None and any(layers_of(node)):
             role = Role.STORE
+        elif self.target.whole and node.op_type == "MatMul" and not any(layers_of(node)):
+            role = Role.FOLLOW  # a product of two activations
         elif role is None and shares_scale(node):
             role = Role.MOVE
-        if role is None or node.outputs[0].dtype not in (ir.DataType.FLOAT, None):
+        if role is None or node.outputs[0].dtype not in _FLOATS or node.outputs[0].name in self.settled:
             return None
         weights, activations = self.specs[node.name]
         if activations.dynamic and role in (*COMPUTING, Role.STORE):
@@ -128,16 +138,23 @@ class _Placer:
                 return Role.STORE  # integer activations and weights of another kind have no kernel
         return role
 
+    def _data(self, node: ir.Node) -> dict[int, ir.Value]:
+        """Index → input, of the inputs that are neither constants nor weights, biases, shapes or lengths."""
+        several = node.op_type in ("Concat", "Add", "Sub", "Mul", "MatMul", *RECURRENT)
+        given = {i: v for i, v in enumerate(node.inputs if several else node.inputs[:1]) if v is not None}
+        floats = {i: v for i, v in given.items() if v.dtype in _FLOATS and v.name not in self.settled}
+        return {index: value for index, value in floats.items() if float_constant(value) is None}
+
     # ---- which values are quantized ------------------------------------------------------------------------------
 
     def _forward(self, node: ir.Node) -> None:
         role = self.role[str(node.name)]
         follows = role in (Role.FOLLOW, Role.MOVE, Role.ABSORB)
-        if role is Role.CONVOLVE or (follows and any(v.name in self.integral for v in _data(node).values())):
+        if role is Role.CONVOLVE or (follows and any(v.name in self.integral for v in self._data(node).values())):
             self.integral |= {str(v.name) for v in node.outputs}
 
     def _backward(self, node: ir.Node) -> None:
-        role, data = self.role[str(node.name)], list(_data(node).values())
+        role, data = self.role[str(node.name)], list(self._data(node).values())
         behind = {str(self._behind_clip(v).name) for v in node.outputs}
         if role in (Role.FOLLOW, Role.MOVE):
             moves_input = role is Role.MOVE and not self.specs[node.name][1].dynamic
@@ -156,8 +173,8 @@ class _Placer:
         for node in self.nodes:
             if self.role[str(node.name)] is Role.ABSORB and self._is_absorbed(node) and node.inputs[0] is not None:
                 quantized.discard(str(node.inputs[0].name))
-        convolutions = (node for node in self.nodes if self.role[str(node.name)] is Role.CONVOLVE)
-        return quantized | {str(self._behind_clip(node.outputs[0]).name) for node in convolutions}
+        made = (v for n in self.nodes if self.role[str(n.name)] is Role.CONVOLVE for v in n.outputs if v.name)
+        return quantized | {str(self._behind_clip(v).name) for v in made if v.uses() or v.is_graph_output()}
 
     def _is_absorbed(self, clip: ir.Node) -> bool:
         """Whether a clip's only input comes from an integer kernel and goes nowhere else."""
@@ -184,7 +201,7 @@ class _Placer:
     def _share(self, quantized: set[str]) -> None:
         for node in self.nodes:
             if self.role[str(node.name)] is Role.MOVE:
-                tied = [str(v.name) for v in (*_data(node).values(), *node.outputs) if v.name in quantized]
+                tied = [str(v.name) for v in (*self._data(node).values(), *node.outputs) if v.name in quantized]
                 for other in tied[1:]:
                     self.group[self._root(other)] = self._root(tied[0])
 
@@ -212,7 +229,7 @@ class _Placer:
 
     def _reads_integers(self, node: ir.Node, index: int) -> bool:
         role = self.role.get(str(node.name))
-        return (role in COMPUTING or role is Role.MOVE) and index in _data(node)
+        return (role in COMPUTING or role is Role.MOVE) and index in self._data(node)
 
     def _specs_asked(self, value: ir.Value) -> Iterator[TensorSpec]:
         """What rules may give a quantized value: those of makers first, then of readers, across clips and moves.
@@ -234,7 +251,7 @@ class _Placer:
             if node.name in self.specs:
                 yield node
                 if self.role[str(node.name)] in (Role.ABSORB, Role.MOVE):
-                    for other in _data(node).values() if makers else node.outputs:
+                    for other in self._data(node).values() if makers else node.outputs:
                         yield from self._nodes_beside(other, makers)
 
     def _weight_sites(self, node: ir.Node) -> Iterator[Site]:
@@ -252,8 +269,8 @@ class _Placer:
             yield Site(name, "weight", replace(spec, format=kind), str(node.name), name, reader)
 
     def _constant_sites(self, node: ir.Node) -> Iterator[Site]:
-        """The constant operand of an integer Add or Mul."""
-        if self.role[str(node.name)] is not Role.FOLLOW:
+        """The constant operand of an integer Add or Mul; gain and bias of a normalization go into its multipliers."""
+        if self.role[str(node.name)] is not Role.FOLLOW or node.op_type == "LayerNormalization":
             return
         for index, value in enumerate(node.inputs):
             if value is not None and float_constant(value) is not None:
@@ -261,7 +278,7 @@ class _Placer:
                 yield Site(name, "constant", self.specs[node.name][1], str(node.name), name, reader)
 
     def _bias_sites(self, node: ir.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
-        if self.role[str(node.name)] not in (Role.CONVOLVE, Role.MULTIPLY):
+        if self.role[str(node.name)] not in (Role.CONVOLVE, Role.MULTIPLY) or node.op_type in RECURRENT:
             return
         layer, read = next(layers_of(node)), node.inputs[0]
         bias, weights = layer.bias_value, sites.get(str(layer.value.name))
@@ -275,10 +292,14 @@ class _Placer:
             yield Site(name, "bias", FLOAT, str(node.name), name, None, (data.value, weights.value))
 
 
-def _data(node: ir.Node) -> dict[int, ir.Value]:
-    """Index → input, of the inputs that are neither constants nor weights, biases or shapes."""
-    inputs = node.inputs if node.op_type in ("Concat", "Add", "Sub", "Mul") else node.inputs[:1]
-    return {index: v for index, v in enumerate(inputs) if v is not None and float_constant(v) is None}
+def _settled(nodes: list[ir.Node]) -> set[str]:
+    """Values that constants and the shapes of inputs decide."""
+    found: set[str] = set()
+    for node in nodes:
+        given = [v for v in node.inputs if v is not None and v.const_value is None]
+        if given and (node.op_type in ("Shape", "Size") or all(v.name in found for v in given)):
+            found |= {str(v.name) for v in node.outputs}
+    return found
 
 
 __all__ = ["Placement", "Site", "place"]

@@ -47,6 +47,8 @@ def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpe
         return f"{node.op_type} of two activations, which target '{target.name}' computes in float"
     if float_constant(node.inputs[0]) is not None:
         return f"{node.op_type} of two constants"
+    if node.op_type in ("LSTM", "GRU") and not is_standard(node):
+        return f"a {node.op_type} with other activations, clips, peepholes or its reset before the recurrent product"
     if layer.weight.ndim < 2:
         return f"{node.op_type} with a vector, which is not worth an integer kernel"
     if number(node, "alpha", 1) != 1 or number(node, "beta", 1) != 1 or number(node, "transA"):

@@ -1,0 +1,73 @@
+"""The steps of the C that call sequences.c: products of two values, Softmax, LayerNormalization, LSTM and GRU."""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from lowbit.integer.c_writer import Writer, ends_of
+from lowbit.integer.plan import scratch_name
+from lowbit.integer.sequences import Normalize, Product, Recurrent, Softmax
+from lowbit.integer.tensors import Ints, Rescale
+
+
+def _product(writer: Writer, layer: Product) -> Iterator[str]:
+    rows, columns = layer.output.shape[-2:]
+    sizes = {"count": layer.output.size // (rows * columns), "rows": rows, "columns": columns, "depth": layer.depth}
+    factor = layer.rescale
+    numbers = {"multiplier": int(factor.multiplier[0]), "shift": int(factor.shift[0]), "left": factor.left}
+    fields = sizes | {"zeros": (layer.a.zero, layer.b.zero)} | numbers | ends_of(layer)
+    name = "product" if writer.program.rounding == "once" else "product_twice"
+    function = writer.function(name, layer.a.bits, layer.b.bits, layer.output.bits)
+    given = ", ".join(map(writer.place, (layer.a, layer.b, layer.output)))
+    yield f"    {function}({writer.struct('product', layer.name, fields)}, {given});"
+
+
+def _by_rows(section: str, writer: Writer, layer: Softmax | Normalize, fields: Mapping[str, Any]) -> str:
+    rows = {"rows": layer.input.size // layer.length, "length": layer.length}
+    struct = writer.struct(section, layer.name, {**rows, **fields, **ends_of(layer)})
+    function = writer.function(section, layer.input.bits, layer.output.bits)
+    return f"    {function}({struct}, {writer.place(layer.input)}, {writer.place(layer.output)});"
+
+
+def _softmax(writer: Writer, layer: Softmax) -> Iterator[str]:
+    yield _by_rows("softmax", writer, layer, {"exponent": layer.exponent, "factor": layer.factor})
+
+
+def _normalize(writer: Writer, layer: Normalize) -> Iterator[str]:
+    tables = {
+        key: writer.table("int32_t", f"{layer.name}_{key}", array)
+        for key, array in (("weight", layer.weight), ("bias", layer.bias))
+    }
+    numbers = {"shift": layer.shift, "epsilon": layer.epsilon}
+    yield _by_rows("normalize", writer, layer, tables | numbers)
+
+
+def _recurrent(writer: Writer, layer: Recurrent) -> Iterator[str]:
+    fields = {
+        **{"steps": layer.steps, "hidden": layer.hidden, "reverse": int(layer.reverse)},
+        "given": _gates(writer, f"{layer.name}_given", layer.weight, layer.bias, layer.rescale),
+        "own": _gates(writer, f"{layer.name}_own", layer.recurrent, layer.bias_recurrent, layer.again),
+    }
+    struct = writer.struct("recurrent", layer.name, fields)
+    writer.function("gate", 16)  # h
+    function = writer.function(layer.kind.lower(), layer.input.bits)
+    states = [writer.place(state) for state in layer.initial] or ["NULL"] * (2 if layer.kind == "LSTM" else 1)
+    given = ", ".join((writer.place(layer.input), *states, writer.place(layer.output)))
+    yield f"    {function}({struct}, {given}, (int32_t *)(void *)({writer.at(scratch_name(layer.name))}));"
+
+
+def _gates(writer: Writer, name: str, weight: Ints, bias: Ints, rescale: Rescale) -> dict[str, Any]:
+    arrays = {
+        "bias": ("int32_t", bias),
+        "multiplier": ("int32_t", rescale.multiplier),
+        "shift": ("uint8_t", rescale.shift),
+    }
+    tables = {key: writer.table(kind, f"{name}_{key}", array) for key, (kind, array) in arrays.items()}
+    sizes = {"rows": len(weight), "inputs": weight.shape[1], "left": rescale.left}
+    return {"weight": writer.table("int8_t", f"{name}_weight", weight)} | tables | sizes
+
+
+SEQUENCE_STEPS: Mapping[type, Callable[[Writer, Any], Iterator[str]]] = MappingProxyType(
+    {Product: _product, Softmax: _softmax, Normalize: _normalize, Recurrent: _recurrent}
+)
+"""Layer → the lines of C that compute it."""

@@ -1,0 +1,139 @@
+"""Attention, normalization and recurrence in integers: close to float, and the same bytes in C."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compiled import codes_of, program_of, quantized, reference_bytes, run_c
+from toy_networks import network, sqnr_db
+
+from lowbit.engines.compile import ENGINES
+from lowbit.errors import UnsupportedError
+from lowbit.integer.engine import IntegerReference
+from lowbit.integer.program import Normalize, Program, Recurrent, Softmax, Tensor
+from lowbit.integer.reference import run
+from lowbit.integer.sequences import fixed
+from lowbit.model import Model
+
+BLOCK = """
+    f (float[N,6,16] x) => (float[N,6,16] output) {
+        q = MatMul (x, wq)  k = MatMul (x, wk)  v = MatMul (x, wv)
+        kt = Transpose <perm = [0,2,1]> (k)
+        scores = MatMul (q, kt)
+        scaled = Mul (scores, quarter)
+        share = Softmax <axis = -1> (scaled)
+        mixed = MatMul (share, v)
+        sum = Add (mixed, x)
+        normal = LayerNormalization <axis = -1> (sum, gain, shift)
+        up = MatMul (normal, wu)
+        active = Gelu (up)
+        output = MatMul (active, wd)
+    }"""
+
+
+def transformer() -> tuple[Model, dict[str, np.ndarray]]:
+    r = np.random.default_rng(0)
+    square = {f"w{n}": r.normal(size=(16, 16)) / 4 for n in "qkv"}
+    ends = {"wu": r.normal(size=(16, 32)) / 4, "wd": r.normal(size=(32, 16)) / 5}
+    beside = {"gain": r.uniform(0.5, 2, 16), "shift": r.normal(size=16) / 4, "quarter": np.float32(0.25)}
+    return network(BLOCK, **square, **ends, **beside), {"x": r.normal(size=(64, 6, 16)).astype(np.float32)}
+
+
+def test_a_transformers_block_is_31_db_from_float_and_the_same_bytes_in_c(tmp_path: Path):
+    model, batch = transformer()
+    file = quantized(model, batch)
+    program = program_of(file)
+    kinds = [type(layer).__name__ for layer in program.layers]
+    assert kinds.count("Product") == 2
+    assert {"Softmax", "Normalize"} <= set(kinds)
+    exact, ours = model.run(batch)["output"], IntegerReference().compile(file.program)(batch)["output"]
+    assert sqnr_db(exact, ours) > 31  # measured 31.9
+    theirs = ENGINES["onnxruntime"].compile(file.program)(batch)["output"]
+    assert np.abs(ours - theirs).max() < 3.5 * program.outputs[0].scale
+    for rounding in ("once", "twice"):
+        program = program_of(file, rounding)
+        codes = codes_of(program, batch)
+        sanitized = ["-fsanitize=undefined", "-fno-sanitize-recover"]
+        assert run_c(program, codes, tmp_path, "gcc", *sanitized) == reference_bytes(program, codes)
+
+
+def alone(layer: Softmax | Normalize) -> Program:
+    return Program((layer.input,), (layer.output,), ("y",), (layer,))
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.1, 0.7])
+def test_softmax_is_within_half_a_step_and_a_hundredth(scale: float):
+    x = Tensor("x", (1, 40), (0, 1), scale, 3)
+    y = Tensor("y", (1, 40), (0, 1), 1 / 256, -128)
+    layer = Softmax("y", x, y, fixed(scale * np.log2(np.e) * 2.0**16), fixed(2.0**-30 / y.scale), -128, 127)
+    codes = np.random.default_rng(0).integers(-128, 128, (500, 40)).astype(np.int8)
+    real = np.exp((codes.astype(float) - 3) * scale)
+    wanted = real / real.sum(1, keepdims=True) * 256 - 128
+    assert np.abs(np.clip(wanted, -128, 127) - run(alone(layer), {"x": codes})["y"]).max() < 0.51
+
+
+def test_layer_normalization_is_within_half_a_step_and_a_hundredth():
+    text = "f (float[N,40] x) => (float[N,40] y) { y = LayerNormalization (x, gain, shift) }"
+    r = np.random.default_rng(0)
+    gain, shift = r.uniform(0.5, 2, 40).astype(np.float32), r.normal(size=40).astype(np.float32)
+    x = (r.normal(size=(300, 40)) * r.uniform(0.05, 3, (300, 1))).astype(np.float32)
+    program = program_of(quantized(network(text, gain=gain, shift=shift), {"x": x}))
+    (given,), (made,) = program.inputs, program.outputs
+    codes = codes_of(program, {"x": x})["x"]
+    real = (codes.astype(float) - given.zero) * given.scale
+    normal = (real - real.mean(1, keepdims=True)) / np.sqrt(real.var(1, keepdims=True) + 1e-5)
+    wanted = (normal * gain + shift) / made.scale + made.zero
+    assert np.abs(np.clip(wanted, -128, 127) - run(program, {"x": codes})[made.name]).max() < 0.51
+
+
+RECURRENT = {
+    "LSTM": ("float[M,1,24] y, float[D,1,24] h, float[D,1,24] c", "y, h, c = LSTM <hidden_size = 24> (x, w, r, b)"),
+    "LSTM with states": (
+        "float[M,1,24] y, float[D,1,24] h, float[D,1,24] c",
+        "y, h, c = LSTM <hidden_size = 24> (x, w, r, b, , h0, c0)",
+    ),
+    "LSTM in both directions": (
+        "float[M,2,1,24] y",
+        'y, h, c = LSTM <hidden_size = 24, direction = "bidirectional"> (x, w, r, b)',
+    ),
+    "GRU": ("float[M,1,24] y, float[D,1,24] h", "y, h = GRU <hidden_size = 24, linear_before_reset = 1> (x, w, r, b)"),
+    "GRU backwards": (
+        "float[D,1,24] h",
+        'y, h = GRU <hidden_size = 24, linear_before_reset = 1, direction = "reverse"> (x, w, r, b)',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RECURRENT)
+def test_recurrent_layers_with_16_bit_states_are_30_db_from_float_and_the_same_bytes_in_c(case: str, tmp_path: Path):
+    outputs, body = RECURRENT[case]
+    gates, directions = 3 if "GRU" in case else 4, 2 if "both" in case else 1
+    states = ", float[1,1,24] h0, float[1,1,24] c0" if "states" in case else ""
+    outputs = outputs.replace("M,1,24", "12,1,1,24").replace("M,2", "12,2").replace("D", str(directions))
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(directions, gates * 24, 10)) / 2,
+        "r": rng.normal(size=(directions, gates * 24, 24)) / 4,
+        "b": rng.normal(size=(directions, 2 * gates * 24)) / 8,
+    }
+    model = network(f"f (float[12,1,10] x{states}) => ({outputs}) {{ {body} }}", **weights)
+    sizes = {port.name: [d if isinstance(d, int) else 1 for d in port.shape] for port in model.inputs}
+    samples = [{name: rng.uniform(-1, 1, s).astype(np.float32) for name, s in sizes.items()} for _ in range(8)]
+    file = quantized(model, samples)
+    program = program_of(file)
+    assert any(isinstance(layer, Recurrent) for layer in program.layers)
+    for batch in samples[:2]:
+        exact, ours = model.run(batch), IntegerReference().compile(file.program)(batch)
+        for name, values in exact.items():
+            assert sqnr_db(values, ours[name].reshape(values.shape)) > 30, name
+    codes = {t.name: rng.integers(-128, 128, (6, t.size)).astype(np.int8) for t in program.inputs}
+    sanitized = ["-fsanitize=undefined,address", "-fno-sanitize-recover"]
+    assert run_c(program, codes, tmp_path, "gcc", *sanitized) == reference_bytes(program, codes)
+
+
+def test_a_recurrent_form_without_integers_is_named():
+    text = "f (float[12,1,10] x) => (float[12,1,1,24] y) { y, h = GRU <hidden_size = 24> (x, w, r, b) }"
+    shapes = {"w": (1, 72, 10), "r": (1, 72, 24), "b": (1, 144)}
+    weights = {name: np.random.default_rng(0).normal(size=shape) for name, shape in shapes.items()}
+    with pytest.raises(UnsupportedError, match="its reset before the recurrent product"):
+        quantized(network(text, **weights), [{"x": np.ones((12, 1, 10), np.float32)}])
