@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from lowbit.engines.compile import ENGINES, LARGEST_MESSAGE_BYTES, Batch, Run, serialize, weight_bytes
-from lowbit.errors import DataError, InputError, ShapeError
+from lowbit.errors import DataError, InputError, ModelError, ShapeError
 from lowbit.graph import load as reading
 from lowbit.graph.fix_inputs import fix_inputs
 
@@ -71,12 +71,18 @@ class Model:
     def run(self, batch: Batch) -> Batch:
         """Outputs by name for one batch, computed by onnxruntime on the CPU.
 
-        DataError or ShapeError names the input that is missing, unknown, or of another type or shape than declared.
+        DataError or ShapeError names the input that is missing, unknown, or of another type or shape than declared, and
+        inputs of different lengths on axes of one name, where the network does not run on them.
         """
         checked = check_batch(batch, self.inputs)
         if self._run is None:
             self._run = ENGINES["onnxruntime"].compile(self.program)
-        return self._run(checked)
+        try:
+            return self._run(checked)
+        except ModelError as error:
+            if differ := _different_lengths(checked, self.inputs):
+                raise ShapeError(f"{differ} {error}") from None
+            raise
 
     def changed(self) -> None:
         """Forget the compiled session: the program was edited."""
@@ -181,6 +187,17 @@ def check_batch(batch: Batch, ports: tuple[Port, ...]) -> Batch:
     if unknown := [name for name in batch if name not in names]:
         raise DataError(f"the model has no input '{unknown[0]}'; its inputs are {_list(ports)}.")
     return {port.name: _check_array(np.asarray(batch[port.name]), port) for port in ports}
+
+
+def _different_lengths(batch: Batch, ports: tuple[Port, ...]) -> str:
+    """In words: two inputs that disagree about an axis of one name; empty where none do."""
+    first: dict[str, tuple[str, int]] = {}
+    for port in ports:
+        for name, length in zip(port.shape, batch[port.name].shape, strict=False):
+            known, other = first.setdefault(name, (port.name, length)) if isinstance(name, str) else ("", length)
+            if other != length:
+                return f"axis '{name}' is {other} in '{known}' and {length} in '{port.name}': give both the same."
+    return ""
 
 
 def _check_array(array: np.ndarray, port: Port) -> np.ndarray:

@@ -19,9 +19,11 @@ def made_up_batch(model: "Model") -> dict[str, np.ndarray]:
     DataError with the network's own words where it runs on none of them.
     """
     problem = ""
-    for side in SIDES:
+    names = dict.fromkeys(d for port in model.inputs for d in port.shape[1:] if isinstance(d, str))
+    lengths: list[tuple[int, str]] = [(side, "") for side in SIDES]
+    for side, twice in lengths + [(SIDES[0], name) for name in names]:  # a mask spans a cache and what is new
         rng = np.random.default_rng(0)
-        batch = {port.name: _array(port, side, rng) for port in model.inputs}
+        batch = {port.name: _array(port, side, twice, rng) for port in model.inputs}
         try:
             model.run(batch)
         except LowbitError as error:
@@ -31,9 +33,10 @@ def made_up_batch(model: "Model") -> dict[str, np.ndarray]:
     raise DataError(f"'{model.source}' does not run on made-up inputs ({problem}); give a few samples as data.")
 
 
-def _array(port: "Port", side: int, rng: np.random.Generator) -> np.ndarray:
+def _array(port: "Port", side: int, twice: str, rng: np.random.Generator) -> np.ndarray:
     lengths = [
-        length if isinstance(length, int) else 2 if axis == 0 else side for axis, length in enumerate(port.shape)
+        length if isinstance(length, int) else 2 if axis == 0 else _length(length, side, twice)
+        for axis, length in enumerate(port.shape)
     ]
     if port.dtype.kind == "f":
         return rng.normal(size=lengths).astype(port.dtype)
@@ -42,3 +45,9 @@ def _array(port: "Port", side: int, rng: np.random.Generator) -> np.ndarray:
     if port.dtype.kind == "b":
         return np.ones(lengths, bool)
     raise DataError(f"input {port} cannot be made up; give a few samples as data.")
+
+
+def _length(name: str | None, side: int, twice: str) -> int:
+    """The length of an axis: `side`, twice that of one name, and the sum of the parts of "past + new"."""
+    parts = [part.strip() for part in (name or "").split("+")]
+    return 2 * side if twice and name == twice else sum(int(p) if p.isdigit() else side for p in parts)

@@ -108,15 +108,15 @@ class Expansion:
             return self.node("Gather", numbers, ids, axis=0)
 
         def chosen_codes(codes: ir.Value) -> ir.Value:
-            return chosen(self._reshape(codes, (rows, blocks, columns // blocks)) if blocks else codes)
+            return chosen(self.reshape(codes, (rows, blocks, columns // blocks)) if blocks else codes)
 
         def chosen_numbers(numbers: ir.Value) -> ir.Value:
-            shaped = self._reshape(numbers, (*stored.tiles, 1)) if blocks else numbers
+            shaped = self.reshape(numbers, (*stored.tiles, 1)) if blocks else numbers
             return chosen(shaped) if stored.tiles[0] > 1 else shaped
 
         value = self._values(stored, np.asarray(stored.codes), "", chosen_codes)
         value = self._scaled(value, stored, "", chosen_numbers)
-        return self._reshape(value, (*[0] * rank, columns)) if blocks else value
+        return self.reshape(value, (*[0] * rank, columns)) if blocks else value
 
     def _scaled(
         self, value: ir.Value, stored: QuantTensor, part: str, spread: Callable[[ir.Value], ir.Value]
@@ -186,7 +186,7 @@ class Expansion:
         whole = ir.DataType.INT32
         limits = (np.int32(0), np.int32(tables.size), np.int32(tables.shape[1]))
         bounds = [self.shared(limit, whole) for limit in limits]
-        return self._reshape(self.node("Range", *bounds), counts)
+        return self.reshape(self.node("Range", *bounds), counts)
 
     def _unpack(self, codes: Array, bits: int, part: str) -> ir.Value:
         """Codes from 0 as int32, in their shape, from planes of bits."""
@@ -224,8 +224,8 @@ class Expansion:
         moved = self.node("Div", byte, self.shared(np.int32(1) << shifts.astype(np.int32), whole))
         spread = self.node("Mod", moved, self.shared(np.int32(1 << width), whole))
         if flat.size != plane.size:
-            spread = self._slice(self._reshape(spread, (-1,)), (plane.size,), (flat.size,))
-        return self._reshape(spread, plane.shape)
+            spread = self._slice(self.reshape(spread, (-1,)), (plane.size,), (flat.size,))
+        return self.reshape(spread, plane.shape)
 
     def _spread(self, numbers: ir.Value, shape: tuple[int, ...], tile: tuple[int, ...]) -> ir.Value:
         """One number for each tile as something that broadcasts against the tensor."""
@@ -236,20 +236,20 @@ class Expansion:
         split = [n for count in counts for n in (count, 1)]
         wide = [n for pair in zip(counts, tile, strict=True) for n in pair]
         full = tuple(count * length for count, length in zip(counts, tile, strict=True))
-        repeated = self.node("Expand", self._reshape(numbers, split), self._shape(wide))
-        return self._slice(self._reshape(repeated, full), shape, full)
+        repeated = self.node("Expand", self.reshape(numbers, split), self.shape(wide))
+        return self._slice(self.reshape(repeated, full), shape, full)
 
     def _slice(self, value: ir.Value, shape: tuple[int, ...], full: tuple[int, ...]) -> ir.Value:
         axes = [axis for axis, (dim, size) in enumerate(zip(shape, full, strict=True)) if dim != size]
         if not axes:
             return value
         ends = [shape[axis] for axis in axes]
-        return self.node("Slice", value, self._shape([0] * len(axes)), self._shape(ends), self._shape(axes))
+        return self.node("Slice", value, self.shape([0] * len(axes)), self.shape(ends), self.shape(axes))
 
-    def _reshape(self, value: ir.Value, shape: tuple[int, ...] | list[int]) -> ir.Value:
-        return self.node("Reshape", value, self._shape(shape))
+    def reshape(self, value: ir.Value, shape: tuple[int, ...] | list[int]) -> ir.Value:
+        return self.node("Reshape", value, self.shape(shape))
 
-    def _shape(self, numbers: tuple[int, ...] | list[int]) -> ir.Value:
+    def shape(self, numbers: tuple[int, ...] | list[int]) -> ir.Value:
         return self.shared(np.array(numbers, np.int64), ir.DataType.INT64)
 
     def constant(self, part: str, array: Array | np.generic, dtype: ir.DataType) -> ir.Value:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.deploy.absorb import bounds_of
+from lowbit.deploy.lookup import join_rows
 from lowbit.deploy.rewrites import as_sum, fuse_silu
 
 _INTEGER_KERNELS = frozenset(
@@ -82,7 +83,7 @@ def keep_kernels_from_clips(program: ir.Model, integer: Collection[str]) -> None
 
 REWRITES: Mapping[str, tuple[Callable[[ir.Model, Collection[str]], None], ...]] = MappingProxyType(
     {
-        "onnxruntime": (fuse_silu, keep_kernels_from_clips, keep_float_apart),
+        "onnxruntime": (join_rows, fuse_silu, keep_kernels_from_clips, keep_float_apart),
         "openvino": (keep_kernels_from_clips, keep_float_apart),
         "tensorrt": (keep_float_apart,),
     }

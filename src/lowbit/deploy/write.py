@@ -16,9 +16,10 @@ import onnx_ir as ir
 from lowbit.deploy.absorb import absorb_clips
 from lowbit.deploy.dynamic import multiply_integers
 from lowbit.deploy.expand import Expansion, Pool, expand, has_separate_rows, kernel_type, stored_type
+from lowbit.deploy.lookup import looked_up
 from lowbit.deploy.rewrites import fit_kernel_of_blocks, keep_bias_apart, keep_residuals_apart
 from lowbit.errors import UnsupportedError
-from lowbit.graph.weights import drop_unread, remove_node
+from lowbit.graph.weights import drop_unread
 from lowbit.numerics import Int, QuantTensor
 
 
@@ -181,19 +182,17 @@ def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor, p
 
 def _write_expanded(program: ir.Model, value: ir.Value, tensor: ExpandedTensor, pool: Pool) -> None:
     readers = _readers(value, tensor.readers)
-    gather = readers[0].node
-    ids = gather.inputs[1] if gather.op_type == "Gather" else None
-    by_row = len(readers) == 1 and readers[0].idx == 0 and gather.attributes.get_int("axis", 0) == 0
-    if ids is not None and ids.shape is not None and by_row and has_separate_rows(tensor.stored):
-        expansion = Expansion(str(value.name), pool)
-        found = expansion.rows(tensor.stored, ids, len(ids.shape))
-        _register(program, expansion)
-        program.graph.insert_before(gather, expansion.nodes)
-        remove_node(gather, found)
+    if all(map(_reads_rows, readers)) and has_separate_rows(tensor.stored):
+        _register(program, looked_up(tensor.stored, str(value.name), [use.node for use in readers], pool))
         return
     expansion = expand(tensor.stored, str(value.name), f"{value.name}_dequantized", pool)
     _register(program, expansion)
     _replace_constant(program, value, tensor.readers, expansion.nodes)
+
+
+def _reads_rows(use: "ir._core.Usage") -> bool:
+    ids = use.node.inputs[1] if use.node.op_type == "Gather" and use.idx == 0 else None
+    return ids is not None and ids.shape is not None and use.node.attributes.get_int("axis", 0) == 0
 
 
 def _register(program: ir.Model, expansion: Expansion) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.errors import ModelError, UnsupportedError
+from lowbit.errors import DataError, ModelError, UnsupportedError
 
 Batch = dict[str, np.ndarray]  # arrays by the name of the input or output
 Run = Callable[[Batch], Batch]
@@ -216,18 +217,25 @@ def serialize(program: ir.Model) -> bytes:
     return bytes(ir.to_proto(program).SerializeToString())
 
 
+_OUTSIDE = re.compile(r"Name:'(.*?)'.*idx=(-?\d+) must be within the inclusive range \[-\d+,(\d+)\]", re.DOTALL)
 # What OpenVINO says before it says what is wrong.
 _NO_NEWS = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't fully converted", "Summary:")
 
 
 @contextlib.contextmanager
 def _errors(doing: str) -> Iterator[None]:
-    """Whatever an engine throws becomes a ModelError with the engine's own first line."""
+    """Whatever an engine throws becomes a ModelError with the engine's own first line; a wrong index a DataError."""
     try:
         yield
     except (ModelError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if outside := _OUTSIDE.search(str(error)):
+            node, index, last = outside.groups()
+            raise DataError(
+                f"{doing}: index {index} lies outside the table of {int(last) + 1} rows that node '{node}' reads. "
+                f"Give indices from 0 to {last}."
+            ) from None
         lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip()]
         first = next((line for line in lines if not line.startswith(_NO_NEWS)), type(error).__name__)
         raise ModelError(f"{doing}: {first[:400]}") from error

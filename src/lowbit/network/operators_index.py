@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowbit.errors import DataError
 from lowbit.network.operators_types import Ints, Number, number
 
 
@@ -21,10 +22,17 @@ def gather(data: Tensor, indices: Ints, *, axis: int = 0) -> Tensor:
             return data.narrow(axis, indices[0] % data.shape[axis], 1)
         indices = torch.tensor(indices, dtype=torch.int64, device=data.device)
     index = _from_start(indices, data.shape[axis])
-    if axis == 0 and data.dim() == 2 and data.is_floating_point():
-        return F.embedding(index, data)
-    axis %= data.dim()
-    flat = data.index_select(axis, index.flatten())
+    try:
+        if axis == 0 and data.dim() == 2 and data.is_floating_point():
+            return F.embedding(index, data)
+        axis %= data.dim()
+        flat = data.index_select(axis, index.flatten())
+    except IndexError:
+        length = data.shape[axis]
+        wrong = int(indices[(index < 0) | (index >= length)].flatten()[0])
+        raise DataError(
+            f"index {wrong} lies outside the table of {length} rows. Give indices from 0 to {length - 1}."
+        ) from None
     return flat.reshape((*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]))
 
 

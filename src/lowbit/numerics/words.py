@@ -31,7 +31,7 @@ _FAMILIES: dict[type, tuple[str, str, Callable[..., Grid | Fitted], Callable[[An
 }
 _OPTIONS = (
     "tensor, element, channel:AXIS, group:LENGTH[:AXIS], axis:AXIS, tile:LENGTHxLENGTH, affine, symmetric, narrow, "
-    "scale:FORMAT, scale_channel:AXIS, reach:NUMBER, rounding:NAME"
+    "scale:FORMAT, scale_channel:AXIS, scale_tensor, reach:NUMBER, rounding:NAME"
 )
 
 
@@ -114,6 +114,8 @@ def _apply(format: Format, option: str, text: str) -> Format:
             case "scale_channel" if format.scale is not None:
                 scale = format.scale.with_block(channel(*(int(axis) for axis in value.split(":"))))
                 return replace(format, scale=scale)
+            case "scale_tensor" if format.scale is not None:
+                return replace(format, scale=format.scale.with_block(TENSOR))
             case "tile":
                 lengths = [int(length) for length in value.split("x")]
                 return format.with_block(tile({i - len(lengths): n for i, n in enumerate(lengths)}))
@@ -151,7 +153,7 @@ def _spell(format: Format, name: str) -> str | None:
     words, reached = [name], parse_format(name)
     for option in _options(format):
         try:
-            tried = _apply(reached, option, option)
+            tried = parse_format(" ".join([*words, option]))
         except ValueError:
             continue
         if _differences(tried, format) < _differences(reached, format):
@@ -170,9 +172,9 @@ def _options(format: Format) -> Iterator[str]:
     if format.scale is None:
         yield "scale:float32"
     else:
-        if format.scale.block is not None:
-            yield "scale_" + spell_block(format.scale.block)
-        yield from (f"scale:{name}" for name in ("e8m0", *FORMATS))
+        own = "" if format.scale.block is None else " scale_" + spell_block(format.scale.block)
+        yield from (option for name in ("e8m0", *FORMATS) for option in (f"scale:{name}", f"scale:{name}{own}"))
+        yield own
     if format.reach is not None:
         yield f"reach:{format.reach:g}"
     yield f"rounding:{format.rounding}"
