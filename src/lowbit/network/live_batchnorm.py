@@ -235,14 +235,14 @@ def _insert(network: Network, call: fx.Node, layer: Layer, start: Start, beside:
     norm.train(module.training)
     with torch.no_grad():
         parameter = network.parameter(str(layer.value.name))
-        parameter.copy_(torch.from_numpy(start.weight))
+        parameter.copy_(torch.tensor(start.weight))
         for held, value in (
             (norm.weight, start.gamma),
             (norm.bias, start.beta),
             (norm.running_mean, start.mean),
             (norm.running_var, start.variance),
         ):
-            held.copy_(torch.from_numpy(value))
+            held.copy_(torch.tensor(value))
     path = start.name.removesuffix(".weight")
     if path == start.name or not path.replace(".", "_").isidentifier() or _taken(module, path):
         path = f"batchnorm_{sum(isinstance(m, LiveBatchNorm) for m in module.modules())}"
