@@ -9,16 +9,18 @@ from lowbit.graph.layer import LAYERS, layer_names, layers_of
 from lowbit.recipe import Recipe
 from lowbit.targets import COMPUTING, Target
 
+MAY_BE_NONE = ("*", "at:residual")  # what presets say of any network
+
 
 def idle_rules(nodes: Sequence[ir.Node], recipe: Recipe, target: Target) -> tuple[str, ...]:
     """What to tell of rules that name only nodes without weights and change nothing there, where a layer was meant.
 
-    Raises UnusedRuleError for a rule that matches nothing.
+    Raises UnusedRuleError for a rule that matches nothing, unless it speaks of what a network need not have.
     """
     told = []
     for rule in recipe.rules:
         found = [node for node in nodes if rule.matches(layer_names(node))]
-        if not found and rule.layers not in ("*", "at:residual"):  # a preset names residuals that may not be there
+        if not found and rule.layers not in MAY_BE_NONE:
             layers = [str(n.name) for n in sorted(nodes, key=lambda n: n.op_type not in LAYERS)]
             raise UnusedRuleError(
                 f"rule '{rule.layers}' matched no layer. Layers are: {', '.join(layers[:8])}"
