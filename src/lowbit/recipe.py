@@ -296,7 +296,7 @@ def _learned(weight_bits: int, activation_bits: int) -> Callable[[str], Recipe]:
         own = find_target(target)
         assert isinstance(own.activations.grid, Int)
         inside = replace(own.activations, grid=Int(activation_bits, own.activations.grid.signed))
-        weights = TensorSpec(f"lloyd{weight_bits} channel:0", "lsq")
+        weights = TensorSpec(f"{'int' if weight_bits == 8 else 'lloyd'}{weight_bits} channel:0", "lsq")
         wide = TensorSpec(own.activations, "ema:minmax")
         end = TensorSpec(own.weights, "ema:minmax"), wide
         rules = Rule("*", weights, TensorSpec(inside, "lsq")), Rule("at:residual", None, wide)
@@ -324,7 +324,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
         "w4a8-fast": _preset(TensorSpec("int4 channel:0", solve="gptq"), "auto", ("smooth", "correct_bias")),
         "w4a4": _low_bits(_INT4, 4, ("smooth", "reconstruct", "correct_bias"), "adaround"),
         # For training: see docs/training.md for what each reaches.
-        **{f"w{bits}a{bits}-lsq": _learned(bits, bits) for bits in (4, 3, 2)},
+        **{f"w{bits}a{bits}-lsq": _learned(bits, bits) for bits in (8, 4, 3, 2)},
         **{f"w{bits}a{bits}": _learned(bits, bits) for bits in (3, 2)},  # too few bits for anything but training
         # What torch's static quantization makes for these backends: histograms, and moving averages while training.
         "fbgemm": _preset(TensorSpec("int8 channel:0", "ema:minmax"), TensorSpec("uint7", "ema:mse")),

@@ -122,10 +122,12 @@ class WeightLearner(nn.Module):
     """A weight on the grid of a format, with a scale for each tile.
 
     template  the format, and the tiles
-    step      (n_blocks, 1): a parameter where it learns
+    unit      (n_blocks, 1) the step with which training begins
+    step      (n_blocks, 1) the step in units: a parameter where it learns
     scale     of each tile, in the shape of the grid of tiles, at the last call
     """
 
+    unit: Tensor
     step: Tensor
     scale: Tensor
 
@@ -137,17 +139,19 @@ class WeightLearner(nn.Module):
         start = template.scale.detach().clone().reshape(-1, 1)
         if method.rounding is _normalized:
             start = start / self._rows(weight.detach()).std(1, keepdim=True).clamp_min(TINY)
+        self.register_buffer("unit", start)
         if method.learns:
-            self.step = nn.Parameter(start)
+            self.step = nn.Parameter(torch.ones_like(start))
         else:
-            self.register_buffer("step", start)
+            self.register_buffer("step", torch.ones_like(start))
         self.register_buffer("scale", torch.as_tensor(self.stored(weight).scale_values()), persistent=False)
 
     def _rows(self, weight: Tensor) -> Tensor:
         return tiles_to_rows(weight.float(), self.template.tile)
 
     def _rounding(self, weight: Tensor) -> Rounding:
-        return self.method.rounding(self._rows(weight), self.step.detach().abs().clamp_min(TINY), self.grid)
+        step = (self.unit * self.step.detach().abs()).clamp_min(TINY)
+        return self.method.rounding(self._rows(weight), step, self.grid)
 
     def forward(self, weight: Tensor) -> Tensor:
         made = self._rounding(weight)
@@ -160,7 +164,8 @@ class WeightLearner(nn.Module):
             # gradient is that of s, divided by `apart`, and so is what it moves s by.
             apart = (table.maximum - table.minimum) / (len(table.values) - 1)
             g = 1 / sqrt(rows.shape[1] * max(1.0, table.maximum / apart)) / apart**2
-            rows = round_to_grid(rows, made.step, self.grid, learned, (g, g * table.minimum, g * table.maximum))
+            weights = g, g * table.minimum, g * table.maximum
+            rows = round_to_grid(rows, made.step, self.grid, learned, self.unit, weights)
         if made.scale is not None:
             rows = straight_through(rows * (made.scale / made.step), self._stored(made)[0])
         elif not self.method.clips:

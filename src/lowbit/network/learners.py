@@ -21,7 +21,7 @@ from lowbit.network.memory_order import as_stored
 from lowbit.numerics import Format, Int, QuantTensor, describe_format, is_fitted, scale_and_zero
 from lowbit.ranges import Learned
 
-MOMENTUM = 0.99  # of the moving average of extremes
+MOMENTUM = 0.9  # of the moving average of extremes, as of the range `moving_average`
 DECAY = 1e-4  # λ of PACT's penalty; its paper takes that of the weight decay
 
 
@@ -48,6 +48,9 @@ class LearnedRange(nn.Module):
     PACT   upper end α = s · Qp, gradient 1 above it and 0 elsewhere, penalty λ α²: Choi et al. 2018 (arXiv 1805.06085)
     DoReFa, straight-through    nothing of the range learns; x has gradient 1 inside it: Zhou et al. 2016 (arXiv
            1606.06160), Bengio et al. 2013
+
+    unit   the step, or α, with which training begins
+    end    the same in units: a parameter where it learns. So the penalty is λ · end²
     """
 
     def __init__(self, grid: Int, method: ActivationMethod, scale: Tensor, zero: Tensor) -> None:
@@ -57,13 +60,15 @@ class LearnedRange(nn.Module):
         start = scale.detach().clone().reshape(())
         self.end: Tensor
         self.offset: Tensor | None
+        self.register_buffer("unit", start * self._high() if method.clip else start)
         if method.step or method.clip:
-            self.end = nn.Parameter(start * self._high() if method.clip else start)
+            self.end = nn.Parameter(torch.ones_like(start))
         else:
-            self.register_buffer("end", start)
-        self.register_parameter("offset", nn.Parameter(-self.zero * start) if method.offset else None)
+            self.register_buffer("end", torch.ones_like(start))
+        self.register_parameter("offset", nn.Parameter(-self.zero) if method.offset else None)
 
     zero: Tensor
+    unit: Tensor
 
     def _high(self) -> Tensor:
         return self.grid.maximum - self.zero
@@ -72,10 +77,11 @@ class LearnedRange(nn.Module):
         """What is rounded with now. A step below 0 counts as its magnitude."""
         with torch.no_grad():
             zero = self.zero
-            scale = self.end.abs() / self._high() if self.method.clip else self.end.abs()
+            scale = self.unit * self.end.abs()
+            scale = scale / self._high() if self.method.clip else scale
             scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
             if self.offset is not None:
-                zero = (-self.offset / scale).round().clamp(self.grid.minimum, self.grid.maximum)
+                zero = (-self.offset * self.unit / scale).round().clamp(self.grid.minimum, self.grid.maximum)
             return scale, zero
 
     def penalty(self) -> Tensor:
@@ -85,13 +91,13 @@ class LearnedRange(nn.Module):
         scale, zero = self.scale_and_zero()
         low, high = self.grid.minimum - float(zero), self.grid.maximum - float(zero)
         if self.method.clip:
-            return round_to_step(x, scale, low, high, self.end, (0.0, 0.0, 1.0))
+            return round_to_step(x, scale, low, high, self.end, self.unit, (0.0, 0.0, 1.0))
         if not self.method.step:
             return round_to_step(x, scale, low, high)
         g = 1 / sqrt(max(1, x[:1].numel()) * max(1.0, high))
         # With an offset β = −zero · s the ends of the range are β + s · minimum and β + s · maximum.
         below, above = (low, high) if self.offset is None else (float(self.grid.minimum), float(self.grid.maximum))
-        return round_to_step(x, scale, low, high, self.end, (g, g * below, g * above), self.offset)
+        return round_to_step(x, scale, low, high, self.end, self.unit, (g, g * below, g * above), self.offset)
 
 
 class MovingExtremes(nn.Module):

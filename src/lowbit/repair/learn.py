@@ -83,7 +83,7 @@ class Parts:
         for quantizer, weight in self.weights.items():
             latent, *factor = quantizer.follow(weight)
             groups += [{"params": [latent], "rate": WEIGHT_RATE}, {"params": factor, "rate": FACTOR_RATE}]
-        groups += [{"params": list(q.learn().parameters()), "rate": SCALE_RATE * float(q.scale)} for q in self.scales]
+        groups += [{"params": list(q.learn().parameters()), "rate": SCALE_RATE} for q in self.scales]
         return groups + [
             {"params": [b], "rate": BIAS_RATE * float(b.detach().square().mean().sqrt())} for b in self.biases
         ]

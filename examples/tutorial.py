@@ -1,0 +1,82 @@
+"""The small CNN of the field's tutorials on CIFAR-10, trained in float, and in 8, 4 and 2 bits: one table.
+
+Two convolutions (32 and 64 channels, each with a clip and 2×2 max-pool), two dense layers (64 and 10); pixels / 255,
+Adam, batches of 32, 5 epochs. In few bits it trains from the first epoch, and from the float network. Each figure is
+that of the deployed file on the test images.
+
+    python examples/tutorial.py [--quick]     # quick: 2,000 images and one epoch
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import lowbit as lb
+
+FOLDER = Path(os.environ.get("LOWBIT_DATA", "../shared/data"))
+BITS = (8, 4, 2)
+RATE = 1e-3  # Adam's
+Samples = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+def samples(*names: str) -> Samples:
+    """Images (n, 3, 32, 32) in 0 … 1 and their classes."""
+    parts = [np.load(FOLDER / f"cifar10-{name}.npz") for name in names]
+    images = np.concatenate([part["images"] for part in parts]).transpose(0, 3, 1, 2)
+    return (images / np.float32(255)).astype(np.float32), np.concatenate([p["labels"] for p in parts]).astype(np.int64)
+
+
+def network(clip: type[nn.Module] = nn.ReLU6) -> nn.Module:
+    """The CNN, with weights drawn anew."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=1), clip(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), clip(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(64 * 8 * 8, 64), clip(), nn.Linear(64, 10)),
+    )
+
+
+def train(module: nn.Module, data: Samples, epochs: int) -> nn.Module:
+    """An ordinary loop in float; the rate falls to 0 as a cosine, as `lb.train` lets it."""
+    x, y = map(torch.from_numpy, data)
+    optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(x) // 32))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(32)[: len(x) // 32]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(x[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return module.eval()
+
+
+def main(epochs: int = 5, most: int | None = None) -> dict[str, float]:
+    """The rows of the table: what was trained → share of the test images that it gets right."""
+    data, test = samples(*(f"train-{i}" for i in range(5 if most is None else 1))), samples("test")
+    data, test = (data[0][:most], data[1][:most]), (test[0][:most], test[1][:most])
+    schedule = lb.Schedule(epochs=epochs, batch=32, optimizer="adam", rate=RATE, weight_decay=0.0)
+    found: dict[str, float] = {}
+
+    def tell(row: str, model: lb.Model) -> None:
+        found[row] = lb.evaluate(model, test, "top1")
+        print(f"{row:<36} {100 * found[row]:6.2f} %", flush=True)
+
+    for clip in (nn.ReLU, nn.ReLU6):
+        trained = train(network(clip), data, epochs)
+        tell(f"float, {clip.__name__}", lb.load(trained, torch.from_numpy(data[0][:1])))
+    for bits in BITS:
+        recipe = f"w{bits}a{bits}-lsq"
+        tell(f"{bits} bits from the first epoch", lb.train(network(), data, recipe, schedule, distill=0.0))
+        tell(f"{bits} bits from the float network", lb.train(trained, data, recipe, schedule))
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="2,000 images and one epoch")
+    main(**({"epochs": 1, "most": 2000} if parser.parse_args().quick else {}))
