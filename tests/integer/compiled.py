@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
-from lowbit.integer.c import write_c
+from lowbit.integer.c import Library, write_c
 from lowbit.integer.engine import encode
 from lowbit.integer.lower import lower
 from lowbit.integer.program import Program, Rounding
@@ -30,11 +30,18 @@ def codes_of(program: Program, batch: dict[str, np.ndarray]) -> dict[str, np.nda
     return {t.name: encode(batch[t.name], t) for t in program.inputs}
 
 
-def run_c(program: Program, codes: dict[str, np.ndarray], folder: Path, compiler: str = "gcc", *more: str) -> bytes:
+def run_c(
+    program: Program,
+    codes: dict[str, np.ndarray],
+    folder: Path,
+    compiler: str = "gcc",
+    *more: str,
+    library: Library = "none",
+) -> bytes:
     """What the C with --main writes for these input codes."""
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    source = write_c(program, "net", main=True)
+    source = write_c(program, "net", main=True, library=library)
     (folder / "net.c").write_text(source.code)
     (folder / "net.h").write_text(source.header)
     binary = folder / f"net-{compiler}"

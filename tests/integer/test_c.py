@@ -116,6 +116,35 @@ def test_convolutions_over_depth_and_nearest_resizing(body: str, given: str, mad
     assert np.abs(ours - theirs).max() < 1.5 * program.outputs[0].scale
 
 
+@pytest.mark.parametrize("rounding", get_args(Rounding))
+@pytest.mark.parametrize("name", ["convolutions", "mobile"])
+def test_calls_of_cmsis_nn_give_the_references_bytes(name: str, rounding: Rounding, tmp_path: Path):
+    """Against its documented arithmetic (cmsis/arm_nnfunctions.h), which rounds as it is compiled."""
+    model, batch = NETWORKS[name]()
+    program = program_of(quantized(model, batch), rounding)
+    codes = codes_of(program, batch)
+    stub = [f"-I{Path(__file__).parent / 'cmsis'}", "-Wno-unused-function"]
+    single = ["-DCMSIS_NN_USE_SINGLE_ROUNDING"] if rounding == "once" else []
+    given = run_c(program, codes, tmp_path, "gcc", *stub, *single, library="cmsis-nn")
+    assert given == reference_bytes(program, codes)
+    calls = (tmp_path / "net.c").read_text().count("if (cmsis_")
+    assert calls == sum(isinstance(layer, Conv) and layer.groups in (1, len(layer.weight)) for layer in program.layers)
+    other = [] if rounding == "once" else ["-DCMSIS_NN_USE_SINGLE_ROUNDING"]
+    compiler = ["gcc", "-c", "net.c", "-o", "net.o", *stub, *other]
+    refused = subprocess.run(compiler, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert f"exported with --rounding {rounding}" in refused.stderr
+
+
+def test_a_value_may_be_called_as_a_parameter_of_the_c(tmp_path: Path):
+    r = np.random.default_rng(0)
+    model = network(
+        "f (float[N,8] input) => (float[N,8] output) { output = MatMul (input, w) }", w=r.normal(size=(8, 8))
+    )
+    program = program_of(quantized(model, {"input": r.normal(size=(16, 8)).astype(np.float32)}))
+    codes = {"input": r.integers(-128, 128, (9, 8)).astype(np.int8)}
+    assert run_c(program, codes, tmp_path) == reference_bytes(program, codes)
+
+
 def test_an_arena_that_is_too_small_is_refused_and_nothing_is_written(tmp_path: Path):
     program = program_of(quantized(convolutions(), {"x": images()}))
     source = write_c(program, "net")

@@ -26,6 +26,9 @@ def export(
         Literal["once", "twice"],
         typer.Option(help="How accumulators become codes: rounded once, or twice as TFLite and ARM do."),
     ] = "once",
+    kernels: Annotated[
+        Literal["none", "cmsis-nn"], typer.Option(help="C: a library whose kernels convolve, with the same results.")
+    ] = "none",
     shape: Annotated[
         str | None, typer.Option(metavar="NAME=SIZE,…", help="Sizes of the input's named dimensions.")
     ] = None,
@@ -40,8 +43,8 @@ def export(
     check_output(output, [model], KINDS)
     if output.suffix == ".c":
         check_output(output.with_suffix(".h"), [model])
-    elif main:
-        raise InputError(f"--main writes a C program; '{output}' is none.")
+    elif main or kernels != "none":
+        raise InputError(f"--main and --kernels shape a C program; '{output}' is none.")
 
     from lowbit.integer.lower import read_program
     from lowbit.storage.atomic import write_bytes
@@ -50,7 +53,7 @@ def export(
     if output.suffix == ".c":
         from lowbit.integer.c import write_c
 
-        source = write_c(program, output.stem, main)
+        source = write_c(program, output.stem, main, kernels)
         header = output.with_suffix(".h")
         size = write_bytes(output, source.code.encode())
         write_bytes(header, source.header.encode())

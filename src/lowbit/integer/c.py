@@ -7,11 +7,13 @@ import keyword
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lowbit.errors import InputError
+from lowbit.integer.c_cmsis import buffer_bytes, include, suits
+from lowbit.integer.c_cmsis import step as cmsis_step
 from lowbit.integer.c_files import comment, header, kernels, main_function, run_function
 from lowbit.integer.c_sequences import SEQUENCE_STEPS
 from lowbit.integer.c_writer import RESERVED, Writer, ends_of
@@ -32,6 +34,7 @@ from lowbit.integer.reference import spatial, window_out
 from lowbit.integer.weights import row_of, stored
 
 BLOCK = 64  # accumulators on the stack
+Library = Literal["none", "cmsis-nn"]
 
 
 @dataclass(frozen=True)
@@ -44,22 +47,25 @@ class Source:
     arena_bytes: int
 
 
-def write_c(program: Program, name: str, main: bool = False) -> Source:
+def write_c(program: Program, name: str, main: bool = False, library: Library = "none") -> Source:
     """The network as `name`.c and `name`.h.
 
-    main   with a `main` that reads input codes from standard input, sample after sample, and writes output codes
+    library  whose kernels convolve: "cmsis-nn", or none but its own loops
+    main     with a `main` that reads input codes from standard input, sample after sample, and writes output codes
     InputError where the name is no C identifier.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in RESERVED or keyword.iskeyword(name):
         raise InputError(f"'{name}' is no name for C functions. Call the file by letters, digits and '_': net.c.")
-    placed = plan(program)
+    own = {layer.name: buffer_bytes(layer) for layer in program.layers if library != "none" and suits(layer)}
+    placed = plan(program, own)
     writer = Writer(program, placed)
-    steps = [line for layer in program.layers for line in _step(writer, layer)]
+    steps = [line for layer in program.layers for line in _step(writer, layer, layer.name in own)]
     code = "\n".join(
         [
             f"/* {name}: {len(program.layers)} layers in integers; written by lowbit. */",
             f'#include "{name}.h"',
             *(["", "#include <stdio.h>"] if main else []),
+            *(include(program.rounding) if own else []),
             "",
             f"enum {{ BLOCK = {BLOCK} }};",
             "",
@@ -73,10 +79,10 @@ def write_c(program: Program, name: str, main: bool = False) -> Source:
     return Source(name, header(program, name, placed), code, placed.bytes)
 
 
-def _step(writer: Writer, layer: Layer) -> Iterator[str]:
+def _step(writer: Writer, layer: Any, by_library: bool) -> Iterator[str]:
     shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in layer.inputs)
     yield f"    /* {comment(layer.name)}: {shapes} to {'x'.join(map(str, layer.output.shape[1:]))} */"
-    yield from _STEPS[type(layer)](writer, layer)
+    yield from (cmsis_step if by_library else _STEPS[type(layer)])(writer, layer)
 
 
 def _call(

@@ -10,7 +10,7 @@ from lowbit.integer.plan import Plan
 from lowbit.integer.program import Ints, Program, Tensor
 from lowbit.integer.sequences import HALVES, tanh_table
 
-FILES = ("kernels", "sequences")
+FILES = ("kernels", "sequences", "cmsis")
 _SECTION = re.compile(r"/\* section (\w+)(?:: ([\w ]+))? \*/\n")
 _CONSTANTS = {f"HALVES_{power}": f"{factor}" for power, factor in enumerate(HALVES)}
 
@@ -112,7 +112,8 @@ def header(program: Program, name: str, placed: Plan) -> str:
         'extern "C" {',
         "#endif",
         "",
-        "/* One sample. Returns 0; 1: the arena is too small; 2: it is not aligned to 4 bytes, and nothing is written.",
+        "/* One sample. Returns 0; 1: the arena is too small; 2: it is not aligned to 4 bytes, and nothing is written;",
+        "   3: a library refused (--kernels).",
         "   Inputs and outputs may lie anywhere, also in the arena at the places above. No state between calls. */",
         f"int {name}_run({_parameters(program)});",
         "",

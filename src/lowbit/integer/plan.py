@@ -4,8 +4,9 @@ Greedy by size: the largest value first, each at the lowest place that is free f
 Lee 2020, arXiv 2001.03288, section 5).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lowbit.integer.program import Conv, Program, Recurrent
 from lowbit.integer.weights import row_of
@@ -63,10 +64,10 @@ def scratch_bytes(layer: object) -> int:
     return row_of(layer) * layer.input.dtype.itemsize
 
 
-def plan(program: Program) -> Plan:
-    """A place for each value of the program."""
+def plan(program: Program, buffers: Mapping[str, int] = MappingProxyType({})) -> Plan:
+    """A place for each value of the program; buffers: layer → bytes that it needs, where its own loops do not run."""
     slots: list[Slot] = []
-    for name, size, first, last in sorted(_lifetimes(program), key=lambda life: (-life[1], life[2], life[0])):
+    for name, size, first, last in sorted(_lifetimes(program, buffers), key=lambda life: (-life[1], life[2], life[0])):
         beside = sorted((s for s in slots if s.first <= last and first <= s.last), key=lambda s: s.offset)
         offset = 0
         for other in beside:
@@ -77,7 +78,7 @@ def plan(program: Program) -> Plan:
     return Plan({slot.name: slot for slot in slots}, _aligned(max(s.offset + s.bytes for s in slots)))
 
 
-def _lifetimes(program: Program) -> Iterator[tuple[str, int, int, int]]:
+def _lifetimes(program: Program, buffers: Mapping[str, int]) -> Iterator[tuple[str, int, int, int]]:
     """(name, bytes, first step, last step); views of one tensor have one name."""
     end = len(program.layers) + 1
     first = {t.name: 0 for t in program.inputs} | {
@@ -86,7 +87,7 @@ def _lifetimes(program: Program) -> Iterator[tuple[str, int, int, int]]:
     last = dict(first)
     for step, layer in enumerate(program.layers, 1):
         last |= {t.name: step for t in layer.inputs}
-        if size := scratch_bytes(layer):
+        if size := buffers.get(layer.name, scratch_bytes(layer)):
             yield scratch_name(layer.name), size, step, step
     last |= {t.name: end for t in program.outputs}
     for tensor in program.tensors():
