@@ -80,7 +80,7 @@ class Tables(nn.Module):
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(ROWS, COLUMNS, sparse=True) for _ in range(TABLES))
         for table in self.tables:
-            nn.init.uniform_(table.weight, -0.05, 0.05)
+            nn.init.uniform_(table.get_parameter("weight"), -0.05, 0.05)
 
     def forward(self, ids: Tensor) -> Tensor:
         return torch.stack([table(ids[:, k]) for k, table in enumerate(self.tables)], 1)
@@ -99,6 +99,8 @@ class Pooled(nn.Module):
 
 class ClickModel(nn.Module):
     """counts (n, 13), ids (n, 26) → logit (n,): products of all pairs of vectors go to the upper MLP."""
+
+    pairs: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +133,7 @@ def trained(data: Clicks) -> ClickModel:
         loss = F.binary_cross_entropy_with_logits(model(**{k: v[part] for k, v in inputs.items()}), labels[part])
         for step in steps:
             step.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for step in steps:
             step.step()
     return model.eval()

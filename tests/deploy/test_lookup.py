@@ -127,3 +127,14 @@ def test_an_index_out_of_range_is_told(recipe):
 def test_an_index_out_of_range_in_the_data_is_told():
     with pytest.raises(DataError, match="index -301 lies outside the table of 300 rows"):
         lb.quantize(table(300, 16), {"ids": np.array([[1, 2, 3, -301]])}, PACKED)
+
+
+def test_a_table_that_two_nodes_read_is_stored_once():
+    weights = np.random.default_rng(0).standard_normal((300, 16))
+    ports = "g (int64[n, 4] ids, int64[n] more) => (float[n, 4, 16] y, float[n, 16] z)"
+    text = ports + "{ y = Gather(w, ids) z = Gather(w, more) }"
+    model = lb.quantize(network(text, w=weights), None, "int4 channel:0")
+    stored = sum(value.const_value.nbytes for value in model.program.graph.initializers.values())
+    assert stored == 300 * (8 + 4)  # the second node read the float table before: 300 * 64 bytes more
+    y, z = model.run({"ids": ids(), "more": ids()[:, 0]}).values()
+    assert np.array_equal(y[:, 0], z)

@@ -253,8 +253,11 @@ class Expansion:
         return self.shared(np.array(numbers, np.int64), ir.DataType.INT64)
 
     def constant(self, part: str, array: Array | np.generic, dtype: ir.DataType) -> ir.Value:
+        name = f"{self.name}{part}"
+        if (made := next((value for value in self.initializers if value.name == name), None)) is not None:
+            return made  # of a table that several nodes look up
         held = np.asarray(array).astype(dtype.numpy())
-        tensor = ir.Tensor(held, dtype=dtype, name=f"{self.name}{part}")
+        tensor = ir.Tensor(held, dtype=dtype, name=name)
         value = ir.Value(name=tensor.name, shape=ir.Shape(held.shape), type=ir.TensorType(dtype), const_value=tensor)
         self.initializers.append(value)
         return value

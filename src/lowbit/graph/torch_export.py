@@ -174,9 +174,14 @@ def _any_dynamic(shapes: Any) -> bool:
 def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ir.Model:
     import torch
 
+    from lowbit.graph.torch_bags import embedding_bags
     from lowbit.graph.torch_recurrent import recurrent_operators, translations
 
-    with warnings.catch_warnings(), quiet(), contextlib.redirect_stdout(io.StringIO()), recurrent_operators():
+    with contextlib.ExitStack() as stack:
+        for context in (warnings.catch_warnings(), quiet(), contextlib.redirect_stdout(io.StringIO())):
+            stack.enter_context(context)
+        stack.enter_context(recurrent_operators())
+        stack.enter_context(embedding_bags())
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)

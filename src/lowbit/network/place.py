@@ -83,7 +83,10 @@ class _Placer:
         }
         for node in self.nodes:
             for site in (*self._weight_sites(node), *self._constant_sites(node)):
-                sites.setdefault(site.value, site)
+                known = sites.setdefault(site.value, site)
+                if known is not site and self._is_stored_alike(known, site):  # a table that several nodes look up
+                    assert known.readers is not None
+                    sites[site.value] = replace(known, readers=known.readers | (site.readers or frozenset()))
             for site in self._bias_sites(node, sites):
                 sites.setdefault(site.value, site)
         return sites
@@ -267,6 +270,11 @@ class _Placer:
             kind = orient(spec.format, layer.output_axis, layer.summed_axis, layer.weight.shape)
             reader = frozenset({(str(node.name), layer.index)})
             yield Site(name, "weight", replace(spec, format=kind), str(node.name), name, reader)
+
+    def _is_stored_alike(self, one: Site, other: Site) -> bool:
+        """Whether two readers of a weight that compute in float may read the same codes."""
+        floats = all(self.role[site.layer] is Role.STORE for site in (one, other))
+        return floats and one.role == other.role == "weight" and one.spec == other.spec
 
     def _constant_sites(self, node: ir.Node) -> Iterator[Site]:
         """The constant operand of an integer Add or Mul; gain and bias of a normalization go into its multipliers."""
