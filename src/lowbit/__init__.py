@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from lowbit.data import Data as Data
     from lowbit.data import Preprocessing as Preprocessing
     from lowbit.errors import LowbitError as LowbitError
-    from lowbit.flows.budget import Sensitivity as Sensitivity
     from lowbit.flows.budget import mixed_precision as mixed_precision
-    from lowbit.flows.budget import sensitivity as sensitivity
     from lowbit.flows.compare import Comparison as Comparison
     from lowbit.flows.compare import compare as compare
     from lowbit.flows.compress import Compression as Compression
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from lowbit.flows.prepare import convert as convert
     from lowbit.flows.prepare import prepare as prepare
     from lowbit.flows.prepared import Prepared as Prepared
+    from lowbit.flows.prices import Sensitivity as Sensitivity
+    from lowbit.flows.prices import sensitivity as sensitivity
     from lowbit.flows.ptq import quantize as quantize
     from lowbit.flows.ptq import simulation as simulation
     from lowbit.flows.search import Search as Search

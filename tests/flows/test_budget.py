@@ -143,7 +143,7 @@ def rank(values: list[float]) -> np.ndarray:
 
 def correlation(model: Model, data: object, formats: tuple[str, ...]) -> float:
     """Spearman's, of the predicted errors and those of one weight in one format at a time."""
-    from lowbit.flows.budget import _tried
+    from lowbit.flows.prices import _tried
     from lowbit.flows.ptq import given, observed
 
     seen = observed(*given(model, data, "w4a8", None))

@@ -107,8 +107,21 @@ def quantize(
     if max_drop is not None:
         options = {"metric": metric, "max_drop": max_drop, "recipe": recipe, "target": target}
         answer_search(model, data, test, output, samples, json, None, budget, **options)
-        return
+    else:
+        _answer_file(model, data, output, recipe, target, budget if mixed else None, samples, json)
 
+
+def _answer_file(
+    model: Path,
+    data: str | None,
+    output: Path,
+    recipe: str,
+    target: str | None,
+    budget: dict[str, Any] | None,
+    samples: SampleOptions,
+    json: bool,
+) -> None:
+    """Quantize and say what came of it; budget: of `lb.mixed_precision`, which then makes the recipe."""
     from lowbit.flows.budget import mixed_precision
     from lowbit.flows.ptq import quantize as quantize_model
     from lowbit.graph.notes import sizes
@@ -125,7 +138,7 @@ def quantize(
     with progress(json) as bar:
         opened = None if data is None else samples.open(data, network.inputs, watch, "calibrating")
         chosen: str | Recipe = recipe
-        if mixed:
+        if budget is not None:
             chosen = mixed_precision(network, opened, recipe, **budget, target=target, stage=bar)
         quantized = quantize_model(network, opened, chosen, target=target, stage=bar)
     if data is not None:

@@ -8,88 +8,30 @@ then real networks correct the prediction. Sources: HAWQ-V3 (Yao et al. 2021, ar
 (arXiv 2004.09602), section 6.
 """
 
-import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lowbit.deploy.compact import compact
 from lowbit.deploy.export import export, ledger
 from lowbit.engines.compile import serialize
 from lowbit.errors import InputError, TooSmallError
 from lowbit.flows.latency_budget import within_latency
+from lowbit.flows.prices import FORMATS, Prices, asked_of, draft_of, prices_of, solved_by
 from lowbit.flows.ptq import MEMORY, Observed, Stage, _silent, given, observed, settled
-from lowbit.graph.layer import layer_names
 from lowbit.metadata import to_text
-from lowbit.network.calibrate import solve_alone
 from lowbit.network.network import Network
-from lowbit.network.sites import Site
-from lowbit.numerics import Format, Int, QuantTensor, parse_format, spell_format
-from lowbit.numerics.grids import grid_table
-from lowbit.recipe import Recipe, Rule, TensorSpec
+from lowbit.numerics import Format, parse_format
+from lowbit.recipe import Recipe, Rule
 from lowbit.repair.prove import float_outputs, output_error
-from lowbit.repair.ranges import choose_ranges
-from lowbit.repair.sensitivity import Candidate, output_errors
 from lowbit.repair.wider import literal
 from lowbit.solve.program import Option, Program
-from lowbit.targets import find_target
 
-# All take their bits in the file; the engine computes with int8 of them.
-FORMATS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8", "lloyd2", "lloyd3", "lloyd4", "lloyd5")
 TRIES = 4  # real networks
 NOTES = 1024  # bytes that a file's notes take beside recipe and ledger: what was done, the proof
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """What one tensor in one format, all others exact, does to the outputs.
-
-    error   predicted squared error of the outputs, relative to their power
-    bytes   of a weight's codes and scales; 0 for an activation
-    """
-
-    layer: str
-    tensor: str
-    role: str
-    format: str
-    error: float
-    bytes: int
-
-
-def sensitivity(
-    model: Any,
-    calibration: Any,
-    recipe: "str | Path | Format | Recipe" = "w4a8-fast",
-    *,
-    formats: Sequence[Format | str] = FORMATS,
-    target: str | None = None,
-    memory: int = MEMORY,
-) -> list[Sensitivity]:
-    """What each tensor's format costs at the outputs, predicted for all formats from one set of backward passes.
-
-    model, calibration, target, memory   as in `quantize`
-    recipe    how codes and ranges are found, and the format of the activations
-    formats   of the weights; what shares a scale is as in the recipe
-    return    a row for each weight in each format, and one for each activation in its own
-    """
-    model, data, base = given(model, calibration, recipe, target)
-    prices = _prices(observed(model, data, _draft(base), memory), formats)
-    sites = prices.network.placement.sites
-    rows = [
-        Sensitivity(sites[name].layer, name, "weight", word, error, round(codes.bits / 8))
-        for name, several in prices.weights.items()
-        for word, (codes, error) in several.items()
-    ]
-    for name, error in prices.activations.items():
-        kind = sites[name].spec.format
-        assert kind is not None
-        rows.append(Sensitivity(sites[name].layer, name, "activation", spell_format(kind), error, 0))
-    return rows
 
 
 def mixed_precision(
@@ -129,103 +71,12 @@ def mixed_precision(
     base.check_deployable()
     if latency is not None:
         return within_latency(observed(model, data, base, memory, stage), base, model, latency, stage)
-    draft = _draft(base)
+    draft = draft_of(base)
     seen = observed(model, data, draft, memory, stage)
     stage("pricing formats")
-    search = _Search(seen, draft, _prices(seen, FORMATS), len(serialize(model.program)))
+    search = _Search(seen, draft, prices_of(seen, FORMATS), len(serialize(model.program)))
     found = search.run(bits, size, stage)
-    return found if draft == base else replace(_solved_by(found, "gptq", "adaround"), passes=base.passes)
-
-
-def _draft(recipe: Recipe) -> Recipe:
-    """The recipe without what takes minutes, for prices and tries: GPTQ for AdaRound, no reconstruction."""
-    passes = tuple(name for name in recipe.passes if name not in ("reconstruct", "learn_ranges"))
-    return replace(_solved_by(recipe, "adaround", "gptq"), passes=passes)
-
-
-def _solved_by(recipe: Recipe, before: str, after: str) -> Recipe:
-    """The recipe with one solver in place of another."""
-
-    def changed(rule: Rule) -> Rule:
-        spec = rule.weights
-        return rule if spec is None or spec.solve != before else replace(rule, weights=replace(spec, solve=after))
-
-    return replace(recipe, rules=tuple(map(changed, recipe.rules)))
-
-
-@dataclass(frozen=True)
-class _Prices:
-    """What the tensors of a network cost at its outputs.
-
-    weights       weight → format, as a recipe says it → its codes as if all else were exact, and their error
-    activations   group → its error in its own format
-    """
-
-    network: Network
-    weights: Mapping[str, Mapping[str, tuple[QuantTensor, float]]]
-    activations: Mapping[str, float]
-
-    def layers(self) -> dict[str, list[str]]:
-        """Layer → its weights."""
-        found: dict[str, list[str]] = {}
-        for name in self.weights:
-            found.setdefault(self.network.placement.sites[name].layer, []).append(name)
-        return found
-
-
-def _prices(seen: Observed, formats: Sequence[Format | str]) -> _Prices:
-    network, calibration, single = seen.network, seen.calibration, seen.calibration.single
-    choose_ranges(network, calibration.fitting)
-    sites = {name: site for name, (site, _) in network.constants().items() if site.role == "weight"}
-    tried = {name: _tried(network, site, formats) for name, site in sites.items()}
-    solved = solve_alone(
-        network, calibration.together, {name: list(several.values()) for name, several in tried.items()}
-    )
-    values = {name: [torch.as_tensor(codes.dequantize()) for codes in several] for name, several in solved.items()}
-    asked: dict[str, Sequence[Candidate]] = dict.fromkeys(network.activations(), ())
-    found = output_errors(network, asked | values, single)
-    weights, unreached = {}, []
-    for name, several in values.items():
-        power = network.parameter(name).detach().square().sum()
-        errors = found[name]
-        if errors is None:
-            unreached.append(sites[name].layer)
-            errors = torch.stack([(x - network.parameter(name)).square().sum() / power for x in several]) * len(single)
-        priced = zip(solved[name], (float(e) / len(single) for e in errors), strict=True)
-        weights[name] = dict(zip(tried[name], priced, strict=True))
-    if unreached:
-        warnings.warn(
-            f"no gradient reaches the weights of {', '.join(unreached)}: an operator behind them runs in onnxruntime. "
-            "Their cost is taken to be their own relative squared error.",
-            stacklevel=3,
-        )
-    activations = {n: float(e[0]) / len(single) for n in network.activations() if (e := found[n]) is not None}
-    return _Prices(network, weights, activations)
-
-
-def _tried(network: Network, site: Site, formats: Sequence[Format | str]) -> dict[str, TensorSpec]:
-    """Format, as a recipe says it → the spec of this weight; those whose values the target's kernels can read."""
-    recipe, own = network.placement.recipe, site.spec.format
-    assert recipe is not None
-    assert own is not None
-    target = find_target(recipe.target)
-    most = grid_table(target.weights.grid).maximum
-    asked = _spec(network, site.layer).format
-    assert asked is not None
-    found = {}
-    for kind in (parse_format(word) for word in formats):
-        readable = isinstance(kind.grid, Int) or not target.whole
-        if isinstance(own.grid, Int) and readable and grid_table(kind.grid).maximum <= most:
-            word = spell_format(replace(asked, grid=kind.grid))
-            found[word] = replace(site.spec, format=replace(own, grid=kind.grid))
-    return found or {spell_format(asked): site.spec}
-
-
-def _spec(network: Network, layer: str) -> TensorSpec:
-    """What the recipe says of a layer's weights."""
-    assert network.placement.recipe is not None
-    node = next(node for node in network.program.graph if node.name == layer)
-    return network.placement.recipe.specs(layer_names(node))[0]
+    return found if draft == base else replace(solved_by(found, "gptq", "adaround"), passes=base.passes)
 
 
 @dataclass(frozen=True)
@@ -248,7 +99,7 @@ class _Search:
 
     seen: Observed
     base: Recipe
-    prices: _Prices
+    prices: Prices
     float_bytes: int
     trust: dict[str, float] = field(default_factory=dict)
     extra: float = 0.0
@@ -332,7 +183,9 @@ class _Search:
         if common and rules[0].weights is not None:
             rules = (replace(rules[0], weights=replace(rules[0].weights, format=parse_format(common))),)
         changed = {layer: word for layer, word in words.items() if word != common}
-        own = (Rule(literal(x), replace(_spec(network, x), format=parse_format(word))) for x, word in changed.items())
+        own = (
+            Rule(literal(x), replace(asked_of(network, x), format=parse_format(word))) for x, word in changed.items()
+        )
         return replace(self.base, rules=(*rules, *own))
 
     def _judged(self, recipe: Recipe) -> _Try:

@@ -14,10 +14,10 @@ import torch
 
 from lowbit.data import Data
 from lowbit.engines.compile import ENGINES, Batch
-from lowbit.engines.profile import operator_times
+from lowbit.engines.profile import OperatorTime, operator_times
 from lowbit.errors import DataError, LowbitError, UnsupportedError
 from lowbit.flows.causes import Context, Finding, Remedy, dead_channels, explain, too_few_samples, with_lines
-from lowbit.flows.compare import compare
+from lowbit.flows.compare import Comparison, compare
 from lowbit.flows.diagnosis import Diagnosis, LayerRow, Shifted
 from lowbit.flows.fidelity import layer_fidelity
 from lowbit.flows.inputs import InputFacts, input_facts, prepared_unlike
@@ -80,8 +80,6 @@ def diagnose(
     judged = _few(data) if test is None else Data.of(test, model.inputs)
     comparison = compare(model, quantized, judged, metric, layers=False, latency=latency)
     recipe_name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "a recipe"
-    name = f"{Path(model.source).name} in {recipe_name}"
-    comparison = replace(comparison, candidate=replace(comparison.candidate, name=name))
     kept = list(ready.calibration.observed())
     inputs = input_facts(kept, model.inputs)
     tested = input_facts((s.inputs for s in _few(judged).samples()), model.inputs)
@@ -89,13 +87,10 @@ def diagnose(
     walked = walk_once(ready.network, kept[0])
     facts, measured = _facts(ready, kept, walked)
     samples = data.count or sum(map(_count, kept))
-    findings = [*explain(facts, _context(ready.network)), *too_few_samples(facts, samples)]
-    findings.sort(key=lambda finding: -(finding.share or 0.0))
+    findings = _findings(ready.network, facts, samples)
     ledger = Ledger.of(quantized)
     counts = multiply_adds(ready.network.program, walked.shapes, _count(kept[0]))
     layers = _layers(ready.network, quantized, facts, counts, kept[0], ledger)
-    sample = judged.cut(next(judged.samples(1)), 1).inputs
-    times = [tuple(operator_times(net.program, sample)) if latency else () for net in (model, quantized)]
     stage("trying remedies")
     findings = _tried(findings, model, data, seen, ready, memory)
     stage("shifting inputs")
@@ -106,7 +101,7 @@ def diagnose(
         recipe=quantized.metadata["lowbit.recipe"],
         samples=samples,
         on_test_data=test is not None,
-        comparison=comparison,
+        comparison=_called(comparison, f"{Path(model.source).name} in {recipe_name}"),
         layers=tuple(layers),
         tensors=tuple(facts),
         findings=(*prepared_unlike(inputs, tested), *findings, *dead_channels(facts)),
@@ -114,12 +109,28 @@ def diagnose(
         estimated_db=decibels(sum(x.cost or 0.0 for x in facts)),
         shifts=tuple(_shifts(model, quantized, judged, kinds, inputs, metric)),
         operations=_operations(ready.network, layers, counts, ledger),
-        times=(times[0], times[1]),
+        times=_times(model, quantized, judged) if latency else ((), ()),
         bytes_by_kind=ledger.bytes_by_kind(),
         left_in_float=tuple(row for row in ledger.rows if row.get("status") == "float"),
         steps=tuple(ready.notes),
         tries=tuple(map(_flat, tries)),
     )
+
+
+def _called(comparison: Comparison, name: str) -> Comparison:
+    return replace(comparison, candidate=replace(comparison.candidate, name=name))
+
+
+def _times(model: Model, quantized: Model, judged: Data) -> tuple[tuple[OperatorTime, ...], tuple[OperatorTime, ...]]:
+    """Of each operator of both networks, on one sample."""
+    sample = judged.cut(next(judged.samples(1)), 1).inputs
+    return tuple(operator_times(model.program, sample)), tuple(operator_times(quantized.program, sample))
+
+
+def _findings(network: Network, facts: Sequence[TensorFacts], samples: int) -> list[Finding]:
+    """Causes, the one with the largest share of the error first."""
+    found = [*explain(facts, _context(network)), *too_few_samples(facts, samples)]
+    return sorted(found, key=lambda finding: -(finding.share or 0.0))
 
 
 def _few(data: Data) -> Data:
