@@ -78,6 +78,15 @@ def mean(value: "Tensor") -> "Tensor":
     return total / count()
 
 
+def least(value: "Tensor") -> "Tensor":
+    """The least of what all processes have, number by number, without a gradient."""
+    if count() > 1:
+        import torch.distributed as group
+
+        group.all_reduce(value, group.ReduceOp.MIN)
+    return value
+
+
 def summed(value: "Tensor") -> "Tensor":
     """The sum of what all processes have, on each of them, with a gradient: each loss reaches every summand."""
     import torch

@@ -40,7 +40,7 @@ def train(
         Path | None,
         output_option("Where to write: .onnx, or .lowbit to entropy-code it as well.", "MODEL.RECIPE.onnx, here"),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A preset, a .toml file of rules, or a format for weights.")] = "w4a4",
+    recipe: Annotated[str, typer.Option(help="A preset, a .toml file of rules, or a format for weights.")] = "w4a4-lsq",
     epochs: Annotated[
         float | None, typer.Option(min=0, help="Passes over the data.", show_default="the schedule's, or 10")
     ] = None,
@@ -64,7 +64,7 @@ def train(
     run, started again, goes on where it was and ends with the same file; Ctrl-C writes the best epoch so far. Under
     torchrun all processes share each batch.
 
-    Example: lowbit train net.onnx --data train.npz --test test.npz --recipe w4a4 --epochs 30 -o net.w4a4.onnx
+    Example: lowbit train net.onnx --data train.npz --test test.npz --recipe w3a3-lsq --epochs 30 -o net.w3a3.onnx
              torchrun --nproc-per-node 4 -m lowbit train net.onnx --data train.npz
     """
     output = output or Path(f"{model.stem}.{Path(recipe).stem.replace(' ', '-').replace(':', '')}.onnx")

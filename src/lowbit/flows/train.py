@@ -31,7 +31,7 @@ LEAST = 2  # samples of a batch: a batch norm has no variance of one
 def train(
     model: Any,
     data: Any,
-    recipe: "str | Path | Format | Recipe" = "w4a4",
+    recipe: "str | Path | Format | Recipe" = "w4a4-lsq",
     schedule: "str | Path | Mapping[str, Any] | Schedule | None" = None,
     *,
     test: Any = None,

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from lowbit import processes
 from lowbit.errors import UnsupportedError
 from lowbit.network.learned_bases import LearnedBases
 from lowbit.network.learned_step import round_to_step
@@ -120,8 +121,9 @@ class MovingExtremes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled() and x.numel():
             low, high = torch.aminmax(as_stored(x.detach()))
-            self.low.lerp_(low.float(), 1 - MOMENTUM)
-            self.high.lerp_(high.float(), 1 - MOMENTUM)
+            least = processes.least(torch.stack([low, -high]).float())  # of the batch of all processes
+            self.low.lerp_(least[0], 1 - MOMENTUM)
+            self.high.lerp_(-least[1], 1 - MOMENTUM)
         scale, zero = self.scale_and_zero()
         return round_to_step(x, scale, self.grid.minimum - float(zero), self.grid.maximum - float(zero))
 
