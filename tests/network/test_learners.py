@@ -159,7 +159,7 @@ def test_dorefa_rounds_the_normalized_tanh_of_equation_9():
     assert torch.allclose(rounded, codes * scale)
 
 
-def test_lqnets_basis_solves_the_least_squares_of_equation_8():
+def test_lqnets_basis_solves_the_least_squares_for_its_codes():
     weight = normal(1, 400)
     learner = weight_learner(Learned("lqnets"), quantize(weight, "bases2"), weight)
     signs = torch.where(learner(weight) > 0, 1.0, -1.0)

@@ -1,7 +1,7 @@
 """LQ-Nets: a weight as sums of ± the factors of a basis, which is solved by least squares at each step of training.
 
 Source: Zhang et al. 2018 (LQ-Nets, arXiv 1807.10029), algorithm 1 (QEM): nearest codes, then the basis of least squared
-error for them, v = (B Bᵀ)⁻¹ B w (eq. 8); the basis follows by a moving average. The gradient reaches the weight
+error for them, v = (B Bᵀ)⁻¹ B w; the basis follows by a moving average. The gradient reaches the weight
 straight through. One basis for each tile of the format, `bases2` for two bits.
 """
 

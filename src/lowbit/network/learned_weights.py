@@ -54,8 +54,8 @@ def _as_they_are(rows: Tensor, step: Tensor, grid: Grid) -> Rounding:
 
 
 def _normalized(rows: Tensor, step: Tensor, grid: Grid) -> Rounding:
-    """APoT (Li et al. 2020, arXiv 1909.13144), section 3.3: (w − μ) / σ is rounded; its clip α has the gradient of
-    eq. 7, which is that of a step.
+    """APoT (Li et al. 2020, arXiv 1909.13144), weight normalization and reparameterized clip: (w − μ) / σ is rounded,
+    and the gradient of the clip α is that of a step.
 
     Multiplied by σ again, so that a trained network begins as it is; batch norm behind it makes this no difference.
     """

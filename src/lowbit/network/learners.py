@@ -44,7 +44,7 @@ class LearnedRange(nn.Module):
 
     LSQ    x̂ = s · clip(round(x / s)), gradient of s: Esser et al. 2020 (arXiv 1902.08153), eq. 3, times 1 / √(N · Qp)
            for N values of one sample
-    LSQ+   beside it a lower end β that learns: Bhalgat et al. 2020 (arXiv 2004.09576), eq. 7; the zero is round(−β / s)
+    LSQ+   beside it a lower end β that learns: Bhalgat et al. 2020 (arXiv 2004.09576); the zero is round(−β / s)
     PACT   upper end α = s · Qp, gradient 1 above it and 0 elsewhere, penalty λ α²: Choi et al. 2018 (arXiv 1805.06085)
     DoReFa, straight-through    nothing of the range learns; x has gradient 1 inside it: Zhou et al. 2016 (arXiv
            1606.06160), Bengio et al. 2013

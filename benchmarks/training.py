@@ -1,0 +1,228 @@
+"""Training in few bits on CIFAR-10, ResNet-20: what the methods reach on one schedule, and what a step costs.
+
+    python -m benchmarks.training methods [--epochs 10] [--samples 50000]   # one row a method: the deployed file
+    python -m benchmarks.training run w2a2-lsq [--epochs 10] [--rate 0.02]  # one recipe
+    python -m benchmarks.training steps                                     # needs `pip install brevitas` for its row
+
+Needs the CIFAR-10 files and `cifar10-resnet20` in LOWBIT_DATA. The last 2,000 training images are left out of training:
+settings were chosen on them. Test images are looked at once, at the end.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+import lowbit as lb
+from benchmarks.networks import FOLDER
+from lowbit.recipe import PREPARE, Recipe, Rule, TensorSpec
+
+MODEL = FOLDER / "cifar10-resnet20.onnx"
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+HELD_OUT = 2000
+BATCH = 128
+ROUNDS = 10
+Samples = tuple[NDArray[np.float32], NDArray[np.int64]]
+# Method → weights and activations in so many bits: a learned range each. LQ-Nets and APoT are about weights.
+METHODS: dict[str, Callable[[int], tuple[TensorSpec, TensorSpec]]] = {
+    "LSQ": lambda bits: (TensorSpec(f"lloyd{bits} channel:0", "lsq"), TensorSpec(f"uint{bits}", "lsq")),
+    "PACT": lambda bits: (TensorSpec(f"lloyd{bits} channel:0", "dorefa"), TensorSpec(f"uint{bits}", "pact")),
+    "DoReFa": lambda bits: (TensorSpec(f"lloyd{bits} channel:0", "dorefa"), TensorSpec(f"uint{bits}", "dorefa")),
+    "LQ-Nets": lambda bits: (TensorSpec(f"bases{bits} channel:0", "lqnets"), TensorSpec(f"uint{bits}", "lsq")),
+    "APoT": lambda bits: (TensorSpec(f"apot{bits} channel:0", "apot"), TensorSpec(f"uint{bits}", "lsq")),
+}
+
+
+def samples(*names: str) -> Samples:
+    """Images as the network takes them, and their classes."""
+    parts = [np.load(FOLDER / f"cifar10-{name}.npz") for name in names]
+    images = np.concatenate([part["images"] for part in parts]).astype(np.float32)
+    labels = np.concatenate([part["labels"] for part in parts]).astype(np.int64)
+    return np.ascontiguousarray(((images / 255 - MEAN) / STD).transpose(0, 3, 1, 2)), labels
+
+
+def recipe(bits: int, method: str) -> Recipe:
+    """The preset `w2a2-lsq`, by another method."""
+    weights, activations = METHODS[method](bits)
+    wide = TensorSpec("uint8", "ema:minmax")
+    end = TensorSpec("int8 channel:0", "ema:minmax"), wide
+    rules = Rule("*", weights, activations), Rule("at:residual", None, wide), Rule("at:input", *end)
+    return Recipe((*rules, Rule("at:output", *end)), (*PREPARE, "split_residuals"))
+
+
+def run(chosen: "str | Recipe", settings: argparse.Namespace, output: Path | None = None) -> float:
+    """Train, deploy; share of the test images that the file gets right."""
+    images, labels = samples(*(f"train-{i}" for i in range(5)))
+    count = min(settings.samples, len(images) - HELD_OUT)
+    held_out = images[-HELD_OUT:], labels[-HELD_OUT:]
+    schedule = lb.Schedule(
+        epochs=settings.epochs, rate=settings.rate, warm_up=0.1, augment="crop-flip", channels_last=True
+    )
+    told: Callable[[str, int, int, str], None] = lambda phase, done, total, note: (  # noqa: E731
+        print(f"    {note}", flush=True) if phase == "epoch" else None
+    )
+    checkpoint = None if output is None else output.with_name(f"{output.name}.state")
+    trained = lb.train(
+        *(lb.load(MODEL), (images[:count], labels[:count]), chosen, schedule),
+        test=held_out,
+        progress=told,
+        checkpoint=checkpoint,
+    )
+    if output is not None:
+        trained.save(output)
+    return lb.evaluate(trained, samples("test"), "top1")
+
+
+def methods(settings: argparse.Namespace) -> None:
+    """The methods side by side."""
+    print(
+        f"{settings.epochs:g} epochs of {min(settings.samples, 50000 - HELD_OUT)} images, deployed files, test images"
+    )
+    for bits in (4, 2):
+        for method in METHODS:
+            print(f"{method:<8} {bits}/{bits}  {100 * run(recipe(bits, method), settings):6.2f} %", flush=True)
+
+
+# ---- what a step costs -------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut without weights; `quantizing` makes the parts."""
+
+    def __init__(self, make: "Parts", into: int, out: int) -> None:
+        super().__init__()
+        stride = out // into
+        self.into, self.out = into, out
+        self.body = nn.Sequential(
+            *(make.conv(into, out, stride), nn.BatchNorm2d(out), make.relu()),
+            *(make.conv(out, out, 1), nn.BatchNorm2d(out)),
+        )
+        self.relu = make.relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        short, rest = x, (self.out - self.into) // 2
+        if rest:
+            short = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, rest, rest))
+        y: Tensor = self.relu(self.body(x) + short)
+        return y
+
+
+class Parts:
+    """What a ResNet-20 is made of: torch's own."""
+
+    def conv(self, into: int, out: int, stride: int) -> nn.Module:
+        return nn.Conv2d(into, out, 3, stride, 1, bias=False)
+
+    def relu(self) -> nn.Module:
+        return nn.ReLU()
+
+
+class Brevitas(Parts):
+    """Brevitas's fake-quantized ones: 4 bits, scales of activations learn."""
+
+    def __init__(self) -> None:
+        self.layers: Any = import_module("brevitas.nn")
+        self.weights = import_module("brevitas.quant").Int8WeightPerChannelFloat
+
+    def conv(self, into: int, out: int, stride: int) -> nn.Module:
+        kinds = {"weight_quant": self.weights, "weight_bit_width": 4}
+        made: nn.Module = self.layers.QuantConv2d(into, out, 3, stride=stride, padding=1, bias=False, **kinds)
+        return made
+
+    def relu(self) -> nn.Module:
+        made: nn.Module = self.layers.QuantReLU(bit_width=4)
+        return made
+
+
+def resnet20(make: Parts) -> nn.Module:
+    torch.manual_seed(0)
+    blocks, channels = [], 16
+    for width in (16, 16, 16, 32, 32, 32, 64, 64, 64):
+        blocks.append(Block(make, channels, width))
+        channels = width
+    stem = make.conv(3, 16, 1), nn.BatchNorm2d(16), make.relu()
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def stepper(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """One step of SGD."""
+    module.train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def kept_bytes(module: nn.Module, x: Tensor) -> int:
+    """Parameters, and all that a forward pass keeps for the backward one; each storage once."""
+    found = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in module.parameters()}
+    held = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(x)
+    return sum(found.values())
+
+
+def steps(_: Any) -> None:
+    """A step of batch 128 in float, with lowbit's quantizers and with Brevitas's, in turn; the median of the rounds."""
+    x, y = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
+    modules = {"float": resnet20(Parts())}
+    modules["lowbit w4a4-lsq"] = lb.prepare(resnet20(Parts()), x, "w4a4-lsq", calibration=x.numpy())
+    try:
+        modules["Brevitas 4/4"] = resnet20(Brevitas())
+    except ImportError:
+        print("Brevitas is not installed: no row of it.")
+    calls = {name: stepper(module, x, y) for name, module in modules.items()}
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _round in range(ROUNDS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    medians = {name: float(np.median(found)) for name, found in times.items()}
+    memory = {name: kept_bytes(module, x) / 1e6 for name, module in modules.items()}
+    print(f"batch {BATCH}, {torch.get_num_threads()} threads, float32; median of {ROUNDS} steps in turn")
+    for name, value in medians.items():
+        print(
+            f"{name:<18}{value:8.0f} ms {value / medians['float']:5.2f}×{memory[name]:8.0f} MB "
+            f"{memory[name] / memory['float']:5.2f}×"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("methods", "run", "steps"))
+    parser.add_argument("recipe", nargs="?", default="w4a4-lsq", help="of run: a preset or a TOML file")
+    parser.add_argument("--epochs", type=float, default=10)
+    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--samples", type=int, default=50000)
+    parser.add_argument("--output", type=Path, help="of run: where to write the file")
+    settings = parser.parse_args()
+    if settings.what == "run":
+        print(f"{settings.recipe}: {100 * run(settings.recipe, settings, settings.output):.2f} % of the test images")
+    else:
+        {"methods": methods, "steps": steps}[settings.what](settings)
+
+
+if __name__ == "__main__":
+    main()
