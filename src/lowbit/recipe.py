@@ -123,11 +123,13 @@ class Recipe:
     """Rules, the passes that run before them, and the target they are for. All names exist: InputError otherwise.
 
     passes   names in lowbit.graph.PASSES, in order, and in IMPROVE, which also look at the calibration data
+    rest     what constants that stay float are stored in: "float32" or "float16"; computed is in float32
     """
 
     rules: tuple[Rule, ...]
     passes: tuple[str, ...] = ()
     target: str = "onnxruntime"
+    rest: str = "float32"
 
     def __post_init__(self) -> None:
         for name, values, kind, what in (
@@ -141,6 +143,8 @@ class Recipe:
         if unknown := [name for name in self.passes if name not in known]:
             raise InputError(f"pass '{unknown[0]}' does not exist. Passes are: {', '.join(known)}.")
         find_target(self.target)
+        if self.rest not in ("float32", "float16"):
+            raise InputError(f"rest={self.rest!r} is neither 'float32' nor 'float16'.")
 
     def check_deployable(self) -> None:
         """Raise UnsupportedError for what can be simulated only, before anything is calibrated."""
@@ -190,7 +194,8 @@ class Recipe:
         return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
 
     def to_toml(self) -> str:
-        head = tomli_w.dumps({"target": self.target, "passes": list(self.passes)})
+        rest = {} if self.rest == "float32" else {"rest": self.rest}
+        head = tomli_w.dumps({"target": self.target, "passes": list(self.passes)} | rest)
         return "\n".join([head, *(rule.to_toml() for rule in self.rules)])
 
     @staticmethod
@@ -200,7 +205,7 @@ class Recipe:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{source} is not TOML: {error}.") from None
-        _check_keys(table, ("target", "passes", "rules"), source)
+        _check_keys(table, ("target", "passes", "rest", "rules"), source)
         rows = table.get("rules", [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise InputError(f"{source}: rules are tables, each under [[rules]], not {rows!r}.")

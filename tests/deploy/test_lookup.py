@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from tests.toy_networks import network
+from toy_networks import network
 
 import lowbit as lb
 from lowbit.errors import DataError

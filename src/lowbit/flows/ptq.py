@@ -22,6 +22,7 @@ from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.given import float_model_and_data
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
 from lowbit.graph import PASSES
+from lowbit.graph.halves import round_to_halves, store_halves
 from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.network.calibrate import observe, tensors
@@ -92,6 +93,8 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
     assert network.placement.recipe is not None
     final = network.placement.recipe
     program = export(network)
+    if final.rest == "float16":
+        store_halves(program, set(network.program.graph.initializers))
     parity = verify(ready.trained or network, program, ready.proof)
     program = compact(program, network.program)
     runs = read_back(program, find_target(final.target).engine)
@@ -170,6 +173,8 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
             notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
         elif name in PASSES:
             notes += PASSES[name](prepared.program)
+    if chosen.rest == "float16":
+        notes.append(f"{round_to_halves(prepared.program)} constants rounded to float16, before any is quantized")
     network = Network(prepared.program, placed(prepared.program, chosen, model.source))
     one = next(first(data, kept.judging, 1))
     size = footprint(network.module, tensors(network, one.inputs))
