@@ -235,7 +235,7 @@ def _insert(network: Network, call: fx.Node, layer: Layer, start: Start, beside:
     norm.train(module.training)
     with torch.no_grad():
         parameter = network.parameter(str(layer.value.name))
-        parameter.copy_(torch.from_numpy(start.weight))
+        parameter.copy_(torch.tensor(start.weight))
         for held, value in (
             (norm.weight, start.gamma),
             (norm.bias, start.beta),
