@@ -107,7 +107,7 @@ def test_two_bits_come_back_by_training(model: Model) -> None:
 
 
 AVERAGE = {"average": 0.9, "optimizer": "adamw", "rate": 1e-3}
-RECIPES = {"augment": "crop-flip", "recipes": ("int8-fast",)}
+RECIPES = {"augment": "crop-flip", "prune": 0.5, "recipes": ("int8-fast",)}
 CUTS = [
     (AVERAGE, 8),
     *(pytest.param(how, step, marks=pytest.mark.slow) for how in (AVERAGE, RECIPES) for step in (3, 13)),
@@ -176,6 +176,16 @@ def test_damping_pulls_weights_to_the_middle_of_their_bins() -> None:
     oscillation([(quantizer, weight, rounded)]).backward()
     inside = torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 0.0]])  # what lies outside of its row's range is left alone
     assert torch.allclose(weight.grad, 2 * inside)  # type: ignore[arg-type]
+
+
+def test_sparse_and_low_bit_at_once(model: Model) -> None:
+    four = Recipe((Rule("*", TensorSpec("int4 channel:0", "lsq"), TensorSpec("uint4", "lsq")),), LSQ2.passes)
+    small = trained(model, epochs=3, prune=0.6, recipe=four)
+    rows = [row for row in from_text(small.metadata["lowbit.ledger"]) if row["role"] == "weight"]
+    values = [small.program.graph.initializers[row["tensor"]].const_value.numpy().astype(int) for row in rows]
+    zeros, all_of_them = (sum(int(count(v)) for v in values) for count in (lambda v: (v == 0).sum(), np.size))
+    assert zeros / all_of_them > 0.6
+    assert top1(small) > 0.85  # measured 0.8925
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from lowbit.storage import atomic
 from lowbit.training.average import Average
 from lowbit.training.checkpoints import Checkpoints
 from lowbit.training.distill import Task
-from lowbit.training.loop import Loop, Training
+from lowbit.training.loop import Loop, Training, first_not_finite
 from lowbit.training.optimizer import OPTIMIZERS, Optimizer, Pace, trainable
 from lowbit.training.samples import Samples
 
@@ -75,6 +75,17 @@ def test_a_loss_that_is_no_number_stops_before_anything_moves_and_names_the_laye
     with pytest.raises(DivergedError, match=r"step 3: the loss is nan; .* 'second'\. The learning rate was 0\.07"):
         loop(module, optimizer_of(module), rate=lambda step: 0.07).run(2, 5)
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+def test_a_function_of_a_traced_network_is_named_too() -> None:
+    class Root(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.log(torch.relu(x) - 1).exp()
+
+    traced = torch.fx.symbolic_trace(Root())
+    next(node for node in traced.graph.nodes if node.name == "log").meta["node"] = "log_7"
+    assert first_not_finite(nn.Sequential(traced), (torch.zeros(2),)).endswith("out of 'log_7'")
+    assert first_not_finite(nn.Sequential(traced), (torch.ones(2) * 3,)) == ""
 
 
 def test_a_weight_that_is_no_number_is_named() -> None:

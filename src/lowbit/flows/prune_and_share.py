@@ -11,12 +11,12 @@ import torch
 from lowbit.engines.compile import Batch
 from lowbit.flows.compression import Compression, Progress
 from lowbit.flows.fit_size import fit_size
+from lowbit.flows.masks import Masks
 from lowbit.network.network import Network
 from lowbit.network.stored import WeightQuant
 from lowbit.numerics import QuantTensor, parse_format, spell_format
 from lowbit.repair.sensitivity import squared_gradients
 from lowbit.solve.kmeans import as_codebook, kmeans, refit
-from lowbit.solve.prune import cubic_sparsity
 from lowbit.training.checkpoints import Checkpoints, State
 from lowbit.training.loop import Loop, Training
 from lowbit.training.optimizer import Optimizer, Pace, trainable
@@ -50,11 +50,11 @@ class Compressor:
         self.network, self.axes, self.batches, self.training = network, axes, batches, training
         self.settings, self.measure, self.progress = settings, measure, progress
         self.weights: dict[str, WeightQuant] = {name: q for name, (_, q) in network.constants().items()}
-        self.layers = {layer.name: layer for layer in settings.layers}
-        self.prunes = settings.pruning.sparsity > 0 or any(layer.sparsity for layer in settings.layers)
-        by_sensitivity = self.prunes and settings.pruning.scope == "sensitivity"
-        self.sensitivity = squared_gradients(network, self.weights, batches) if by_sensitivity else {}
-        happens = {"prune": self.prunes, "codes": settings.shares, "values": settings.shares}
+        alone = {layer.name: layer.sparsity for layer in settings.layers}
+        self.masks = Masks(network, axes, settings.pruning, alone)
+        if self.masks.prunes and settings.pruning.scope == "sensitivity":
+            self.masks = replace(self.masks, sensitivity=squared_gradients(network, self.weights, batches))
+        happens = {"prune": self.masks.prunes, "codes": settings.shares, "values": settings.shares}
         self.steps = {
             phase: math.ceil(epochs * training.steps_an_epoch) if training and happens[phase] else 0
             for phase, epochs in settings.epochs.items()
@@ -99,34 +99,16 @@ class Compressor:
             )
             with self.network.mode("quantize"):
                 loop.run(start, total)
-        if phase == "prune" and self.prunes:
-            self._update_masks(total, total)
-            with torch.no_grad():
-                for name, weight in self.weights.items():
-                    self.network.parameter(name).mul_(1 if weight.mask is None else weight.mask)
+        if phase == "prune" and self.masks.prunes:
+            self.masks.update(total, total)
+            self.masks.settle()
 
     def _before(self, phase: str, step: int) -> None:
         """What changes besides parameters, and when."""
         if phase == "prune":
-            self._update_masks(step, self.steps[phase])
+            self.masks.update(step, self.steps[phase])
         elif phase == "codes" and step % REFIT_STEPS == 0 and not self.settings.ratio:
             self._refit()
-
-    def _update_masks(self, step: int, total: int) -> None:
-        """Sparsity rises over the first half of the phase; masks may change until four fifths, then they stay."""
-        pruning = self.settings.pruning
-        every, last = max(16, total // 200), int(0.8 * total)
-        known = any(weight.mask is not None for weight in self.weights.values())
-        if not self.prunes or (step % every and step != total) or (step > last and known):
-            return
-        reached = 1.0 if step == total else cubic_sparsity(step, max(1, total // 2), 1.0)
-        dense = {name: self.network.parameter(name).detach().movedim(axis, 0) for name, axis in self.axes.items()}
-        alone = {name: dense.pop(name) for name in self.layers}
-        masks = pruning.masks(dense, pruning.sparsity * reached, self.sensitivity) if dense and pruning.sparsity else {}
-        for name, weight in alone.items():
-            masks |= replace(pruning, scope="layer").masks({name: weight}, self.layers[name].sparsity * reached)
-        for name, mask in masks.items():
-            self.weights[name].mask = mask.movedim(0, self.axes[name]).contiguous()
 
     def _choose_codes(self) -> None:
         """Codes for every weight: multiples of a step where the size is given, else k-means."""

@@ -13,15 +13,18 @@ from torch import Tensor, fx, nn
 from lowbit import processes
 from lowbit.data import Data
 from lowbit.errors import InputError, did_you_mean
+from lowbit.flows.masks import Masks
 from lowbit.flows.metrics import Metric, metric_of
 from lowbit.flows.prepare import prepare
 from lowbit.flows.prepared import Prepared
+from lowbit.graph.layer import layers_of
 from lowbit.model import Model
 from lowbit.network.build import build
 from lowbit.network.quantizers import Quantizer
 from lowbit.network.stored import WeightQuant
 from lowbit.numerics import to_rows
 from lowbit.recipe import Recipe
+from lowbit.solve.prune import Pruning
 from lowbit.training.average import Average
 from lowbit.training.checkpoints import Checkpoints, State
 from lowbit.training.distill import Task
@@ -145,6 +148,8 @@ class _Stage:
         self.optimizer = Optimizer(schedule.optimizer, trainable(prepared), paces(prepared, schedule))
         self.average = Average(prepared, schedule.average) if schedule.average else None
         self.weights = [module for module in prepared.modules() if isinstance(module, WeightQuant)]
+        pruning = Pruning(schedule.prune if self.last else 0.0, pattern=schedule.pattern)
+        self.masks = Masks(prepared.network, prunable(prepared), pruning)
 
     def train(self, start: int) -> None:
         """Steps start … end; the prepared module then holds what is to be deployed."""
@@ -172,6 +177,7 @@ class _Stage:
             checkpoints=trainer.checkpoints,
             state=self.state,
             seed=schedule.seed + self.number,
+            before=lambda step: self.masks.update(step, self.total),
             penalty=penalty,
             after=self._after,
             clip=schedule.clip,
@@ -234,6 +240,9 @@ class _Stage:
 
     def resume(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> int:
         """Take over what `state` gave; the steps that are done."""
+        for name, module in self.prepared.named_modules():
+            if isinstance(module, WeightQuant):  # a buffer that is not there until something is pruned
+                module.mask = tensors.get(f"module/{name}.mask")
         self.prepared.load_state_dict(_under("module/", tensors))
         self.optimizer.resume(tensors)
         self.trainer.losses = list(notes["losses"])
@@ -254,6 +263,13 @@ def paces(prepared: Prepared, schedule: Schedule) -> dict[str, Pace]:
         decay = 0.0 if is_vector or of_range else schedule.weight_decay
         found[key] = Pace(schedule.range_rate if of_range else 1.0, decay)
     return found
+
+
+def prunable(prepared: Prepared) -> dict[str, int]:
+    """Weights of layers that are quantized → the axis of their outputs."""
+    weights = prepared.network.constants()
+    layers = (layer for node in prepared.network.program.graph for layer in layers_of(node))
+    return {name: layer.output_axis for layer in layers if (name := str(layer.value.name)) in weights}
 
 
 def regularizers(prepared: Prepared) -> Tensor:

@@ -159,9 +159,10 @@ def first_not_finite(module: nn.Module, inputs: tuple[Tensor, ...]) -> str:
         for name, m in module.named_modules()
         if not any(m.children())
     ]
+    graph = next((m for m in module.modules() if isinstance(m, fx.GraphModule)), None)
+    run: Any = module if graph is None else Watch(graph).run
     try:
         with torch.no_grad():
-            run: Any = Watch(module).run if isinstance(module, fx.GraphModule) else module
             run(*(x.to(device) for x in inputs))
     finally:
         for hook in hooks:

@@ -35,6 +35,8 @@ class Schedule:
     temperature   of that agreement
     features      globs over values inside the network that should agree too, as 'relu_*'
     damping       oscillation damping, as a weight of the loss; it rises from 0 to this as a cosine (0: none)
+    prune         share of the weights that become zero while it trains; their sparsity rises over the first half
+    pattern       of pruning, as in lowbit.Pruning: "any", "2:4", "block:4x1", "channels"
     augment       "crop-flip" for images; "" for none
     recipes       progressive bits: recipes that are trained through before the wanted one, each for as many epochs
     channels_last images lie in memory pixel by pixel; on two cores of a CPU with AVX-512 it gained nothing
@@ -56,6 +58,8 @@ class Schedule:
     temperature: float = 2.0
     features: tuple[str, ...] = ()
     damping: float = 0.0
+    prune: float = 0.0
+    pattern: str = "any"
     augment: str = ""
     recipes: tuple[str, ...] = ()
     channels_last: bool = False
@@ -135,7 +139,7 @@ def bfloat16_is_fast() -> bool:
 
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
-    f.name: (str,) if f.name in ("optimizer", "augment")
+    f.name: (str,) if f.name in ("optimizer", "augment", "pattern")
     else (str, list, tuple) if f.name in ("features", "recipes")
     else (bool,) if f.name in ("channels_last", "bfloat16")
     else (int,) if f.name in ("batch", "seed")
