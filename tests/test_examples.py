@@ -61,3 +61,11 @@ def test_the_demo_trains_quantizes_and_says_that_the_job_is_kept(tmp_path, monke
     assert report.drop < 1
     assert report.times_smaller > 3.5
     assert "digits.int8.onnx keeps the job" in capsys.readouterr().out
+
+
+def test_two_bits_trained_in_ones_own_loop_are_deployed(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    exact, trained, deployed = import_module("own_loop").main(epochs=3)
+    assert exact > 0.9
+    assert trained > exact - 0.05
+    assert abs(deployed - trained) < 0.002

@@ -238,6 +238,45 @@ def test_it_trains_under_autocast(mixed):
     assert_deployed(lb.convert(prepared), prepared)
 
 
+class Structured(nn.Module):
+    """Two inputs, one of them optional; outputs in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, factor: Tensor | None = None, quiet: bool = True) -> dict[str, object]:
+        y = self.head(x if factor is None else x * factor)
+        return {"logits": y, "more": (y.mean(), None)}
+
+
+def test_it_is_called_as_the_module_and_returns_what_it_returned():
+    x, factor = torch.randn(16, 8), torch.rand(16, 1)
+    prepared = lb.prepare(Structured(), (x, factor), low("int8", "uint8"), calibration={"x": x, "factor": factor})
+    found = prepared(x, factor=factor, quiet=False)
+    assert list(found) == ["logits", "more"]
+    assert found["logits"].shape == (16, 4)
+    assert found["more"][0].shape == ()
+    assert found["more"][1] is None
+
+
+def test_frozen_statistics_stay_and_estimated_ones_are_those_of_the_data(mixed):
+    prepared = lb.prepare(mixed, X, LEARNED)
+    norm = prepared.norms["conv.weight"].norm
+    prepared.freeze_batchnorm()
+    before = norm.running_mean.clone()
+    train(prepared, 1)
+    assert torch.equal(norm.running_mean, before)
+    prepared.estimate_batchnorm(X)
+    seen: list[Tensor] = []
+    hook = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    prepared.eval()(X)
+    hook.remove()
+    assert torch.allclose(norm.running_mean, seen[0].mean((0, 2, 3)), atol=1e-5)
+    assert norm.frozen
+    assert_deployed(lb.convert(prepared), prepared)
+
+
 # ---- every format ------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from lowbit.repair.prove import Calibration
 from lowbit.repair.ranges import choose_ranges
 from lowbit.solve import SOLVERS
 
+TENSOR = object()
 KEPT = 64  # samples that ranges are judged by, of those that come in calibration mode
 
 
@@ -36,7 +37,7 @@ class Calls:
     names       inputs of the program; outputs: its outputs
     signature   of the module's forward; None: of a program, by name or in order
     structure   of what forward returned for the example; None: {name: tensor}
-    kept        its parts that are no tensors, and None for each tensor
+    kept        its parts, and TENSOR in the place of each tensor
     example     a batch by name
     """
 
@@ -69,7 +70,7 @@ class Calls:
                 f"{type(module).__name__} returns {len(leaves)} values, and its program has {len(outputs)} outputs. "
                 "Return tensors, or tuples, lists or dicts of them."
             )
-        kept = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        kept = tuple(TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         calls = Calls(names, outputs, {}, inspect.signature(module.forward), structure, kept)
         inputs = calls.inputs(args, kwargs)
         return replace(calls, example={n: x.detach().cpu().numpy() for n, x in zip(names, inputs, strict=True)})
@@ -92,7 +93,7 @@ class Calls:
         if self.structure is None:
             return dict(outputs)
         values = iter(self.outputs)
-        leaves = [outputs[next(values)] if leaf is None else leaf for leaf in self.kept]
+        leaves = [outputs[next(values)] if leaf is TENSOR else leaf for leaf in self.kept]
         return pytree.tree_unflatten(leaves, self.structure)
 
 
