@@ -224,3 +224,13 @@ def test_a_checkpoint_of_other_data_or_of_another_recipe_is_refused(model: Model
 def test_a_network_that_is_quantized_already_is_refused(model: Model) -> None:
     with pytest.raises(InputError, match="is quantized already"):
         trained(trained(model, epochs=0.2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"channels_last": True}, {"bfloat16": True}, {"clip": 1.0, "warm_up": 0.5}], ids=str)
+def test_a_file_is_what_was_trained_however_it_was(model: Model, how: dict[str, Any]) -> None:
+    test = data(400, seed=1)
+    small = trained(model, test={model.inputs[0].name: test["x"], "labels": test["labels"]}, **how)
+    told = json.loads(small.metadata["lowbit.training"])["epochs"]
+    assert told[-1]["value"] == pytest.approx(top1(small), abs=0.005)
+    assert top1(small) > 0.85

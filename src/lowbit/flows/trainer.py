@@ -135,9 +135,9 @@ class _Stage:
         self.last = number == len(trainer.recipes) - 1
         schedule = trainer.schedule
         teacher = build(prepared.network.program).eval().requires_grad_(False)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for module in (prepared, teacher):
-            module.to(device)
+            module.to(self.device)
             if schedule.channels_last:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.features = [show(module, schedule.features) for module in (prepared.layers, teacher)]
@@ -242,12 +242,14 @@ class _Stage:
         """Take over what `state` gave; the steps that are done."""
         for name, module in self.prepared.named_modules():
             if isinstance(module, WeightQuant):  # a buffer that is not there until something is pruned
-                module.mask = tensors.get(f"module/{name}.mask")
+                mask = tensors.get(f"module/{name}.mask")
+                module.mask = None if mask is None else mask.to(self.device)
         self.prepared.load_state_dict(_under("module/", tensors))
         self.optimizer.resume(tensors)
         self.trainer.losses = list(notes["losses"])
         if self.average is not None:
-            self.average.held, self.average.steps = _under("average/", tensors), notes["averaged"]
+            held = {key: tensor.to(self.device) for key, tensor in _under("average/", tensors).items()}
+            self.average.held, self.average.steps = held, notes["averaged"]
         if "best" in notes:
             self.trainer.best = notes["best"], _under("best/", tensors)
         return int(notes["step"])
