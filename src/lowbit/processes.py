@@ -3,6 +3,7 @@
 gloo on CPUs, nccl on GPUs. What they tell each other is the same on all of them, so that all take the same decisions.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Told = TypeVar("Told")
+_JOINED = itertools.count()  # how often this process has joined the others before
 PATIENCE = timedelta(minutes=30)
 """How long one waits for another: calibration and the proof of a file are not equally long everywhere."""
 
@@ -47,7 +49,7 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # torchrun's store outlives workers that it restarts: without a prefix they would read addresses of the dead (2.13).
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    own = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    own = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}, {next(_JOINED)}", store)
     kind = "nccl" if on_gpu else "gloo"
     group.init_process_group(kind, store=own, rank=rank, world_size=size, timeout=PATIENCE)
     try:

@@ -98,6 +98,7 @@ def test_two_bits_come_back_by_training(model: Model) -> None:
     small = trained(model, epochs=6, test={model.inputs[0].name: test["x"], "labels": test["labels"]})
     told = json.loads(small.metadata["lowbit.training"])
     assert [row["step"] for row in told["epochs"]] == [8, 16, 24, 32, 40, 48]
+    assert told["float"] == pytest.approx(top1(model), abs=0.005)
     assert told["epochs"][-1]["loss"] < told["epochs"][0]["loss"]
     assert told["epochs"][-1]["value"] == pytest.approx(top1(small), abs=0.005)  # the file is what was trained
     assert top1(small) > 0.92  # measured 0.9525, the float network 0.9975
@@ -221,6 +222,23 @@ def test_a_checkpoint_of_other_data_or_of_another_recipe_is_refused(model: Model
         trained(model, epochs=1, checkpoint=state, recipe="int8-fast")
 
 
+def test_a_test_that_cannot_be_judged_is_refused_before_training(model: Model) -> None:
+    steps: list[str] = []
+    with pytest.raises(DataError, match="top1 needs integer labels"):
+        trained(model, test={"x": data(9)["x"], "labels": np.zeros(9)}, progress=lambda phase, *_: steps.append(phase))
+    assert "training" not in steps
+
+
 def test_a_network_that_is_quantized_already_is_refused(model: Model) -> None:
     with pytest.raises(InputError, match="is quantized already"):
         trained(trained(model, epochs=0.2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"channels_last": True}, {"bfloat16": True}, {"clip": 1.0, "warm_up": 0.5}], ids=str)
+def test_a_file_is_what_was_trained_however_it_was(model: Model, how: dict[str, Any]) -> None:
+    test = data(400, seed=1)
+    small = trained(model, test={model.inputs[0].name: test["x"], "labels": test["labels"]}, **how)
+    told = json.loads(small.metadata["lowbit.training"])["epochs"]
+    assert told[-1]["value"] == pytest.approx(top1(small), abs=0.005)
+    assert top1(small) > 0.85

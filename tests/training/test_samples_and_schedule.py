@@ -1,5 +1,6 @@
 """Samples in memory or in a mapped file, schedules as words and TOML, augmentation of images."""
 
+import tempfile
 import tomllib
 
 import numpy as np
@@ -23,6 +24,15 @@ def test_samples_in_a_file_are_those_in_memory() -> None:
     rows = torch.tensor([17, 3, 3, 0])
     assert torch.equal(held.take(rows).inputs[0], mapped.take(rows).inputs[0])
     assert mapped.take(rows).labels.tolist() == [17, 3, 3, 0]  # type: ignore[union-attr]
+
+
+def test_samples_that_find_no_room_say_where_to_put_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(prefix: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(DataError, match=r"no room for them in .* No space left on device. Set TMPDIR"):
+        Samples.of(batches(), most_bytes=100)
 
 
 def test_samples_of_several_shapes_cannot_be_mixed() -> None:

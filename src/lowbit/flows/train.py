@@ -15,7 +15,8 @@ from lowbit.errors import DataError
 from lowbit.flows.given import model_and_data, refuse_quantized, samples_lead
 from lowbit.flows.metrics import Metric
 from lowbit.flows.prepare import convert
-from lowbit.flows.trainer import Progress, Trainer, Watched
+from lowbit.flows.trainer import Progress, Trainer
+from lowbit.flows.watched import Watched
 from lowbit.model import Model
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe, find_recipe

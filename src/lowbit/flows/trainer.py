@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lowbit import processes
-from lowbit.data import Data
 from lowbit.errors import InputError, did_you_mean
 from lowbit.flows.masks import Masks
-from lowbit.flows.metrics import Metric, metric_of
 from lowbit.flows.prepare import prepare
 from lowbit.flows.prepared import Prepared
+from lowbit.flows.watched import Watched
 from lowbit.graph.layer import layers_of
 from lowbit.model import Model
 from lowbit.network.build import build
@@ -36,40 +34,7 @@ from lowbit.training.schedule import Schedule, cosine
 Progress = Callable[[str, int, int, str], None]
 """Called with (phase, steps done, steps of the phase, a note: epoch, loss, metric)."""
 
-TEST_BATCH = 256
 CALIBRATION = 512  # samples that ranges begin from
-
-
-@dataclass
-class Watched:
-    """Labelled samples that a network is judged on after each epoch."""
-
-    data: Data
-    metric: Metric
-
-    @staticmethod
-    def of(data: Data, metric: Any) -> "Watched":
-        return Watched(data, metric_of("top1" if metric is None else metric))
-
-    @torch.no_grad()
-    def value(self, module: nn.Module) -> float:
-        """Of the module as it is now, in float32; of several processes each takes some of the batches."""
-        training, device = module.training, next(p.device for p in module.parameters())
-        module.eval()
-        mine = {}
-        for number, (inputs, labels) in enumerate(self.data.batches(TEST_BATCH)):
-            if number % processes.count() != processes.number():
-                continue
-            outputs = module(*(torch.from_numpy(x).to(device) for x in inputs.values()))
-            if labels is None:
-                raise InputError(f"the test data has no labels, and the metric '{self.metric.name}' needs them.")
-            mine[number] = self.metric.rows({name: x.float().cpu().numpy() for name, x in outputs.items()}, labels)
-        module.train(training)
-        everyone = {number: rows for one in processes.gathered(mine) for number, rows in one.items()}
-        return self.metric.total([everyone[number] for number in sorted(everyone)])
-
-    def better(self, one: float, than: float) -> bool:
-        return one > than if self.metric.better == "higher" else one < than
 
 
 @dataclass
@@ -85,6 +50,7 @@ class Trainer:
     checkpoints: Checkpoints
     progress: Progress
     curve: list[dict[str, float]] = field(default_factory=list)  # one row an epoch
+    of_float: float | None = None  # what the test says of the float network
     best: tuple[float, dict[str, Tensor]] | None = None
     interrupted: bool = False
     begun: dict[str, Tensor] = field(default_factory=dict)  # what the stage took over from the one before
@@ -94,7 +60,7 @@ class Trainer:
         """Train each stage from what the one before has reached. Ctrl-C ends with the best epoch of the last stage."""
         found = self.checkpoints.load()
         tensors, notes = found or ({}, {"stage": 0, "step": 0, "curve": []})
-        self.curve, self.begun = notes["curve"], _under("begun/", tensors)
+        self.curve, self.begun, self.of_float = notes["curve"], _under("begun/", tensors), notes.get("float")
         calibration = self._calibration()
         for number in range(notes["stage"], len(self.recipes)):
             self.progress("preparing", 0, 1, "")
@@ -123,7 +89,7 @@ class Trainer:
 
     def told(self) -> dict[str, Any]:
         """What happened, for the file and for JSON."""
-        named = {} if self.watched is None else {"metric": self.watched.metric.name}
+        named = {} if self.watched is None else {"metric": self.watched.metric.name, "float": self.of_float}
         return {"samples": len(self.samples), **named, "epochs": self.curve, "interrupted": self.interrupted}
 
 
@@ -135,9 +101,9 @@ class _Stage:
         self.last = number == len(trainer.recipes) - 1
         schedule = trainer.schedule
         teacher = build(prepared.network.program).eval().requires_grad_(False)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for module in (prepared, teacher):
-            module.to(device)
+            module.to(self.device)
             if schedule.channels_last:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.features = [show(module, schedule.features) for module in (prepared.layers, teacher)]
@@ -156,11 +122,16 @@ class _Stage:
         trainer, schedule = self.trainer, self.trainer.schedule
         steps_an_epoch = self.training.steps_an_epoch
         seen: list[tuple[WeightQuant, Tensor, Tensor]] = []
-        hooks = [
-            weight.register_forward_hook(lambda m, x, y: seen.append((m, x[0], y)))
-            for weight in self.weights
-            if schedule.damping
-        ]
+
+        def look(weight: WeightQuant, x: tuple[Tensor, ...], rounded: Tensor) -> None:
+            if torch.is_grad_enabled():
+                seen.append((weight, x[0], rounded))
+
+        hooks = [weight.register_forward_hook(look) for weight in self.weights if schedule.damping]
+        if trainer.watched is not None and trainer.of_float is None:  # also shows at once whether it can be judged
+            trainer.of_float = trainer.watched.value(self.training.task.teacher)
+            told = f"{trainer.watched.metric.name} {trainer.watched.metric.text(trainer.of_float)}"
+            trainer.progress("epoch", 0, self.total, f"the float network: {told}")
 
         def penalty(step: int) -> Tensor:
             total = regularizers(self.prepared)
@@ -228,7 +199,8 @@ class _Stage:
         trainer = self.trainer
         tensors = {f"module/{key}": tensor for key, tensor in self.prepared.state_dict().items()}
         tensors |= {f"begun/{key}": tensor for key, tensor in trainer.begun.items()}
-        notes = {"stage": self.number, "step": done, "curve": trainer.curve, "losses": trainer.losses}
+        notes: dict[str, Any] = {"stage": self.number, "step": done, "curve": trainer.curve, "losses": trainer.losses}
+        notes["float"] = trainer.of_float
         if self.average is not None:
             tensors |= {f"average/{key}": tensor for key, tensor in self.average.held.items()}
             notes["averaged"] = self.average.steps
@@ -242,12 +214,14 @@ class _Stage:
         """Take over what `state` gave; the steps that are done."""
         for name, module in self.prepared.named_modules():
             if isinstance(module, WeightQuant):  # a buffer that is not there until something is pruned
-                module.mask = tensors.get(f"module/{name}.mask")
+                mask = tensors.get(f"module/{name}.mask")
+                module.mask = None if mask is None else mask.to(self.device)
         self.prepared.load_state_dict(_under("module/", tensors))
         self.optimizer.resume(tensors)
         self.trainer.losses = list(notes["losses"])
         if self.average is not None:
-            self.average.held, self.average.steps = _under("average/", tensors), notes["averaged"]
+            held = {key: tensor.to(self.device) for key, tensor in _under("average/", tensors).items()}
+            self.average.held, self.average.steps = held, notes["averaged"]
         if "best" in notes:
             self.trainer.best = notes["best"], _under("best/", tensors)
         return int(notes["step"])

@@ -117,6 +117,8 @@ class Loop:
             if self.after is not None:
                 self.after(step + 1, reached)
             self.checkpoints.save(lambda done=step + 1: self.state(done))  # type: ignore[misc]
+        if start < total and not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
+            raise self._diverged("its last step made a parameter that is not finite", total - 1)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         part, _ = self.training.part(step, self.seed)
