@@ -9,7 +9,6 @@ settings were chosen on them. Test images are looked at once, at the end.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.nn import functional
 
 import lowbit as lb
 from benchmarks.networks import FOLDER
+from benchmarks.timing import alternating
 from lowbit.recipe import PREPARE, Recipe, Rule, TensorSpec
 
 MODEL = FOLDER / "cifar10-resnet20.onnx"
@@ -182,7 +182,7 @@ def kept_bytes(module: nn.Module, x: Tensor) -> int:
 
 
 def steps(_: Any) -> None:
-    """A step of batch 128 in float, with lowbit's quantizers and with Brevitas's, in turn; the median of the rounds."""
+    """A step of batch 128 in float, with lowbit's quantizers and with Brevitas's, in turn: medians of processor time."""
     x, y = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
     modules = {"float": resnet20(Parts())}
     modules["lowbit w4a4-lsq"] = lb.prepare(resnet20(Parts()), x, "w4a4-lsq", calibration=x.numpy())
@@ -191,17 +191,11 @@ def steps(_: Any) -> None:
     except ImportError:
         print("Brevitas is not installed: no row of it.")
     calls = {name: stepper(module, x, y) for name, module in modules.items()}
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _round in range(ROUNDS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    medians = {name: float(np.median(found)) for name, found in times.items()}
+    medians = alternating(calls, seconds=0.0, least_rounds=ROUNDS)
     memory = {name: kept_bytes(module, x) / 1e6 for name, module in modules.items()}
-    print(f"batch {BATCH}, {torch.get_num_threads()} threads, float32; median of {ROUNDS} steps in turn")
+    print(
+        f"batch {BATCH}, {torch.get_num_threads()} threads, float32; processor time, median of {ROUNDS} steps in turn"
+    )
     for name, value in medians.items():
         print(
             f"{name:<18}{value:8.0f} ms {value / medians['float']:5.2f}×{memory[name]:8.0f} MB "

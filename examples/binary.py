@@ -2,7 +2,7 @@
 
 Weights by XNOR-Net (sign and mean magnitude), activations 0 or 1 times a step that learns (LSQ).
 
-    python examples/binary.py [--quick]     # quick: 2,000 images and one epoch
+    python examples/binary.py [--quick]     # quick: 5,000 images and two epochs
 """
 
 import argparse
@@ -62,5 +62,5 @@ def main(folder: Path = Path("build"), epochs: int = 5, most: int | None = None)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="2,000 images and one epoch")
-    main(**({"epochs": 1, "most": 2000} if parser.parse_args().quick else {}))
+    parser.add_argument("--quick", action="store_true", help="5,000 images and two epochs")
+    main(**({"epochs": 2, "most": 5000} if parser.parse_args().quick else {}))
