@@ -1,14 +1,18 @@
-"""Networks in integers only: `python -m benchmarks.integers [kws resnet8 vww resnet20]`.
+"""Networks in integers only: `python -m benchmarks.integers [kws resnet8 …]`.
 
 accuracy and agreement   the reference, its C, and onnxruntime on the same file, on up to 1,000 samples
-bytes                    of the C (gcc -Os, this machine), its arena, the .tflite, and the published int8 model's file
+bytes                    of the C (gcc -Os, this machine), its arena, the .tflite, and the published int8 model's file;
+                         the least arena with which TFLite Micro takes either .tflite
 times                    ms a sample, one thread, one run: the C, onnxruntime, LiteRT, and LiteRT on the published model
+
+transformers and recurrent networks are in integer_sequences.py, decibels between them and float
 
 A value is off where the reference and onnxruntime disagree though both started from onnxruntime's codes.
 """
 
 import ctypes
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +21,8 @@ from typing import Any
 import numpy as np
 
 import lowbit as lb
+from benchmarks.integer_sequences import MAKERS
+from benchmarks.integer_sequences import row as sequence_row
 from benchmarks.networks import CASES, FOLDER
 from benchmarks.tables import arguments, show
 from benchmarks.timing import alternating
@@ -30,14 +36,15 @@ from lowbit.integer.tflite import write_tflite
 from lowbit.model import Model
 
 PUBLISHED = {"kws": "kws_ref_model.tflite", "resnet8": "pretrainedResnet_quant.tflite", "vww": "vww_96_int8.tflite"}
-NAMES = (*PUBLISHED, "resnet20")
+NAMES = (*PUBLISHED, "resnet20", *MAKERS)
 SAMPLES = 1000
 
 
 def main(given: Sequence[str] | None = None) -> None:
     options = arguments(__doc__ or "", NAMES).parse_args(given)
     agreement, sizes, times = [], [], []
-    for name in options.networks or NAMES:
+    wanted = options.networks or NAMES
+    for name in (name for name in wanted if name not in MAKERS):
         network = lb.load(CASES[name].file())
         file = lb.quantize(network, CASES[name].calibration(network), target="integer")
         program = lower(file.program)
@@ -48,9 +55,11 @@ def main(given: Sequence[str] | None = None) -> None:
             agreement.append({"network": name} | agrees(name, network, file, program, Path(folder)))
             sizes.append({"network": name} | takes(name, program, source, Path(folder)))
             times.append({"network": name} | times_of(name, file, program, source, Path(folder)))
-    show("accuracy and agreement", agreement, options.json, {"off by one %": 4})
-    show("bytes", sizes, options.json)
-    show("ms a sample", times, options.json)
+    tables = {"accuracy and agreement": agreement, "bytes": sizes, "ms a sample": times}
+    tables["transformers and recurrent networks"] = [sequence_row(name) for name in wanted if name in MAKERS]
+    for title, rows in tables.items():
+        if rows:
+            show(title, rows, options.json, {"off by one %": 4})
 
 
 def agrees(name: str, network: Model, file: Model, program: Program, folder: Path) -> dict[str, Any]:
@@ -94,10 +103,33 @@ def takes(name: str, program: Program, source: Source, folder: Path) -> dict[str
     compiled(folder, "-Os", "-c", "-o", "net.o")
     told = subprocess.run(["size", folder / "net.o"], capture_output=True, text=True, check=True).stdout
     row = {"C, code and constants": int(told.splitlines()[1].split()[0]), "arena": source.arena_bytes}
-    row["tflite"] = len(write_tflite(program))
+    flat = write_tflite(program)
+    row |= {"tflite": len(flat), "its arena in TFLite Micro": micro_arena(flat)}
     if name in PUBLISHED:
-        row["published tflite"] = (FOLDER / "peers" / PUBLISHED[name]).stat().st_size
+        published = (FOLDER / "peers" / PUBLISHED[name]).read_bytes()
+        row |= {"published tflite": len(published), "published's arena": micro_arena(published)}
     return row
+
+
+def micro_arena(model: bytes) -> int:
+    """Bytes of the smallest arena, to 16, with which TFLite Micro runs a model."""
+    least, most = 0, 1 << 18
+    while most - least > 16:
+        middle = (least + most) // 32 * 16
+        # A process of its own: an arena that is too small ends in an error, or in a crash of the interpreter.
+        tried = subprocess.run(
+            [sys.executable, "-c", _MICRO, str(middle)], input=model, capture_output=True, check=False
+        )
+        least, most = (least, middle) if tried.returncode == 0 else (middle, most)
+    return most
+
+
+_MICRO = """
+import sys
+from tflite_micro import runtime
+engine = runtime.Interpreter.from_bytes(sys.stdin.buffer.read(), arena_size=int(sys.argv[1]))
+engine.invoke()
+"""
 
 
 def times_of(name: str, file: Model, program: Program, source: Source, folder: Path) -> dict[str, float]:

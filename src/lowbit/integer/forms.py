@@ -149,17 +149,21 @@ def _operand(a: Coded, b: Coded | Constant) -> tuple[Tensor, Ints | None]:
     """b as a tensor whose elements repeat along a's memory, and its codes where it is a constant."""
     if isinstance(b, Coded):
         return b.tensor, None
+    if b.scale is None:  # a bias that a step of the recipe has corrected: 16 bits hold it
+        step = float(np.abs(b.array).max(initial=0)) / (2**15 - 1) or 1.0
+        b = Constant(np.rint(b.array / step).astype(np.int16), np.array(step))
     if b.scale is None or b.scale.size != 1:
-        raise UnsupportedError("an operand that is a float constant")
+        raise UnsupportedError("an operand with several scales")
     offset = 128 if b.array.dtype == np.uint8 else 0
     codes = np.asarray(b.array.astype(np.int16) - offset)
     zero = 0 if b.zero is None else int(b.zero.reshape(())) - offset
+    bits = 16 if b.array.dtype == np.int16 else 8
     rank, order = len(a.shape), a.tensor.order
     full = codes.reshape((1,) * (rank - codes.ndim) + codes.shape).transpose(order)
     if not repeats(full.shape, a.tensor.shape):
         full = np.broadcast_to(full, a.tensor.shape)
-    full = np.ascontiguousarray(full.astype(np.int8))
-    return Tensor("", full.shape, order, float(b.scale.reshape(())), zero), full
+    full = np.ascontiguousarray(full.astype(np.int8 if bits == 8 else np.int16))
+    return Tensor("", full.shape, order, float(b.scale.reshape(())), zero, bits), full
 
 
 def repeats(shape: Sequence[int], along: Sequence[int]) -> bool:

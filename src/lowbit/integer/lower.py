@@ -23,7 +23,7 @@ from lowbit.integer.forms_sequences import SEQUENCES, recurrent, rescaled
 from lowbit.integer.functions import FUNCTIONS, evaluate
 from lowbit.integer.layout import MOVING, in_channels_last, in_order, moved, spread
 from lowbit.integer.moves import run_node
-from lowbit.integer.program import Layer, Program, Rounding, Table, Tensor
+from lowbit.integer.program import Add, Layer, Multiply, Program, Rounding, Table, Tensor
 from lowbit.integer.values import Array, Coded, Constant, Waiting, channels_last
 
 AGAIN = "Quantize the float network with --target integer."
@@ -51,7 +51,8 @@ def lower(source: ir.Model, rounding: Rounding = "once", sizes: Mapping[str, int
     lowered = Program(
         walk.inputs(), outputs, tuple(str(v.name) for v in program.graph.outputs), tuple(walk.layers), rounding
     )
-    wide = next((t.name for t in lowered.tensors() if t.bits > 8), None)
+    beside = (replace(layer.b, name=layer.name) for layer in lowered.layers if isinstance(layer, (Add, Multiply)))
+    wide = next((t.name for t in (*lowered.tensors(), *beside) if t.bits > 8), None)
     if rounding == "twice" and wide is not None:
         raise UnsupportedError(f"'{wide}' has 16-bit codes, which are rounded once. Leave out --rounding twice.")
     check_accumulators(lowered)

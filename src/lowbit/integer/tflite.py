@@ -140,6 +140,8 @@ def _binary(writer: Writer, layer: Add | Multiply) -> None:
     if layer.constant is None:
         second = writer.read(layer.b)
     else:
+        if layer.b.bits != layer.a.bits:
+            raise UnsupportedError("a constant of 16 bits beside 8-bit codes")
         array = layer.constant.astype(layer.a.dtype)
         second = writer.constant(f"{layer.name}/b", array, np.array([layer.b.scale]), zero=layer.b.zero)
     options = {"FusedActivationFunction": _activation(layer)}

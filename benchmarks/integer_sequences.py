@@ -1,0 +1,166 @@
+"""Transformers and recurrent networks in integers only, for `python -m benchmarks.integers`.
+
+silero       the LSTM of silero's voice detection (128 inputs and values), on its encoder's outputs for a recording:
+             every second sequence of 32 frames calibrates, the others are measured
+suppressor   the shape of a noise suppressor: two GRUs of 400, 161 inputs and gains; random weights and inputs
+transformer  a torch encoder: 2 layers of 64 values, 4 heads, 16 tokens; random weights and inputs
+minilm       the 6 layers of all-MiniLM-L6-v2 over 16 embedded tokens; STS-B sentences, those of the development part
+             calibrate
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from examples import sentences, voice_activity
+from torch import Tensor, nn
+
+import lowbit as lb
+from benchmarks.networks import FOLDER
+from lowbit.engines.compile import ENGINES
+from lowbit.graph.weights import constant
+from lowbit.integer.c import write_c
+from lowbit.integer.engine import IntegerReference, encode
+from lowbit.integer.lower import lower
+from lowbit.integer.reference import run
+from lowbit.recipe import PREPARE, Recipe, Rule, TensorSpec
+
+Made = tuple[lb.Model, np.ndarray, np.ndarray]  # network, samples to calibrate on, samples to measure
+_WIDE = Recipe((Rule("*", TensorSpec("int8 channel:0", "minmax"), TensorSpec("int16", "minmax")),), PREPARE, "integer")
+_RECORDED = "/model/encoder/3/activation/Relu_output_0"
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer: nn.LSTM) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.layer(x.transpose(0, 1))[0].transpose(0, 1)
+        return made
+
+
+def silero() -> Made:
+    network = lb.load(FOLDER / "speech/silero_vad_16k_op15.onnx")
+    weights = {name: array for name, array in _initialisers(network).items() if name.startswith("model.decoder.rnn.")}
+    layer = nn.LSTM(128, 128)
+    layer.load_state_dict({f"{name.split('.')[-1]}_l0": torch.tensor(array) for name, array in weights.items()})
+    session = ENGINES["onnxruntime"].compile(network.program, outputs=[_RECORDED])
+    heard = [session(inputs)[_RECORDED].reshape(-1) for inputs, _ in voice_activity.heard(network)]
+    whole = np.array(heard[: len(heard) // 32 * 32], np.float32).reshape(-1, 32, 128)
+    return _loaded(Recurrent(layer), whole), whole[::2], whole[1::2]
+
+
+def _initialisers(network: lb.Model) -> dict[str, np.ndarray]:
+    found = ((str(name), constant(value)) for name, value in network.program.graph.initializers.items())
+    return {name: array for name, array in found if array is not None}
+
+
+_SUPPRESSOR = """<ir_version: 10, opset_import: ["" : 21]>
+    suppressor (float[N,50,161] x) => (float[N,50,161] gains) {
+        t = Transpose <perm = [1,0,2]> (x)
+        a, ah = GRU <hidden_size = 400, linear_before_reset = 1> (t, w0, r0, b0)
+        b = Squeeze (a, one)
+        c, ch = GRU <hidden_size = 400, linear_before_reset = 1> (b, w1, r1, b1)
+        d = Squeeze (c, one)
+        e = Transpose <perm = [1,0,2]> (d)
+        f = MatMul (e, w2)
+        g = Add (f, b2)
+        gains = Sigmoid (g)
+    }"""
+
+
+def suppressor() -> Made:
+    random = np.random.default_rng(0)
+    shapes = {"w0": (1, 1200, 161), "r0": (1, 1200, 400), "b0": (1, 2400), "w1": (1, 1200, 400), "r1": (1, 1200, 400)}
+    shapes |= {"b1": (1, 2400), "w2": (400, 161), "b2": (161,)}
+    model = onnx.parser.parse_model(_SUPPRESSOR)
+    arrays = {name: random.uniform(-0.05, 0.05, shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["one"] = np.array([1])
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    samples = random.normal(size=(32, 50, 161)).astype(np.float32)
+    return lb.load(model), samples[:16], samples[16:]
+
+
+def transformer() -> Made:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, activation="gelu", batch_first=True)
+    module = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    samples = np.random.default_rng(0).normal(size=(128, 16, 64)).astype(np.float32)
+    return _loaded(module, samples), samples[:64], samples[64:]
+
+
+class Layers(nn.Module):
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.encoder(x)[0]
+        return result
+
+
+def minilm() -> Made:
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(sentences.model_folder(), attn_implementation="eager").eval()
+    parts = [
+        np.concatenate(
+            [ids["input_ids"][:, :16] for ids, _ in sentences.batches(part, 1) if len(ids["input_ids"][0]) >= 16]
+        )
+        for part in ("dev", "test")
+    ]
+    with torch.no_grad():
+        embedded = [model.embeddings(torch.tensor(ids[:16])).numpy() for ids in parts]
+    return _loaded(Layers(model.encoder), embedded[0]), embedded[0], embedded[1]
+
+
+def _loaded(module: nn.Module, samples: np.ndarray) -> lb.Model:
+    return lb.load(module.eval(), torch.tensor(samples[:1]))
+
+
+MAKERS: Mapping[str, Callable[[], Made]] = MappingProxyType(
+    {"silero": silero, "suppressor": suppressor, "transformer": transformer, "minilm": minilm}
+)
+
+
+def row(name: str) -> dict[str, Any]:
+    """Decibels between float and: the file in onnxruntime, the integer reference, that with 16-bit activations."""
+    network, calibration, samples = MAKERS[name]()
+    port = network.inputs[0].name
+    file = lb.quantize(network, {port: calibration}, target="integer")
+    wide = lb.quantize(network, {port: calibration}, _WIDE)
+    exact = network.run({port: samples})
+    program = lower(file.program)
+    codes = encode(samples, program.inputs[0])
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        source = write_c(program, "net", main=True)
+        (Path(folder) / "net.c").write_text(source.code)
+        (Path(folder) / "net.h").write_text(source.header)
+        subprocess.run(["gcc", "-std=c99", "-O3", "-march=native", "net.c", "-o", "net"], check=True, cwd=folder)
+        binary = Path(folder) / "net"
+        written = subprocess.run([binary], input=codes.tobytes(), capture_output=True, check=True).stdout
+    own = run(program, {program.inputs[0].name: codes})[program.outputs[0].name]
+    found = {
+        "onnxruntime": file.run({port: samples}),
+        "reference": IntegerReference().compile(file.program)({port: samples}),
+        "16-bit activations": IntegerReference().compile(wide.program)({port: samples}),
+    }
+    return {
+        **{"network": name, "samples": len(samples)},
+        **{f"{key}, dB": _sqnr_db(exact, values) for key, values in found.items()},
+        "C = reference": "every byte" if written == own.tobytes() else "DIFFERS",
+        "arena": source.arena_bytes,
+    }
+
+
+def _sqnr_db(exact: Mapping[str, np.ndarray], rough: Mapping[str, np.ndarray]) -> float:
+    ((name, wanted),) = exact.items()
+    noise = np.square(wanted.astype(np.float64) - rough[name]).sum()
+    return float(10 * np.log10(np.square(wanted.astype(np.float64)).sum() / noise))
