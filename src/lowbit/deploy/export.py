@@ -16,7 +16,7 @@ from lowbit.graph.layer import MULTIPLYING, layers_of
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
 from lowbit.network.sites import Site
-from lowbit.network.stored import FakeBias, WeightQuant
+from lowbit.network.stored import PIECE, FakeBias, WeightQuant
 from lowbit.network.weights import has_one_scale_an_output
 from lowbit.network.why_float import constant_in_float
 from lowbit.numerics import TENSOR, Format, Int, QuantTensor, describe_format, group
@@ -243,13 +243,16 @@ def _site_row(network: Network, site: Site) -> Row:
         row |= {"bits": quantizer.format.bits_per_element(), "bytes": 0, "group": site.group}
         return row if quantizer.dynamic else row | dict(zip(("lo", "hi"), quantizer.limits(), strict=True))
     weight, stored = network.parameter(site.value).detach(), quantizer.stored
-    values = weight if stored is None else torch.as_tensor(stored.dequantize())
     if quantizer.mask is not None:
+        values = weight if stored is None else torch.as_tensor(stored.dequantize())
         row["sparsity"] = float((values == 0).float().mean())
     if stored is None:
         row |= {"format": "float32", "bits": 32, "bytes": 4 * weight.numel(), "status": "float"}
         return row | {"reason": "pruned, and stored in float"}
-    noise, power = (weight - values).square().sum().item(), weight.square().sum().item()
+    noise = power = 0.0
+    for rows, piece in stored.by_rows(max(1, PIECE // max(1, weight[0].numel()))):
+        noise += (weight[rows] - torch.as_tensor(piece.dequantize())).square().sum().item()
+        power += weight[rows].square().sum().item()
     return row | {
         "format": describe_format(stored.format),
         "range": range_words(quantizer.spec.range),

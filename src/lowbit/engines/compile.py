@@ -73,7 +73,10 @@ class OnnxRuntime:
             options.inter_op_num_threads = 1
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-        with _as_file_or_bytes(program, outputs) as model, _errors("onnxruntime cannot load the model"):
+        folder = _folder_of_weights(program)
+        if folder is not None:  # mapped from there: a table may be larger than memory
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        with _as_file_or_bytes(program, outputs, folder) as model, _errors("onnxruntime cannot load the model"):
             source = str(model) if isinstance(model, Path) else model
             session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         names = [port.name for port in session.get_outputs()] if outputs is None else list(outputs)
@@ -159,8 +162,13 @@ def _port_names(ports: Sequence[Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _as_file_or_bytes(program: ir.Model | Path, outputs: Sequence[str] | None) -> Iterator[Path | bytes]:
-    """What an engine reads: the file itself, the serialised program, or above 2 GB a temporary file."""
+def _as_file_or_bytes(
+    program: ir.Model | Path, outputs: Sequence[str] | None, folder: Path | None = None
+) -> Iterator[Path | bytes]:
+    """What an engine reads: the file itself, the serialised program, or above 2 GB a temporary file.
+
+    folder   the engine maps weights that lie in files there: the serialised program only names them
+    """
     if isinstance(program, Path):
         if outputs is None:
             yield program
@@ -168,14 +176,26 @@ def _as_file_or_bytes(program: ir.Model | Path, outputs: Sequence[str] | None) -
         program = ir.load(program)
     if outputs is not None:
         program = _with_outputs(program, outputs)
+    if folder is not None:
+        yield bytes(ir.to_proto(program).SerializeToString())
+        return
     if weight_bytes(program) <= LARGEST_MESSAGE_BYTES:
         yield serialize(program)
         return
-    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-        path = Path(folder) / "model.onnx"
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as aside:
+        path = Path(aside) / "model.onnx"
         # A copy: `save` points the tensors to the new file while it writes, and threads may share the program.
         ir.save(program.clone(), path, external_data="model.onnx.data", size_threshold_bytes=1024)
         yield path
+
+
+def _folder_of_weights(program: ir.Model | Path) -> Path | None:
+    """The one folder of the files that a program's weights lie in; None where there are none or several."""
+    if isinstance(program, Path):
+        return None
+    tensors = [value.const_value for graph in program.graphs() for value in graph.initializers.values()]
+    folders = {Path(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return folders.pop().absolute() if len(folders) == 1 else None
 
 
 def _with_outputs(program: ir.Model, names: Sequence[str]) -> ir.Model:

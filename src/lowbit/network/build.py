@@ -224,7 +224,10 @@ class _Wiring:
         if on_host and _small_integers(value):
             dtype = TORCH_TYPES[constant.dtype]
             return self.graph.call_function(host_constant, (constant.numpy().tolist(), dtype))
-        tensor = to_tensor(constant.numpy())
+        if isinstance(constant, ir.ExternalTensor) and constant.dtype is ir.DataType.FLOAT and constant.size:
+            tensor = _mapped(constant)
+        else:
+            tensor = to_tensor(constant.numpy())
         if tensor.is_floating_point() and tensor.element_size() > 1 and not buffer:
             # A single number is part of a formula (an epsilon, a scale, a mask's −3.4e38): no step may move it.
             tensor = nn.Parameter(tensor, requires_grad=tensor.dim() > 0)
@@ -258,6 +261,12 @@ class _Wiring:
         """What the generated code calls the result: the value's name where there is one output, else the node's."""
         named = node.outputs[0].name if len(node.outputs) == 1 else node.name
         return named or node.op_type
+
+
+def _mapped(tensor: ir.ExternalTensor) -> Tensor:
+    """A weight that stays in its file until it is read; writing to it leaves the file alone."""
+    shape = tuple(tensor.shape.numpy())
+    return torch.from_numpy(np.memmap(tensor.path, np.float32, "c", tensor.offset or 0, shape or (1,)).reshape(shape))
 
 
 def _possible(root: nn.Module, parts: Sequence[str]) -> bool:

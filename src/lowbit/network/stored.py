@@ -4,10 +4,12 @@ A weight is stored codes, decoded once. While it trains, its codes may follow th
 the values in their table train. Both work with a mask of pruned weights, and on any network that has the quantizers.
 """
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,10 @@ def _with_parts(stored: QuantTensor, parts: Mapping[str, Tensor]) -> QuantTensor
         inner = {name.removeprefix("scale_"): t for name, t in parts.items() if name.startswith("scale_")}
         changed["scale"] = _with_parts(stored.scale, inner)
     return replace(stored, **changed)
+
+
+PIECE = 1 << 20  # numbers that are decoded at a time, of what is too large to be decoded at once
+_LARGE = 1 << 28  # bytes of decoded values that are kept in memory
 
 
 class WeightQuant(Quantizer):
@@ -179,8 +185,20 @@ class WeightQuant(Quantizer):
         """Values of the stored codes, as x lies; decoding at every call made a product of 2048² take 43 ms, not 6."""
         assert self.stored is not None
         if self.decoded is None or self.decoded.device != x.device or self.decoded.dtype != x.dtype:
-            self.decoded = torch.as_tensor(self.stored.dequantize()).to(x)
+            large = x.device.type == "cpu" and x.numel() * x.element_size() > _LARGE
+            self.decoded = _in_a_file(self.stored, x) if large else torch.as_tensor(self.stored.dequantize()).to(x)
         return self.decoded
+
+
+def _in_a_file(stored: QuantTensor, like: Tensor) -> Tensor:
+    """The values in a mapped temporary file: a table larger than memory is decoded and read in parts."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(like.numel() * like.element_size())
+        held = np.memmap(file, str(like.dtype).removeprefix("torch."), "r+", shape=tuple(like.shape))
+    values = torch.from_numpy(held)
+    for rows, piece in stored.by_rows(max(1, PIECE // max(1, like[0].numel()))):
+        values[rows] = torch.as_tensor(piece.dequantize()).to(like)
+    return values
 
 
 class _Lookup(torch.autograd.Function):

@@ -1,6 +1,8 @@
 """QuantTensor: a tensor stored as codes, scales, zeros and tables. Plain data, no tensor subclass."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -66,6 +68,20 @@ class QuantTensor:
         """The numbers that are stored, in the dtype and kind of the original."""
         rows = decode_rows(tiles_to_rows(as_torch(self.codes), self.tile), **self._by_row())
         return like(from_rows(rows, self.shape, self.tile), self.dtype)
+
+    def by_rows(self, count: int) -> "Iterator[tuple[slice, QuantTensor]]":
+        """Pieces of so many rows, for what must not hold all of it decoded; whole where tiles span rows."""
+        length = self.shape[0] if self.shape else 1
+        if not self.shape or self.tile[0] > 1 or length <= count:
+            yield slice(None), self
+            return
+        scale = None if self.scale is None else self._scale()
+        tiles_a_row = prod(self.tiles[1:])
+        for start in range(0, length, count):
+            rows = slice(start, start + count)
+            table = None if self.table is None else self.table[start * tiles_a_row : (start + count) * tiles_a_row]
+            part = replace(self, codes=self.codes[rows], table=table, scale=None if scale is None else scale[rows])
+            yield rows, part if self.zero is None else replace(part, zero=self.zero[rows])
 
     def encode(self, x: Tensor, rounding: Rounding = nearest) -> "QuantTensor":
         """Other numbers of this shape, each at a neighbouring code; scales, zeros and tables stay."""

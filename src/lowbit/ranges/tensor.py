@@ -1,5 +1,8 @@
 """One tensor under a format and a range: its codes, and what they cost."""
 
+import numpy as np
+import torch
+
 from lowbit.errors import InputError
 from lowbit.numerics import Error, Format, QuantTensor, Rounding, measure, parse_format, quantize
 from lowbit.numerics.qtensor import Array
@@ -7,6 +10,8 @@ from lowbit.numerics.quantize import floating
 from lowbit.ranges.extremes import Range
 from lowbit.ranges.parse import parse_range
 from lowbit.ranges.statistics import RawRows
+
+_PIECE = 1 << 20  # numbers whose range is searched at a time
 
 
 def quantize_tensor(
@@ -33,7 +38,24 @@ def quantize_tensor(
     if kind.block is None:
         raise InputError(f"range {range!r} has nothing to choose: {kind!r} has no scale. Leave out the range.")
     x = floating(x)
-    return quantize(x, kind, parse_range(range).bounds(RawRows.of(x, kind.block), kind), rounding)
+    return quantize(x, kind, _bounds(x, kind, parse_range(range)), rounding)
+
+
+def _bounds(x: Array, format: Format, range: Range) -> tuple[Array, Array]:
+    """Bounds of each tile, of so many rows at a time that a table of gigabytes takes no gigabytes of memory.
+
+    Where scales share a second scale, a range may look at all of them: the tensor then stays whole.
+    """
+    assert format.block is not None
+    shape, piece = tuple(x.shape), len(x) if x.ndim else 1
+    if x.ndim > 1 and format.block.tile(shape)[0] == 1 and not format.shares_scale:
+        piece = max(1, _PIECE // max(1, x[0].size if isinstance(x, np.ndarray) else x[0].numel()))
+    if not x.ndim or len(x) <= piece:
+        return range.bounds(RawRows.of(x, format.block), format)
+    starts = np.arange(0, len(x), piece)
+    found = [range.bounds(RawRows.of(x[start : start + piece], format.block), format) for start in starts]
+    lows, highs = zip(*found, strict=True)
+    return torch.cat(lows), torch.cat(highs)
 
 
 def error(
