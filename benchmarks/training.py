@@ -182,7 +182,7 @@ def kept_bytes(module: nn.Module, x: Tensor) -> int:
 
 
 def steps(_: Any) -> None:
-    """A step of batch 128 in float, with lowbit's quantizers and with Brevitas's, in turn: medians of processor time."""
+    """A step of batch 128 in float, with our quantizers and with Brevitas's, in turn: medians of processor time."""
     x, y = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
     modules = {"float": resnet20(Parts())}
     modules["lowbit w4a4-lsq"] = lb.prepare(resnet20(Parts()), x, "w4a4-lsq", calibration=x.numpy())
