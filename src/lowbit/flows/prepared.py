@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lowbit import processes
 from lowbit.data import Data
 from lowbit.engines.compile import Batch
 from lowbit.errors import DataError, InputError, ModelError
@@ -167,6 +168,7 @@ class Prepared(nn.Module):
                 yield self.eval() if evaluating else self
             if not self.kept:
                 raise DataError("nothing passed through in calibration mode: call the module on some hundred inputs.")
+            self._share()
             self.begin(self.kept)
             self.calibrated = True
             self.seen = replace(self.seen, proof=self.kept[:1])
@@ -174,6 +176,15 @@ class Prepared(nn.Module):
             self.kept = None
             for part in training:
                 part.training = True
+
+    def _share(self) -> None:
+        """Let all processes begin with the same: what each has seen."""
+        if processes.count() > 1 and self.kept is not None:
+            quantizers = list(self.network.activations().values())
+            everyone = processes.gathered((self.kept, [quantizer.statistics for quantizer in quantizers]))
+            self.kept = [batch for kept, _ in everyone for batch in kept]
+            for quantizer, *shards in zip(quantizers, *(statistics for _, statistics in everyone), strict=True):
+                quantizer.statistics = Histogram.dealt(shards)
 
     def begin(self, fitting: Sequence[Batch]) -> None:
         """Ranges and codes from what was observed. fitting: some of those batches"""

@@ -7,7 +7,7 @@ those that were trained. Where γ < 0 the weights are rounded with the opposite 
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,15 +17,15 @@ from torch import Tensor, fx, nn
 from lowbit import processes
 from lowbit.graph.fold_batchnorm import FOLDED, FoldedNorm
 from lowbit.graph.layer import OVER_POSITIONS, Layer, layer_names
+from lowbit.network.factors import takes_factor, with_factor
 from lowbit.network.network import Network
 from lowbit.network.stored import FakeBias, WeightQuant
-from lowbit.numerics import Block, Format, QuantTensor, channel, is_fitted, tile
 
-SMALLEST = 1e-30  # of a factor: no scale becomes 0
 # Of an output's weights behind which a batch norm is made anew, as in He et al. 2015 (arXiv 1502.01852). What a
 # learning rate does then does not depend on the factor that was folded in: in ResNet-20 that left norms from 0.6 to
 # 4.1, where the network had been trained with 1.1 to 2.2.
 HE_NORM = 2**0.5
+SMALLEST = 1e-30  # of a factor: no scale becomes 0
 EPSILON = 1e-5  # of a batch norm that is made anew; torch's own
 
 
@@ -199,7 +199,7 @@ def _why_not(network: Network, layer: Layer) -> str:
     if layer.groups > 1 and layer.output_axis:
         return "its groups share output channels of the weight"
     quantizer = network.quantizers.get(str(layer.value.name))
-    if isinstance(quantizer, WeightQuant) and not _takes_factor(quantizer.format):
+    if isinstance(quantizer, WeightQuant) and not takes_factor(quantizer.format):
         return "its format has no scale that could take the factor"
     return ""
 
@@ -320,40 +320,3 @@ def fold(trained: Network, norms: Mapping[str, LiveNorm]) -> Network:
         network.parameter(name).mul_(factor.reshape(live.beside))
         network.parameter(live.bias).copy_((shift / live.beta).reshape(network.parameter(live.bias).shape))
     return network
-
-
-def _takes_factor(format: Format) -> bool:
-    """Whether there is a scale that a factor of each output channel can go into."""
-    return format.block is not None and not is_fitted(format.grid)
-
-
-def with_factor(stored: QuantTensor, factor: Tensor, axis: int) -> QuantTensor:
-    """The same codes, each index of an axis times its own positive factor, which goes into the scale.
-
-    Scales that are stored in codes keep these too where they can: their own scale takes the factor.
-    """
-    along = [1] * len(stored.shape)
-    along[axis] = -1
-    if isinstance(stored.scale, QuantTensor) and stored.tile[axis] == 1 and stored.zero is None:
-        inner = stored.scale
-        if inner.scale is None:
-            kind = replace(inner.format, block=channel(axis))
-            inner = replace(inner, format=kind, tile=channel(axis).tile(inner.shape), scale=factor.reshape(along))
-        else:
-            inner = with_factor(inner, factor, axis)
-        return replace(stored, format=replace(stored.format, scale=inner.format), scale=inner)
-    scale, zero, lengths = torch.as_tensor(stored.scale_values()), stored.zero, stored.tile
-    block: Block | None = stored.format.block
-    if lengths[axis] != 1:
-        scale = _spread(scale, stored, axis)
-        zero = None if zero is None else _spread(torch.as_tensor(zero), stored, axis)
-        lengths = (*lengths[:axis], 1, *lengths[axis + 1 :])
-        whole = all(n == m for i, (n, m) in enumerate(zip(lengths, stored.shape, strict=True)) if i != axis)
-        block = channel(axis) if whole else tile(dict(enumerate(lengths)))
-    kind = replace(stored.format, block=block, scale=None)
-    return replace(stored, format=kind, tile=lengths, scale=scale * factor.reshape(along), zero=zero)
-
-
-def _spread(of_tiles: Tensor, stored: QuantTensor, axis: int) -> Tensor:
-    """A number of each tile as one of each index of the axis."""
-    return of_tiles.repeat_interleave(stored.tile[axis], axis).narrow(axis, 0, stored.shape[axis])

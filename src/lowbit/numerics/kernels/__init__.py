@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from lowbit.numerics.buckets import Buckets
@@ -60,5 +61,5 @@ DEVICES = {"cpu": _of(cpu, counting, learning)}
 
 
 def kernels(x: Tensor) -> Kernels:
-    """The kernels of the device on which a tensor lies."""
-    return DEVICES.get(x.device.type, ELSEWHERE)
+    """The kernels of the device on which a tensor lies; torch expressions while torch compiles, which it can read."""
+    return ELSEWHERE if torch.compiler.is_compiling() else DEVICES.get(x.device.type, ELSEWHERE)
