@@ -16,7 +16,7 @@ from lowbit.engines.compile import Batch
 from lowbit.errors import DataError, InputError, ModelError
 from lowbit.flows.ptq import Observed
 from lowbit.model import Model, Port
-from lowbit.network.calibrate import forward
+from lowbit.network.calibrate import forward, tensors
 from lowbit.network.live_batchnorm import LiveNorm, measuring, mirrored
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant, Quantizer
@@ -126,9 +126,14 @@ class Prepared(nn.Module):
     def network(self) -> Network:
         return self.seen.network
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.layers.parameters(), torch.zeros(())).device
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self.calls.inputs(args, kwargs)
         if self.kept is not None:
+            inputs = [x.cpu() for x in inputs]
             if sum(len(next(iter(batch.values()))) for batch in self.kept) < KEPT:
                 arrays = [x.detach().cpu().numpy() for x in inputs]
                 self.kept.append(dict(zip(self.calls.names, arrays, strict=True)))
@@ -157,9 +162,12 @@ class Prepared(nn.Module):
     def calibration(self, evaluating: bool = True) -> Iterator["Prepared"]:
         """Calibration mode: what passes through inside is observed in float, and gives the ranges afterwards.
 
+        The module lies on the CPU meanwhile, where histograms are counted.
+
         evaluating   in eval mode, whatever mode the module is in
         """
-        training = [part for part in self.modules() if part.training]
+        training, device = [part for part in self.modules() if part.training], self.device
+        self.cpu()
         self.kept = []
         for quantizer in self.network.activations().values():
             quantizer.statistics = Histogram()
@@ -174,6 +182,7 @@ class Prepared(nn.Module):
             self.seen = replace(self.seen, proof=self.kept[:1])
         finally:
             self.kept = None
+            self.to(device)
             for part in training:
                 part.training = True
 
@@ -244,7 +253,7 @@ class Prepared(nn.Module):
             norm.momentum, norm.frozen, norm.training = None, False, True
         try:
             for samples in Data.of(data, self.ports).samples(batch):
-                forward(self.network, samples.inputs)
+                self.layers(*(x.to(self.device) for x in tensors(self.network, samples.inputs)))
         finally:
             for norm, (momentum, frozen) in zip(norms, before, strict=True):
                 norm.momentum, norm.frozen = momentum, frozen
