@@ -40,7 +40,14 @@ def train(
         Path | None,
         output_option("Where to write: .onnx, or .lowbit to entropy-code it as well.", "MODEL.RECIPE.onnx, here"),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A preset, a .toml file of rules, or a format for weights.")] = "w4a4-lsq",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="A preset whose ranges learn (w8a8-lsq, w4a4-lsq, w3a3-lsq, w2a2-lsq), one whose ranges are chosen "
+            "before (w4a4, w3a3, w2a2; fbgemm and qnnpack as in torch), any other of quantize, a .toml file of rules, "
+            "or a format for weights."
+        ),
+    ] = "w4a4-lsq",
     epochs: Annotated[
         float | None, typer.Option(min=0, help="Passes over the data.", show_default="the schedule's, or 10")
     ] = None,
