@@ -199,7 +199,7 @@ def _why_not(network: Network, layer: Layer) -> str:
     if layer.groups > 1 and layer.output_axis:
         return "its groups share output channels of the weight"
     quantizer = network.quantizers.get(str(layer.value.name))
-    if isinstance(quantizer, WeightQuant) and not _takes_factor(quantizer.format):
+    if isinstance(quantizer, WeightQuant) and not _takes_factor(quantizer.format, layer.output_axis):
         return "its format has no scale that could take the factor"
     return ""
 
@@ -322,18 +322,21 @@ def fold(trained: Network, norms: Mapping[str, LiveNorm]) -> Network:
     return network
 
 
-def _takes_factor(format: Format) -> bool:
-    """Whether there is a scale that a factor of each output channel can go into."""
-    return format.block is not None and not is_fitted(format.grid)
+def _takes_factor(format: Format, axis: int) -> bool:
+    """Whether there is a scale, or a table for each output channel, that a factor of each can go into."""
+    return format.block is not None and (not is_fitted(format.grid) or format.block == channel(axis))
 
 
 def with_factor(stored: QuantTensor, factor: Tensor, axis: int) -> QuantTensor:
     """The same codes, each index of an axis times its own positive factor, which goes into the scale.
 
-    Scales that are stored in codes keep these too where they can: their own scale takes the factor.
+    Scales that are stored in codes keep these too where they can: their own scale takes the factor. A table for each
+    channel is multiplied itself.
     """
     along = [1] * len(stored.shape)
     along[axis] = -1
+    if stored.table is not None:
+        return replace(stored, table=torch.as_tensor(stored.table) * factor.reshape(-1, 1))
     if isinstance(stored.scale, QuantTensor) and stored.tile[axis] == 1 and stored.zero is None:
         inner = stored.scale
         if inner.scale is None:
