@@ -23,7 +23,7 @@ from torch.nn import functional
 import lowbit as lb
 from benchmarks.networks import FOLDER
 from benchmarks.timing import alternating
-from lowbit.recipe import PREPARE, Recipe, Rule, TensorSpec
+from lowbit.recipe import FLOAT, PREPARE, Recipe, Rule, TensorSpec
 
 MODEL = FOLDER / "cifar10-resnet20.onnx"
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -31,13 +31,23 @@ HELD_OUT = 2000
 BATCH = 128
 ROUNDS = 10
 Samples = tuple[NDArray[np.float32], NDArray[np.int64]]
-# Method → weights and activations in so many bits: a learned range each. LQ-Nets and APoT are about weights.
+
+
+def whole_apot(bits: int) -> lb.Format:
+    """APoT's values as whole numbers up to 127: integer kernels compute with these as they are."""
+    values = lb.AdditivePow2(bits).values()
+    factor = next(n for n in range(127, 0, -1) if np.allclose(values * n, np.rint(values * n)))
+    return lb.Format(lb.Codebook(tuple(float(v) for v in np.rint(values * factor))), lb.channel(0))
+
+
+lb.FORMATS.update({f"whole-apot{bits}": whole_apot(bits) for bits in (2, 4)})
+# Method → weights and activations in so many bits. A basis is no integer: layers with it compute in float (LQ-Nets).
 METHODS: dict[str, Callable[[int], tuple[TensorSpec, TensorSpec]]] = {
     "LSQ": lambda bits: (TensorSpec(f"lloyd{bits} channel:0", "lsq"), TensorSpec(f"uint{bits}", "lsq")),
     "PACT": lambda bits: (TensorSpec(f"lloyd{bits} channel:0", "dorefa"), TensorSpec(f"uint{bits}", "pact")),
     "DoReFa": lambda bits: (TensorSpec(f"lloyd{bits} channel:0", "dorefa"), TensorSpec(f"uint{bits}", "dorefa")),
-    "LQ-Nets": lambda bits: (TensorSpec(f"bases{bits} channel:0", "lqnets"), TensorSpec(f"uint{bits}", "lsq")),
-    "APoT": lambda bits: (TensorSpec(f"apot{bits} channel:0", "apot"), TensorSpec(f"uint{bits}", "lsq")),
+    "LQ-Nets": lambda bits: (TensorSpec(f"bases{bits} channel:0", "lqnets"), FLOAT),
+    "APoT": lambda bits: (TensorSpec(f"whole-apot{bits} channel:0", "apot"), TensorSpec(f"uint{bits}", "lsq")),
 }
 
 
@@ -88,7 +98,8 @@ def methods(settings: argparse.Namespace) -> None:
     )
     for bits in (4, 2):
         for method in METHODS:
-            print(f"{method:<8} {bits}/{bits}  {100 * run(recipe(bits, method), settings):6.2f} %", flush=True)
+            activations = "float" if METHODS[method](bits)[1] == FLOAT else bits
+            print(f"{method:<8} {bits}/{activations:<5} {100 * run(recipe(bits, method), settings):6.2f} %", flush=True)
 
 
 # ---- what a step costs -------------------------------------------------------------------------------------------
@@ -182,7 +193,7 @@ def kept_bytes(module: nn.Module, x: Tensor) -> int:
 
 
 def steps(_: Any) -> None:
-    """A step of batch 128 in float, with our quantizers and with Brevitas's, in turn: medians of processor time."""
+    """A step of batch 128 in float, with our quantizers and with Brevitas's, in turn: median processor time."""
     x, y = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
     modules = {"float": resnet20(Parts())}
     modules["lowbit w4a4-lsq"] = lb.prepare(resnet20(Parts()), x, "w4a4-lsq", calibration=x.numpy())
@@ -193,9 +204,7 @@ def steps(_: Any) -> None:
     calls = {name: stepper(module, x, y) for name, module in modules.items()}
     medians = alternating(calls, seconds=0.0, least_rounds=ROUNDS)
     memory = {name: kept_bytes(module, x) / 1e6 for name, module in modules.items()}
-    print(
-        f"batch {BATCH}, {torch.get_num_threads()} threads, float32; processor time, median of {ROUNDS} steps in turn"
-    )
+    print(f"batch {BATCH}, {torch.get_num_threads()} threads, float32: median processor time of {ROUNDS} steps")
     for name, value in medians.items():
         print(
             f"{name:<18}{value:8.0f} ms {value / medians['float']:5.2f}×{memory[name]:8.0f} MB "

@@ -334,6 +334,12 @@ def test_weights_of_this_format_are_deployed_as_trained(format):
     assert_any_format(format)
 
 
+def test_a_basis_of_each_channel_takes_the_batch_norm_and_is_deployed_as_trained():
+    file, prepared = trained_file(wide(), low("bases2 channel:0", "float", "lqnets"))
+    assert "w2" in prepared.norms
+    assert_deployed(file, prepared, 1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", lb.FORMATS)
 def test_weights_of_any_format_are_deployed_as_trained(format):

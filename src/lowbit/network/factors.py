@@ -8,18 +8,21 @@ from torch import Tensor
 from lowbit.numerics import Block, Format, QuantTensor, channel, is_fitted, tile
 
 
-def takes_factor(format: Format) -> bool:
-    """Whether there is a scale that a factor of each output channel can go into."""
-    return format.block is not None and not is_fitted(format.grid)
+def takes_factor(format: Format, axis: int) -> bool:
+    """Whether there is a scale, or a table for each output channel, that a factor of each can go into."""
+    return format.block is not None and (not is_fitted(format.grid) or format.block == channel(axis))
 
 
 def with_factor(stored: QuantTensor, factor: Tensor, axis: int) -> QuantTensor:
     """The same codes, each index of an axis times its own positive factor, which goes into the scale.
 
-    Scales that are stored in codes keep these too where they can: their own scale takes the factor.
+    Scales that are stored in codes keep these too where they can: their own scale takes the factor. A table for each
+    channel is multiplied itself.
     """
     along = [1] * len(stored.shape)
     along[axis] = -1
+    if stored.table is not None:
+        return replace(stored, table=torch.as_tensor(stored.table) * factor.reshape(-1, 1))
     if isinstance(stored.scale, QuantTensor) and stored.tile[axis] == 1 and stored.zero is None:
         inner = stored.scale
         if inner.scale is None:

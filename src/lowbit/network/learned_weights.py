@@ -57,7 +57,8 @@ def _normalized(rows: Tensor, step: Tensor, grid: Grid) -> Rounding:
     """APoT (Li et al. 2020, arXiv 1909.13144), weight normalization and reparameterized clip: (w − μ) / σ is rounded,
     and the gradient of the clip α is that of a step.
 
-    Multiplied by σ again, so that a trained network begins as it is; batch norm behind it makes this no difference.
+    Multiplied by σ again, so that a trained network keeps its scale. What μ added a live batch norm takes up, within
+    some steps.
     """
     center, spread = rows.mean(1, keepdim=True).detach(), rows.std(1, keepdim=True).clamp_min(TINY).detach()
     return Rounding((rows - center) / spread, step, step * spread)

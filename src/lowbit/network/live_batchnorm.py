@@ -199,7 +199,7 @@ def _why_not(network: Network, layer: Layer) -> str:
     if layer.groups > 1 and layer.output_axis:
         return "its groups share output channels of the weight"
     quantizer = network.quantizers.get(str(layer.value.name))
-    if isinstance(quantizer, WeightQuant) and not takes_factor(quantizer.format):
+    if isinstance(quantizer, WeightQuant) and not takes_factor(quantizer.format, layer.output_axis):
         return "its format has no scale that could take the factor"
     return ""
 

@@ -80,7 +80,7 @@ def count(rows: Tensor) -> Buckets:
 
 
 def round_to_step(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-    return x.div(scale).round_().clamp_(low, high).mul_(scale)
+    return x.float().div(scale).round_().clamp_(low, high).mul_(scale).to(x.dtype)
 
 
 def step_gradient(x: Tensor, along: Tensor, scale: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
