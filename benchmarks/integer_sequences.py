@@ -2,7 +2,8 @@
 
 silero       the LSTM of silero's voice detection (128 inputs and values), on its encoder's outputs for a recording:
              every second sequence of 32 frames calibrates, the others are measured
-suppressor   the shape of a noise suppressor: two GRUs of 400, 161 inputs and gains; random weights and inputs
+suppressor   the shape of a noise suppressor: two GRUs of 400, 161 inputs, and gains before their sigmoid; random
+             weights and inputs
 transformer  a torch encoder: 2 layers of 64 values, 4 heads, 16 tokens; random weights and inputs
 minilm       the 6 layers of all-MiniLM-L6-v2 over 16 embedded tokens; STS-B sentences, those of the development part
              calibrate
@@ -71,8 +72,7 @@ _SUPPRESSOR = """<ir_version: 10, opset_import: ["" : 21]>
         d = Squeeze (c, one)
         e = Transpose <perm = [1,0,2]> (d)
         f = MatMul (e, w2)
-        g = Add (f, b2)
-        gains = Sigmoid (g)
+        gains = Add (f, b2)
     }"""
 
 

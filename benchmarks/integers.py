@@ -3,11 +3,13 @@
 accuracy and agreement   the reference, its C, and onnxruntime on the same file, on up to 1,000 samples
 bytes                    of the C (gcc -Os, this machine), its arena, the .tflite, and the published int8 model's file;
                          the least arena with which TFLite Micro takes either .tflite
-times                    ms a sample, one thread, one run: the C, onnxruntime, LiteRT, and LiteRT on the published model
+times                    ms a sample, one thread, one run: the C, the C of emx-onnx-cgen from the float network and from
+                         the file with Q/DQ, onnxruntime, LiteRT, and LiteRT on the published model
 
 transformers and recurrent networks are in integer_sequences.py, decibels between them and float
 
-A value is off where the reference and onnxruntime disagree though both started from onnxruntime's codes.
+A value is off where the reference and onnxruntime disagree though both started from onnxruntime's codes; end to end,
+where both started from the same input.
 """
 
 import ctypes
@@ -54,12 +56,12 @@ def main(given: Sequence[str] | None = None) -> None:
             (Path(folder) / "net.h").write_text(source.header)
             agreement.append({"network": name} | agrees(name, network, file, program, Path(folder)))
             sizes.append({"network": name} | takes(name, program, source, Path(folder)))
-            times.append({"network": name} | times_of(name, file, program, source, Path(folder)))
+            times.append({"network": name} | times_of(name, network, file, program, source, Path(folder)))
     tables = {"accuracy and agreement": agreement, "bytes": sizes, "ms a sample": times}
     tables["transformers and recurrent networks"] = [sequence_row(name) for name in wanted if name in MAKERS]
     for title, rows in tables.items():
         if rows:
-            show(title, rows, options.json, {"off by one %": 4})
+            show(title, rows, options.json, {"off by one %": 4, "end to end, within one %": 4, "more than two %": 6})
 
 
 def agrees(name: str, network: Model, file: Model, program: Program, folder: Path) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def agrees(name: str, network: Model, file: Model, program: Program, folder: Pat
     written = subprocess.run([folder / "net"], input=codes.tobytes(), capture_output=True, check=True).stdout
     own = run(program, {port.name: codes})[output.name]
 
-    off, ends = [], []
+    off, ends, whole = [], [], []
     names = [t.name for t in program.tensors() if t.name not in inputs]
     session = ENGINES["onnxruntime"].compile(file.program, outputs=names)
     for begin in range(0, len(labels), 100):
@@ -81,11 +83,14 @@ def agrees(name: str, network: Model, file: Model, program: Program, folder: Pat
         values = session(batch) | batch
         theirs = {t.name: encode(values[t.name], t) for t in program.tensors()}
         ends.append(np.abs(theirs[output.name].astype(int) - own[begin : begin + 100]).reshape(-1))
+        through = run(program, {port.name: theirs[port.name]})
         for layer in program.layers:
+            apart = through[layer.output.name].astype(np.int16) - theirs[layer.output.name]
+            whole.append(np.abs(apart).reshape(-1).astype(np.uint8))
             alone = Program(layer.inputs, (layer.output,), (layer.output.name,), (layer,))
             ours = run(alone, {t.name: theirs[t.name] for t in layer.inputs})[layer.output.name]
             off.append(np.abs(ours.astype(np.int16) - theirs[layer.output.name]).reshape(-1).astype(np.uint8))
-    steps, last = np.concatenate(off), np.concatenate(ends)
+    steps, last, inner = np.concatenate(off), np.concatenate(ends), np.concatenate(whole)
     return {
         "samples": len(labels),
         "float top1 %": 100 * float((network.run(inputs)[program.names[0]].argmax(1) == labels).mean()),
@@ -94,6 +99,9 @@ def agrees(name: str, network: Model, file: Model, program: Program, folder: Pat
         "values": steps.size,
         "off by one %": 100 * float((steps == 1).mean()),
         "most steps off": int(steps.max()),
+        "end to end, within one %": 100 * float((inner <= 1).mean()),
+        "more than two %": 100 * float((inner > 2).mean()),
+        "most": int(inner.max()),
         "outputs off by one %": 100 * float((last == 1).mean()),
         "outputs, most off": int(last.max()),
     }
@@ -132,7 +140,9 @@ engine.invoke()
 """
 
 
-def times_of(name: str, file: Model, program: Program, source: Source, folder: Path) -> dict[str, float]:
+def times_of(
+    name: str, network: Model, file: Model, program: Program, source: Source, folder: Path
+) -> dict[str, float]:
     compiled(folder, "-O3", "-march=native", "-shared", "-fPIC", "-o", "net.so")
     library = ctypes.CDLL(str(folder / "net.so"))
     arena = np.zeros(source.arena_bytes + 64, np.int8)
@@ -144,6 +154,8 @@ def times_of(name: str, file: Model, program: Program, source: Source, folder: P
     session = ENGINES["onnxruntime"].compile(file.program, threads=1)
     calls: dict[str, Callable[[], object]] = {
         "C": lambda: library.net_run(*pointers, size),
+        "emx, float": emx(network, folder, "emx_float"),
+        "emx, Q/DQ": emx(file, folder, "emx_qdq"),
         "onnxruntime": lambda: session(batch),
         "LiteRT": litert(write_tflite(program)),
     }
@@ -151,6 +163,21 @@ def times_of(name: str, file: Model, program: Program, source: Source, folder: P
         calls["LiteRT, published"] = litert((FOLDER / "peers" / PUBLISHED[name]).read_bytes())
     ten = {key: lambda call=call: [call() for _ in range(10)] for key, call in calls.items()}
     return {key: ms / 10 for key, ms in alternating(ten, seconds=3).items()}
+
+
+def emx(network: Model, folder: Path, name: str) -> Callable[[], object]:
+    """What emx-onnx-cgen makes of a network for one sample, compiled as our C is."""
+    network.save(folder / f"{name}.onnx")
+    batch = network.inputs[0].shape[0]
+    fixed = [] if isinstance(batch, int) else ["--input-dim", f"{batch}=1"]
+    command = ["emx-onnx-cgen", "compile", *fixed, f"{name}.onnx", f"{name}.c"]
+    subprocess.run(command, check=True, cwd=folder, capture_output=True)
+    built = ["gcc", "-O3", "-march=native", "-shared", "-fPIC", f"{name}.c", "-lm", "-o", f"{name}.so"]
+    subprocess.run(built, check=True, cwd=folder, capture_output=True)
+    library = ctypes.CDLL(str(folder / f"{name}.so"))
+    given, made = np.zeros(1 << 16, np.float32), np.zeros(1 << 16, np.float32)
+    pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (given, made)]
+    return lambda: library.model(*pointers)
 
 
 def litert(model: bytes) -> Callable[[], object]:

@@ -67,7 +67,14 @@ def test_memory_adds_up(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert told["arena_bytes"] >= max(layer["ram"] for layer in told["layers"])
 
 
-@pytest.mark.parametrize("words", ["export net.int8.onnx -o net.py", "export net.int8.onnx -o net.npz --main"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "export net.int8.onnx -o net.py",
+        "export net.int8.onnx -o net.npz --main",
+        "export net.int8.onnx -o net.tflite --kernels cmsis-nn",
+    ],
+)
 def test_what_cannot_be_written_is_said_before_work(folder: Path, words: str, capsys: pytest.CaptureFixture[str]):
     call(folder, words, status=1)
     assert capsys.readouterr().err.startswith("lowbit: error: ")

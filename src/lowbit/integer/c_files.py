@@ -10,13 +10,13 @@ from lowbit.integer.plan import Plan
 from lowbit.integer.program import Ints, Program, Tensor
 from lowbit.integer.sequences import HALVES, tanh_table
 
-FILES = ("kernels", "sequences", "cmsis")
+FILES = ("kernels", "elementwise", "sequences", "cmsis")
 _SECTION = re.compile(r"/\* section (\w+)(?:: ([\w ]+))? \*/\n")
 _CONSTANTS = {f"HALVES_{power}": f"{factor}" for power, factor in enumerate(HALVES)}
 
 
 def kernels(used: set[tuple[str, tuple[int, ...]]]) -> str:
-    """The sections of kernels.c and sequences.c of these names and what they need, in the files' order.
+    """The sections of FILES of these names and what they need, in the files' order.
 
     Where a section says X_t, B_t and Y_t, it is written once for each given combination of bits: of the codes of its
     inputs and, last, of its output. @ in names becomes the `suffix` of the combination.
