@@ -24,6 +24,7 @@ from lowbit.targets import TARGETS, find_target
 _MSE = MSE()
 IMPROVE = (
     "smooth",
+    "normalize",
     "equalize",
     "equalize_without_ceilings",
     "reconstruct",
@@ -190,7 +191,7 @@ class Recipe:
                 return f"the recipe quantizes activations (rule '{rule.layers}'), whose ranges are measured on data"
             if rule.weights is not None and rule.weights.format is not None and rule.weights.solve in NEED_MOMENTS:
                 return f"the solver '{rule.weights.solve}' (rule '{rule.layers}') fits weights to calibration data"
-        looking = [name for name in self.passes if name in IMPROVE]
+        looking = [name for name in self.passes if name in IMPROVE and name != "normalize"]
         return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
 
     def to_toml(self) -> str:
@@ -311,6 +312,14 @@ def _learned(weight_bits: int, activation_bits: int) -> Callable[[str], Recipe]:
     return recipe
 
 
+def _dynamic(target: str = "onnxruntime") -> Recipe:
+    """Without data. Weights of MatMul and Gemm have zeros, which cost their kernels no time; those of LSTM cannot."""
+    symmetric = find_target(target).weights
+    affine = TensorSpec(replace(symmetric, zero_point=True), "mse")
+    rules = Rule("*", TensorSpec(symmetric, "mse"), DYNAMIC), Rule("op:MatMul", affine), Rule("op:Gemm", affine)
+    return Recipe(rules, (*PREPARE, "normalize"), target)
+
+
 RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
     {
         # 8 bits, in the formats of the target.
@@ -320,7 +329,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
         # The same by the extremes of the calibration data alone: nothing is tried out, nothing corrected.
         "int8-fast": _preset("minmax", "minmax"),
         # No data: 8-bit weights, and activations in uint8 whose range each input has for itself.
-        "int8-dynamic": _preset("mse", DYNAMIC),
+        "int8-dynamic": _dynamic,
         "int8-weights": _preset("minmax"),
         # 4-bit weights per output channel, computed in integers. Nothing is left in float.
         "w4a8": _low_bits(_INT4, 8, ("smooth", "reconstruct", "correct_bias"), "adaround"),

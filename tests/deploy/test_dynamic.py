@@ -70,7 +70,7 @@ def test_products_with_weights_become_fused_integer_kernels_without_any_data(qua
 def test_the_ledger_says_dynamic_and_names_the_product_of_two_activations(quantized):
     found = rows(quantized)
     assert {name: row["range"] for name, row in found.items() if row["role"] == "activation" and "range" in row} == {
-        **dict.fromkeys(("x", "c", "d"), "dynamic minmax")
+        **dict.fromkeys(("x", "c_rows", "d_rows"), "dynamic minmax")  # these two have a scale for each row
     }
     assert found["scores"]["reason"] == "MatMul of two activations, which target 'onnxruntime' computes in float"
     assert found["d.weight"]["arithmetic"] == "integers"
@@ -194,7 +194,8 @@ def test_the_recipe_asks_for_no_data_and_data_may_still_prove_it(quantized):
     assert lb.RECIPES["int8-dynamic"]().looks_at_data() is None
     proved = lb.quantize(products(), [{"x": X}], "int8-dynamic")
     assert json.loads(proved.metadata["lowbit.parity"])["worst"][1] <= 1
-    assert np.array_equal(proved.run({"x": X})["y"], quantized.run({"x": X})["y"])
+    # factors of channels and rows follow from the data, or from made-up inputs
+    assert sqnr_db(quantized.run({"x": X})["y"], proved.run({"x": X})["y"]) > 30
 
 
 def recurrence(direction: str, directions: int, attributes: str = "") -> lb.Model:

@@ -23,6 +23,7 @@ from lowbit.flows.given import float_model_and_data
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
 from lowbit.graph import PASSES
 from lowbit.graph.halves import round_to_halves, store_halves
+from lowbit.graph.layer import layer_names
 from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.network.calibrate import observe, tensors
@@ -33,6 +34,7 @@ from lowbit.network.sites import Placement
 from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
 from lowbit.recipe import Recipe, find_recipe
+from lowbit.repair.normalize import normalize_inputs
 from lowbit.repair.prove import Calibration, float_outputs
 from lowbit.repair.sensitivity import SAMPLES
 from lowbit.repair.smooth import smooth_activations
@@ -171,6 +173,10 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
     for name in chosen.passes:  # in their order, before all steps
         if name == "smooth":
             notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
+        elif name == "normalize":
+            inputs = (samples.inputs for samples in kept.fitting)
+            measured = lambda node: chosen.specs(layer_names(node))[1].dynamic  # noqa: E731
+            notes += normalize_inputs(prepared.program, measured, inputs)
         elif name in PASSES:
             notes += PASSES[name](prepared.program)
     if chosen.rest == "float16":

@@ -1,0 +1,71 @@
+"""What a product reads, divided by a number for each channel or row, and multiplied back behind. Exact.
+
+    X·W = m · ((X / s / m)·(s·W))     s one number a channel, m = max |X / s| of each row (position of the last axis)
+
+An integer kernel that measures one range for the whole of X then has a scale for each channel, or each row. Sources:
+Xiao et al. 2022 (SmoothQuant, arXiv 2211.10438), eq. 3; Yao et al. 2022 (ZeroQuant, arXiv 2206.01861), section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from lowbit.graph.layer import Layer
+from lowbit.graph.weights import add_constant, set_constant
+
+SMALLEST = float(np.finfo(np.float32).tiny)  # rows of zeros stay zeros
+
+
+def normalize(
+    graph: ir.Graph, value: ir.Value, layers: Sequence[Layer], channels: np.ndarray | None, rows: bool
+) -> None:
+    """Let these layers read the value divided by `channels` (inputs,), and by the largest number of each row."""
+    place = min((layer.node for layer in layers), key=list(graph).index)
+    read = value
+    if channels is not None:
+        inverse = add_constant(graph, f"{value.name}_channels", (1 / channels).astype(np.float32))
+        read = _add(graph, place, "Mul", [value, inverse], f"{value.name}_smooth", value.shape)
+        for layer in layers:
+            along = channels.reshape([-1 if axis == layer.summed_axis else 1 for axis in range(layer.weight.ndim)])
+            set_constant(layer.node, layer.index, layer.weight * along, f"{layer.value.name}.{layer.node.name}")
+    if rows:
+        # Not −1: of a tensor without elements onnxruntime then keeps the axis at its length.
+        axis = add_constant(graph, "last_axis", np.array([value.shape.rank() - 1]))  # type: ignore[union-attr]
+        smallest = add_constant(graph, "smallest", np.array(SMALLEST, np.float32))
+        size = _add(graph, place, "Abs", [read], f"{value.name}_size", value.shape)
+        largest = _add(graph, place, "ReduceMax", [size, axis], f"{value.name}_largest", None)
+        factor = _add(graph, place, "Max", [largest, smallest], f"{value.name}_factor", None)
+        read = _add(graph, place, "Div", [read, factor], f"{value.name}_rows", value.shape)
+    for node in {layer.node for layer in layers}:
+        node.replace_input_with(0, read)
+        if rows:
+            _multiply_back(graph, node, factor)
+
+
+def by_input(layer: Layer) -> np.ndarray:
+    """The weight as (inputs, everything else); of an LSTM too."""
+    return np.moveaxis(layer.weight, layer.summed_axis, 0).reshape(layer.weight.shape[layer.summed_axis], -1)
+
+
+def _add(
+    graph: ir.Graph, place: ir.Node, op: str, inputs: list[ir.Value], name: str, shape: ir.Shape | None
+) -> ir.Value:
+    node = ir.node(op, inputs, name=f"{name}_{op}")
+    value = node.outputs[0]
+    value.name, value.shape, value.type = name, shape, ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(place, node)
+    return value
+
+
+def _multiply_back(graph: ir.Graph, node: ir.Node, factor: ir.Value) -> None:
+    product = node.outputs[0]
+    name, behind = str(product.name), ir.node("Mul", [product, factor], name=f"{node.name}_Mul")
+    result = behind.outputs[0]
+    result.shape, result.type = product.shape, product.type
+    graph.insert_after(node, behind)
+    product.replace_all_uses_with(result, replace_graph_outputs=True)
+    behind.replace_input_with(0, product)
+    product.name, result.name = f"{name}_normalized", name
