@@ -90,6 +90,7 @@ def assert_deployed(model: lb.Model, prepared: nn.Module, steps: float = 1e-4) -
     assert ((deployed.argmax(1) == trained.argmax(1)) | tied).all()
 
 
+@pytest.mark.slow
 def test_without_quantizers_it_computes_what_the_module_computes(module):
     prepared = lb.prepare(module, X, "w4a4", calibration=X)
     with prepared.network.mode("off"), torch.no_grad():
@@ -114,7 +115,7 @@ def low(weights: str, activations: str, range: str = "mse") -> lb.Recipe:
 LEARNED = low("int2 channel:0", "uint2", "lsq")
 
 
-@pytest.mark.parametrize("recipe", ["w4a4", "int8", LEARNED], ids=["w4a4", "int8", "lsq"])
+@pytest.mark.parametrize("recipe", ["w4a4", LEARNED], ids=["w4a4", "lsq"])
 def test_the_file_computes_what_was_trained(mixed, recipe):
     prepared = lb.prepare(mixed, X, recipe)
     before = train(prepared, 1)
@@ -137,6 +138,7 @@ def test_converting_changes_nothing_in_the_prepared_module(mixed):
     assert prepared.training
 
 
+@pytest.mark.slow
 def test_calibrated_and_not_trained_it_is_static_quantization(module):
     prepared = lb.prepare(module, X[:1], "int8")
     with prepared.calibration():
@@ -198,7 +200,7 @@ def test_a_weight_that_is_not_finite_is_named(mixed):
 # ---- what torch users do with a module ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["w4a4", LEARNED], ids=["w4a4", "lsq"])
+@pytest.mark.parametrize("recipe", [LEARNED], ids=["lsq"])
 def test_a_state_that_is_loaded_gives_the_same_numbers(mixed, recipe):
     trained = lb.prepare(mixed, X, recipe)
     train(trained)
@@ -208,6 +210,7 @@ def test_a_state_that_is_loaded_gives_the_same_numbers(mixed, recipe):
     assert torch.equal(fresh(X)["output"], trained(X)["output"])
 
 
+@pytest.mark.slow
 def test_a_state_tells_that_ranges_are_known(mixed):
     fresh = lb.prepare(mixed, recipe="w4a4")
     fresh.load_state_dict(lb.prepare(mixed, X, "w4a4").state_dict())
@@ -224,6 +227,7 @@ def test_a_copy_trains_alone(mixed):
     assert_deployed(lb.convert(other), other)
 
 
+@pytest.mark.slow
 def test_it_trains_under_autocast(mixed):
     prepared = lb.prepare(mixed, X, "w4a4")
     optimizer = torch.optim.AdamW(prepared.parameters(), 0.01)
@@ -251,6 +255,7 @@ class Structured(nn.Module):
         return {"logits": y, "more": (y.mean(), None)}
 
 
+@pytest.mark.slow
 def test_it_is_called_as_the_module_and_returns_what_it_returned():
     x, factor = torch.randn(16, 8), torch.rand(16, 1)
     prepared = lb.prepare(Structured(), (x, factor), low("int8", "uint8"), calibration={"x": x, "factor": factor})
@@ -329,7 +334,7 @@ def assert_any_format(format: str) -> None:
     assert_deployed(file, prepared, 1e-3)
 
 
-@pytest.mark.parametrize("format", ["uint4 channel:0", "mxfp4", "codebook4"])
+@pytest.mark.parametrize("format", ["mxfp4"])
 def test_weights_of_this_format_are_deployed_as_trained(format):
     assert_any_format(format)
 
