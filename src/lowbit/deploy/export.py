@@ -243,6 +243,7 @@ def _site_row(network: Network, site: Site) -> Row:
         row |= {"bits": quantizer.format.bits_per_element(), "bytes": 0, "group": site.group}
         return row if quantizer.dynamic else row | dict(zip(("lo", "hi"), quantizer.limits(), strict=True))
     weight, stored = network.parameter(site.value).detach(), quantizer.stored
+    weight = weight if weight.ndim else weight.reshape(1)  # a number has no rows
     if quantizer.mask is not None:
         values = weight if stored is None else torch.as_tensor(stored.dequantize())
         row["sparsity"] = float((values == 0).float().mean())
