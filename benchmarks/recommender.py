@@ -25,7 +25,8 @@ import lowbit as lb
 from benchmarks.tables import show
 from benchmarks.timing import alternating
 from lowbit.engines.compile import ENGINES
-from lowbit.recipe import Recipe, Rule, TensorSpec, find_recipe
+from lowbit.presets import find_recipe
+from lowbit.recipe import Recipe, Rule, TensorSpec
 
 COUNTS, TABLES, ROWS, COLUMNS = 13, 26, 100_000, 16
 VALUES = np.geomspace(4, 300_000, TABLES).astype(int)  # of each category

@@ -1,7 +1,7 @@
 """Training in few bits on CIFAR-10, ResNet-20: what the methods reach on one schedule, and what a step costs.
 
     python -m benchmarks.training methods [--epochs 10] [--samples 50000]   # one row a method: the deployed file
-    python -m benchmarks.training run w2a2-lsq [--epochs 10] [--rate 0.02]  # one recipe
+    python -m benchmarks.training run w2a2 [--epochs 10] [--rate 0.02]  # one recipe
     python -m benchmarks.training steps                                     # needs `pip install brevitas` for its row
 
 Needs the CIFAR-10 files and `cifar10-resnet20` in LOWBIT_DATA. The last 2,000 training images are left out of training:
@@ -60,7 +60,7 @@ def samples(*names: str) -> Samples:
 
 
 def recipe(bits: int, method: str) -> Recipe:
-    """The preset `w2a2-lsq`, by another method."""
+    """The preset `w2a2`, by another method."""
     weights, activations = METHODS[method](bits)
     wide = TensorSpec("uint8", "ema:minmax")
     end = TensorSpec("int8 channel:0", "ema:minmax"), wide

@@ -91,7 +91,7 @@ def test_every_command_shows_an_example(command, capsys):
 
 
 def test_help_of_quantize_and_train_names_every_recipe_and_target(capsys):
-    from lowbit.recipe import RECIPES
+    from lowbit.presets import RECIPES
     from lowbit.targets import TARGETS
 
     assert call("quantize", "--help") == call("train", "--help") == 0

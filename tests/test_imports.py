@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": {"numerics"},
     "solve": {"numerics", "ranges", "graph"},
     "recipe": {"numerics", "ranges", "graph", "targets", "solve"},
+    "presets": {"numerics", "targets", "recipe"},
     "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve", "processes"},
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
     "integer": {"machine_code", "graph", "engines"},
@@ -31,7 +32,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"storage", "processes"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
-        *("numerics", "ranges", "graph", "storage", "engines", "model", "data", "targets", "recipe", "solve"),
+        *(
+            "numerics",
+            "ranges",
+            "graph",
+            "storage",
+            "engines",
+            "model",
+            "data",
+            "targets",
+            "recipe",
+            "presets",
+            "solve",
+        ),
         *("network", "deploy", "integer", "repair", "training", "report", "metadata", "processes"),
     },
     "cli": {

@@ -8,7 +8,8 @@ from toy_networks import convolutions, images, sqnr_db
 import lowbit as lb
 from lowbit.errors import InputError, LowbitError
 from lowbit.graph import PASSES
-from lowbit.recipe import IMPROVE, RECIPES
+from lowbit.presets import RECIPES
+from lowbit.recipe import IMPROVE
 
 RULE = lb.Rule("*", "int8 channel:0", "uint8")
 

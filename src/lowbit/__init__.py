@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from lowbit.numerics import parse_format as parse_format
     from lowbit.numerics import stochastic as stochastic
     from lowbit.numerics import tile as tile
+    from lowbit.presets import RECIPES as RECIPES
     from lowbit.ranges import ACIQ as ACIQ
     from lowbit.ranges import MSE as MSE
     from lowbit.ranges import OCTAV as OCTAV
@@ -74,7 +75,6 @@ if TYPE_CHECKING:
     from lowbit.ranges import parse_range as parse_range
     from lowbit.ranges import quantize_tensor as quantize_tensor
     from lowbit.recipe import FLOAT as FLOAT
-    from lowbit.recipe import RECIPES as RECIPES
     from lowbit.recipe import Recipe as Recipe
     from lowbit.recipe import Rule as Rule
     from lowbit.recipe import TensorSpec as TensorSpec

@@ -8,7 +8,8 @@ from toy_networks import network
 
 import lowbit as lb
 from lowbit.errors import InputError
-from lowbit.recipe import Recipe, find_recipe
+from lowbit.presets import find_recipe
+from lowbit.recipe import Recipe
 
 
 def model() -> lb.Model:

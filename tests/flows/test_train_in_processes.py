@@ -18,8 +18,9 @@ from lowbit import processes
 from lowbit.network.calibrate import observe
 from lowbit.network.network import Network
 from lowbit.network.place import place
+from lowbit.presets import RECIPES
 from lowbit.ranges import MSE, MovingAverage
-from lowbit.recipe import RECIPES, Recipe, Rule, TensorSpec
+from lowbit.recipe import Recipe, Rule, TensorSpec
 from lowbit.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow

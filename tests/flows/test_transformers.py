@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import lowbit as lb
 from lowbit.errors import ShapeError
 from lowbit.flows import ptq
-from lowbit.recipe import find_recipe
+from lowbit.presets import find_recipe
 from lowbit.report.ledger import Ledger
 
 transformers = pytest.importorskip("transformers")

@@ -13,8 +13,9 @@ from lowbit.network.weights import orient
 from lowbit.numerics import FORMATS, parse_format, spell_format
 from lowbit.numerics.grids import Int
 from lowbit.numerics.qtensor import as_torch
+from lowbit.presets import RECIPES, find_recipe
 from lowbit.ranges import MinMax, error
-from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec, find_recipe
+from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
 
 WORDS = [
     *(name for name, kind in FORMATS.items() if not isinstance(kind.grid, Int) or kind.scale is not None),

@@ -57,7 +57,7 @@ def test_rules_reach_the_sum_its_clip_and_the_layer_in_front_of_it():
 
 
 def test_a_residual_keeps_8_bits_where_layers_read_2_and_all_of_it_runs_in_integers(tmp_path):
-    prepared = lb.prepare(residual_network(), X, "w2a2-lsq")
+    prepared = lb.prepare(residual_network(), X, "w2a2")
     bits = {name: q.format.grid.bits for name, q in prepared.network.activations().items()}
     assert {name: bits[name] for name in ("a_copy", "b")} == {"a_copy": 2, "b": 2}
     assert {bits[name] for name in ("x", "a", "c", "e")} == {8}

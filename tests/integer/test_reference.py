@@ -16,7 +16,7 @@ from lowbit.integer.bounds import bounds_of
 from lowbit.integer.engine import IntegerReference, decode, encode
 from lowbit.integer.program import Conv, Rescale, Table
 from lowbit.integer.reference import run
-from lowbit.recipe import RECIPES
+from lowbit.presets import RECIPES
 
 NETWORKS = {"convolutions": lambda: (convolutions(), {"x": images()}), "mobile": mobile, "residual": residual}
 

@@ -7,7 +7,7 @@ from toy_networks import network
 from lowbit.network.footprint import footprint
 from lowbit.network.network import Network
 from lowbit.network.place import place
-from lowbit.recipe import find_recipe
+from lowbit.presets import find_recipe
 
 
 def test_a_large_weight_takes_nothing_of_a_sample():

@@ -8,7 +8,7 @@ from lowbit.network.calibrate import both_walks, observe, solve_weights
 from lowbit.network.in_step import Walk, in_step
 from lowbit.network.network import Network
 from lowbit.network.place import place
-from lowbit.recipe import RECIPES
+from lowbit.presets import RECIPES
 from lowbit.repair.ranges import choose_ranges
 
 

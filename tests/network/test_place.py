@@ -11,7 +11,8 @@ from lowbit.model import Model
 from lowbit.network.place import place
 from lowbit.network.sites import Placement
 from lowbit.numerics import INT8, UINT8, channel, parse_format
-from lowbit.recipe import FLOAT, RECIPES, Recipe, Rule, TensorSpec
+from lowbit.presets import RECIPES
+from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
 
 W = np.random.default_rng(0).normal(size=(4, 4, 3, 3))
 INDICES = {

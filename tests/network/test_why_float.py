@@ -5,7 +5,7 @@ import pytest
 from toy_networks import network
 
 from lowbit.network.place import place
-from lowbit.recipe import RECIPES
+from lowbit.presets import RECIPES
 
 CONV = np.random.default_rng(0).normal(size=(4, 4, 1, 1))
 MATRIX = np.random.default_rng(0).normal(size=(8, 8))

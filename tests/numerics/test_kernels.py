@@ -109,7 +109,7 @@ def test_no_numeric_code_asks_for_the_device():
     source = Path(lowbit.__file__).parent
     asking = re.compile(r"device\.type|\.is_cuda|\.is_cpu|device *[!=]= *[\"']")
     found = {str(p.relative_to(source)) for p in source.rglob("*.py") if asking.search(p.read_text(encoding="utf-8"))}
-    # How pictures lie in memory, which memory can be a mapped file, and torch.autocast's argument: not what is computed.
+    # How pictures lie in memory, what may lie in a mapped file, and torch.autocast's argument: not what is computed.
     other = {"network/operators_spatial.py", "network/stored.py", "training/loop.py"}
     assert found <= {"numerics/kernels/__init__.py"} | other
 

@@ -41,8 +41,8 @@ def quality(model: lb.Model, batch: dict[str, np.ndarray], *passes: str) -> floa
 
 def test_an_outlier_channel_no_longer_takes_the_range_of_the_others():
     model, batch = products(np.r_[100.0, np.ones(31)], np.ones(32))
-    assert quality(model, batch) < 16  # measured 14.4
-    assert quality(model, batch, "normalize") > 34  # measured 36.7
+    assert quality(model, batch) < 5  # measured 3.3
+    assert quality(model, batch, "normalize") > 38  # measured 40.7
 
 
 def test_rows_of_different_sizes_have_scales_of_their_own():
@@ -51,7 +51,7 @@ def test_rows_of_different_sizes_have_scales_of_their_own():
     recipe = lb.Recipe((lb.Rule("*", SYMMETRIC, DYNAMIC),), (*PREPARE, "normalize"))
     quantized = lb.quantize(model, [batch], recipe)
     beside_a_large_row = quantized.run(batch)["y"][:, 1:]
-    assert sqnr_db(model.run(small)["y"], beside_a_large_row) > 36  # measured 39.6; 2.3 without
+    assert sqnr_db(model.run(small)["y"], beside_a_large_row) > 38  # measured 41.3; 5.4 without
 
 
 @pytest.mark.parametrize("shape", [(1, 0, 32), (0, 3, 32), (1, 1, 32), (2, 300, 32)])

@@ -10,8 +10,9 @@ from toy_networks import convolutions, images
 import lowbit as lb
 from lowbit.errors import InputError
 from lowbit.metadata import from_text
+from lowbit.presets import RECIPES
 from lowbit.ranges import Auto, parse_range, range_words
-from lowbit.recipe import RECIPES, Recipe
+from lowbit.recipe import Recipe
 from lowbit.repair.projections import cross_entropy, squares
 
 

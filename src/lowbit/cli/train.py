@@ -43,8 +43,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="A preset whose ranges learn (w8a8-lsq, w4a4-lsq, w3a3-lsq, w2a2-lsq), one whose ranges are chosen "
-            "before (w4a4, w3a3, w2a2; fbgemm and qnnpack as in torch), any other of quantize, a .toml file of rules, "
+            help="A preset whose ranges learn (w8a8-lsq, w4a4-lsq, w3a3, w2a2), one whose ranges are chosen "
+            "before (w4a4; fbgemm and qnnpack as in torch), any other of quantize, a .toml file of rules, "
             "or a format for weights."
         ),
     ] = "w4a4-lsq",
@@ -71,7 +71,7 @@ def train(
     run, started again, goes on where it was and ends with the same file; Ctrl-C writes the best epoch so far. Under
     torchrun all processes share each batch.
 
-    Example: lowbit train net.onnx --data train.npz --test test.npz --recipe w3a3-lsq --epochs 30 -o net.w3a3.onnx
+    Example: lowbit train net.onnx --data train.npz --test test.npz --recipe w3a3 --epochs 30 -o net.w3a3.onnx
              torchrun --nproc-per-node 4 -m lowbit train net.onnx --data train.npz
     """
     output = output or Path(f"{model.stem}.{Path(recipe).stem.replace(' ', '-').replace(':', '')}.onnx")

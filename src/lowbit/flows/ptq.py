@@ -33,7 +33,8 @@ from lowbit.network.place import place
 from lowbit.network.sites import Placement
 from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
-from lowbit.recipe import Recipe, find_recipe
+from lowbit.presets import find_recipe
+from lowbit.recipe import Recipe
 from lowbit.repair.normalize import normalize_inputs
 from lowbit.repair.prove import Calibration, float_outputs
 from lowbit.repair.sensitivity import SAMPLES
@@ -169,13 +170,15 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
     stream = data.samples(BATCH, memory // 16)
     kept = keep(data, stream, memory // 4)
 
+    def measured(node: ir.Node) -> bool:
+        return chosen.specs(layer_names(node))[1].dynamic
+
     notes: list[str] = []
     for name in chosen.passes:  # in their order, before all steps
         if name == "smooth":
             notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
         elif name == "normalize":
             inputs = (samples.inputs for samples in kept.fitting)
-            measured = lambda node: chosen.specs(layer_names(node))[1].dynamic  # noqa: E731
             notes += normalize_inputs(prepared.program, measured, inputs)
         elif name in PASSES:
             notes += PASSES[name](prepared.program)

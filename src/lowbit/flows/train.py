@@ -19,7 +19,8 @@ from lowbit.flows.trainer import Progress, Trainer
 from lowbit.flows.watched import Watched
 from lowbit.model import Model
 from lowbit.numerics import Format
-from lowbit.recipe import Recipe, find_recipe
+from lowbit.presets import find_recipe
+from lowbit.recipe import Recipe
 from lowbit.training.augment import AUGMENTS
 from lowbit.training.checkpoints import Checkpoints
 from lowbit.training.loop import Augment
