@@ -33,14 +33,15 @@ def test_every_pass_finds_something_to_do_in_one_of_these_networks():
     for name in NETWORKS:
         edited = known(name)[0].copy()
         found |= {word for word in (*PREPARE, "equalize_weights") if PASSES[word](edited.program).done}
-    assert found == set(PASSES)
+    # Their residuals begin at the inputs: tests/graph/test_split_residuals.py has one that begins inside.
+    assert found == set(PASSES) - {"split_residuals"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_number_of_passes_in_the_default_order_leaves_the_outputs_alone(name):
     model, batch, expected = known(name)
     edited = model.copy()
-    for word in (*PREPARE, "equalize_weights"):
+    for word in (*PREPARE, "equalize_weights", "split_residuals"):
         PASSES[word](edited.program)
         edited.changed()
         assert distance(expected, edited.run(batch)) < UNCHANGED, word

@@ -123,7 +123,7 @@ def test_a_step_that_helps_is_kept():
 
 
 def test_the_words_of_a_recipe_are_the_steps_that_there_are():
-    assert set(IMPROVE) == {"smooth", *STEPS}
+    assert set(IMPROVE) == {"smooth", "normalize", *STEPS}
 
 
 def test_bias_correction_gives_each_channel_back_its_mean():
