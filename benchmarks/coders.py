@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import constriction  # type: ignore[import-untyped]
+import constriction
 import numpy as np
 import zstandard
 from numpy.typing import NDArray

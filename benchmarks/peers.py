@@ -61,7 +61,7 @@ class _Reader:
 def nncf_openvino(source: Path, batches: Sequence[Batch], target: Path, *, transformer: bool = False) -> Path:
     """NNCF's post-training quantization with its defaults; the model type where the network is a transformer."""
     with quiet():
-        import nncf  # type: ignore[import-untyped]
+        import nncf
         import openvino
 
         options: dict[str, Any] = {"model_type": nncf.ModelType.TRANSFORMER} if transformer else {}
