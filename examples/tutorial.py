@@ -19,7 +19,7 @@ from torch import nn
 import lowbit as lb
 
 FOLDER = Path(os.environ.get("LOWBIT_DATA", "../shared/data"))
-BITS = (8, 4, 2)
+RECIPES = {8: "w8a8-lsq", 4: "w4a4-lsq", 2: "w2a2"}
 RATE = 1e-3  # Adam's
 Samples = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -69,8 +69,7 @@ def main(epochs: int = 5, most: int | None = None) -> dict[str, float]:
     for clip in (nn.ReLU, nn.ReLU6):
         trained = train(network(clip), data, epochs)
         tell(f"float, {clip.__name__}", lb.load(trained, torch.from_numpy(data[0][:1])))
-    for bits in BITS:
-        recipe = f"w{bits}a{bits}-lsq"
+    for bits, recipe in RECIPES.items():
         tell(f"{bits} bits from the first epoch", lb.train(network(), data, recipe, schedule, distill=0.0))
         tell(f"{bits} bits from the float network", lb.train(trained, data, recipe, schedule))
     return found

@@ -104,7 +104,10 @@ RECURRENT = {
 }
 
 
-@pytest.mark.parametrize("case", RECURRENT)
+FAST = ("LSTM with states", "GRU")  # a C compiler runs in each
+
+
+@pytest.mark.parametrize("case", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in RECURRENT])
 def test_recurrent_layers_with_16_bit_states_are_30_db_from_float_and_the_same_bytes_in_c(case: str, tmp_path: Path):
     outputs, body = RECURRENT[case]
     gates, directions = 3 if "GRU" in case else 4, 2 if "both" in case else 1
