@@ -73,8 +73,7 @@ def diagnose(
     chosen.check_deployable()
     if test is None and not data.source.repeatable:
         raise DataError("the data can be read only once: give a list or a DataLoader, or other samples as test.")
-    seen = observed(model, data, chosen, memory, stage)
-    ready = settled(seen, chosen)
+    ready = settled(seen := observed(model, data, chosen, memory, stage), chosen)
     quantized = written(ready, stage)
     stage("comparing")
     judged = _few(data) if test is None else Data.of(test, model.inputs)
@@ -94,7 +93,6 @@ def diagnose(
     stage("trying remedies")
     findings = _tried(findings, model, data, seen, ready, memory)
     stage("shifting inputs")
-    kinds = usual_shifts(model.inputs, inputs) if asked is None else asked
     return Diagnosis(
         source=model.source,
         recipe_name=recipe_name,
@@ -107,7 +105,7 @@ def diagnose(
         findings=(*prepared_unlike(inputs, tested), *findings, *dead_channels(facts)),
         measured_db=decibels(measured),
         estimated_db=decibels(sum(x.cost or 0.0 for x in facts)),
-        shifts=tuple(_shifts(model, quantized, judged, kinds, inputs, metric)),
+        shifts=tuple(_shifts(model, quantized, judged, asked, inputs, metric)),
         operations=_operations(ready.network, layers, counts, ledger),
         times=_times(model, quantized, judged) if latency else ((), ()),
         bytes_by_kind=ledger.bytes_by_kind(),
@@ -279,12 +277,18 @@ def _operations(
 
 
 def _shifts(
-    model: Model, quantized: Model, data: Data, kinds: Sequence[Shift], inputs: Mapping[str, InputFacts], metric: Any
+    model: Model,
+    quantized: Model,
+    data: Data,
+    asked: Sequence[Shift] | None,
+    inputs: Mapping[str, InputFacts],
+    metric: Any,
 ) -> Iterator[Shifted]:
-    """Both networks on the samples as they are, then on each shift.
+    """Both networks on the samples as they are, then on each shift; None asked: the usual ones.
 
     A network that cannot take a shift, as a position beyond its table, is told, not hidden.
     """
+    kinds = usual_shifts(model.inputs, inputs) if asked is None else asked
     for shift in (None, *kinds) if kinds else ():
         samples = _few(data) if shift is None else shifted(_few(data), shift, model.inputs, inputs)
         try:
