@@ -60,4 +60,4 @@ def test_a_table_in_a_file_of_its_own_takes_little_memory(tmp_path):
     grown, size = map(int, run.stdout.split())
     table = ROWS * COLUMNS * 4
     assert size < 0.15 * table
-    assert grown < 1.6 * table  # measured 1.36; 7.6 where nothing is done in pieces
+    assert grown < 3 * table  # measured 1.36 to 1.74, as the allocator gives back; 7.6 where nothing is done in pieces

@@ -170,6 +170,8 @@ def test_cpp_can_include_the_header(tmp_path: Path):
     (tmp_path / "net.h").write_text(source.header)
     (tmp_path / "try.cpp").write_text('#include "net.h"\nint main() { return net_run(0, 0, 0, 0) - 1; }\n')
     subprocess.run(["g++", "-Wall", "-Werror", "-pedantic", "-c", "try.cpp", "-o", "try.o"], check=True, cwd=tmp_path)
+    symbols = subprocess.run(["nm", "-u", "try.o"], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert symbols.split() == ["U", "net_run"]  # by its name in C: C++ has not mangled it
 
 
 @pytest.mark.parametrize("name", ["9lives", "a-b", "while", "", "größe"])

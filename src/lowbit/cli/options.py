@@ -52,6 +52,14 @@ def output_option(help: str, default: bool | str = False) -> Any:
     return typer.Option("--output", "-o", metavar="FILE", help=help, show_default=default)
 
 
+ModelOutputOption = Annotated[
+    Path | None,
+    output_option("Where to write: .onnx, or .lowbit to entropy-code it as well.", "MODEL.RECIPE.onnx, here"),
+]
+ENGINE = "Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic, integer."
+TargetOption = Annotated[str | None, typer.Option(help=ENGINE, show_default="the recipe's")]
+
+
 @dataclass(frozen=True)
 class SampleOptions:
     """Which samples of the data, and what becomes of them before the network sees them."""

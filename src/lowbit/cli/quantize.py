@@ -12,10 +12,11 @@ from lowbit.cli.options import (
     SOURCE,
     JsonOption,
     MetricOption,
+    ModelOutputOption,
     SampleOptions,
+    TargetOption,
     TestOption,
     TrainedArgument,
-    output_option,
     with_groups,
 )
 from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
@@ -34,10 +35,7 @@ def quantize(
         str | None,
         typer.Option("--data", "-d", metavar="SOURCE", help=f"{SOURCE} int8-dynamic, and weights alone, need none."),
     ] = None,
-    output: Annotated[
-        Path | None,
-        output_option("Where to write: .onnx, or .lowbit to entropy-code it as well.", "MODEL.RECIPE.onnx, here"),
-    ] = None,
+    output: ModelOutputOption = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -47,13 +45,7 @@ def quantize(
             show_default="int8; w4a8-fast with --bits or --size",
         ),
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic, integer.",
-            show_default="the recipe's",
-        ),
-    ] = None,
+    target: TargetOption = None,
     bits: Annotated[
         float | None,
         typer.Option(help="Mixed precision: formats by layer, with this mean of bits a weight at most."),

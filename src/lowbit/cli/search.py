@@ -10,6 +10,7 @@ import typer
 
 from lowbit.cli.options import (
     DROP,
+    ENGINE,
     DataOption,
     JsonOption,
     MetricOption,
@@ -53,10 +54,7 @@ def search(
         str | None,
         typer.Option(metavar="URL", help="optuna's: machines that name the same one share the trials; sqlite:///a.db."),
     ] = None,
-    target: Annotated[
-        str,
-        typer.Option(help="Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic, integer."),
-    ] = "onnxruntime",
+    target: Annotated[str, typer.Option(help=ENGINE)] = "onnxruntime",
     samples: SampleOptions,
     json: JsonOption = False,
 ) -> None:

@@ -12,9 +12,10 @@ from lowbit.cli.options import (
     SOURCE,
     JsonOption,
     MetricOption,
+    ModelOutputOption,
     SampleOptions,
+    TargetOption,
     TrainedArgument,
-    output_option,
     with_groups,
     with_names,
 )
@@ -36,10 +37,7 @@ def train(
         str | None,
         typer.Option(metavar="SOURCE", help="Labelled samples, like --data, that are judged after each epoch."),
     ] = None,
-    output: Annotated[
-        Path | None,
-        output_option("Where to write: .onnx, or .lowbit to entropy-code it as well.", "MODEL.RECIPE.onnx, here"),
-    ] = None,
+    output: ModelOutputOption = None,
     recipe: Annotated[
         str,
         typer.Option(
@@ -58,9 +56,7 @@ def train(
             help="Fields of lowbit.Schedule, as 'rate=0.02 batch=64 augment=crop-flip', or a .toml file of them.",
         ),
     ] = "",
-    target: Annotated[
-        str | None, typer.Option(help="Engine to write for, as in quantize.", show_default="the recipe's")
-    ] = None,
+    target: TargetOption = None,
     metric: MetricOption = None,
     samples: SampleOptions,
     json: JsonOption = False,
@@ -80,11 +76,26 @@ def train(
     check_output(output, inputs, MODEL_FILES)
     check_output(checkpoint, [*inputs, output])
 
+    changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    settings = {"recipe": recipe, "schedule": schedule, "metric": metric, "target": target, **changes}
+    _answer_training(model, data, test, output, checkpoint, samples, json, settings)
+
+
+def _answer_training(
+    model: Path,
+    data: list[str],
+    test: str | None,
+    output: Path,
+    checkpoint: Path,
+    samples: SampleOptions,
+    json: bool,
+    settings: dict[str, Any],
+) -> None:
+    """Train, and say what came of it; settings: of `lb.train`. The first process of torchrun speaks for all."""
     from lowbit.flows.train import train as train_model
     from lowbit.model import load
 
     start = time.perf_counter()
-    changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     with processes.joined():
         network, first = load(model), processes.number() == 0
         with progress(json or not first, "steps") as bar:
@@ -98,19 +109,15 @@ def train(
             trained = train_model(
                 network,
                 samples.joined(data, network.inputs),
-                recipe,
-                schedule,
                 test=None if test is None else samples.whole().open(test, network.inputs),
-                metric=metric,
-                target=target,
                 checkpoint=checkpoint,
                 progress=watch,
-                **changes,
+                **settings,
             )
         if first:
             told = samples.told(data[0]) | {"data": ", ".join(Path(with_names(one)[0]).name for one in data)}
             trained.metadata["lowbit.calibration"] = dumps(told | {"samples": _training(trained)["samples"]})
-            _written(model, trained, output, checkpoint, recipe, time.perf_counter() - start, json)
+            _written(model, trained, output, checkpoint, settings["recipe"], time.perf_counter() - start, json)
 
 
 def _training(model: "Model") -> dict[str, Any]:

@@ -80,6 +80,7 @@ def prepare(
             warnings.filterwarnings("ignore", "input '.*' is .* throughout")
             data = Data.of([dict(calls.example)], given.inputs)
         seen = observed(given, data, chosen, memory, stage)
+    _warn_of_stopped_gradients(seen.network)
     restore = batchnorm == "restore" or (batchnorm is None and has_data and not is_module(model))
     restore = restore and not (batchnorm is None and any(FOLDED in n.meta for n in seen.network.program.graph))
     if restore and not has_data:
@@ -168,6 +169,17 @@ def _let_train(network: Network, model: Any) -> None:
         tensor = network.parameter(name)
         if isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(own[name].requires_grad if name in own else name in trains and tensor.dim() > 0)
+
+
+def _warn_of_stopped_gradients(network: Network) -> None:
+    """Operators that run in onnxruntime inside the network, as DynamicLSTM does not."""
+    calls = [n for n in network.module.graph.nodes if n.op == "call_module" and "op" in n.meta]
+    if stops := [f"{n.meta['op']} '{n.meta['node']}'" for n in calls if "exact" not in n.meta]:
+        warnings.warn(
+            f"no gradient passes through {', '.join(stops)}: onnxruntime computes it. What lies before it does not "
+            "train by what lies behind it.",
+            stacklevel=3,
+        )
 
 
 def _check_finite(network: Network) -> None:

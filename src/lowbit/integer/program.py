@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.integer.sequences import Normalize, Product, Recurrent, Softmax
-from lowbit.integer.tensors import Ints, Rescale, Rounding, Tensor
+from lowbit.integer.tensors import Ints, OneInput, Rescale, Rounding, Tensor
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(OneInput):
     """y = zero_y + rescale(bias + Σ weight · x), x outside its tensor being zero_x. A matrix product has kernel 1.
 
     weight    int8, (outputs, depth, height, width, inputs of a group): each row lies as what it is multiplied with
@@ -36,10 +36,6 @@ class Conv:
     low: int
     high: int
     weight_scale: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (self.input,)
 
     @property
     def products(self) -> int:
@@ -114,7 +110,7 @@ class Multiply:
 
 
 @dataclass(frozen=True)
-class AveragePool:
+class AveragePool(OneInput):
     """y = zero_y + the mean over a window of (x − zero_x) · factor, divided exactly and rounded half up.
 
     factor        multiplier / 2^shift, multiplier at most 2^30; (1, shift) where it is a power of two
@@ -134,10 +130,6 @@ class AveragePool:
     high: int
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (self.input,)
-
-    @property
     def whole(self) -> bool:
         """Whether all places of a channel become one: TFLite's MEAN."""
         return (
@@ -153,7 +145,7 @@ class AveragePool:
 
 
 @dataclass(frozen=True)
-class MaxPool:
+class MaxPool(OneInput):
     """The largest code of a window; places outside do not count."""
 
     name: str
@@ -164,13 +156,9 @@ class MaxPool:
     pads: tuple[int, int, int]
     dilations: tuple[int, int, int]
 
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (self.input,)
-
 
 @dataclass(frozen=True)
-class Table:
+class Table(OneInput):
     """Any function of one value: y = table[x + 128]; of 16 bits a straight line between two of 513 entries.
 
     table   of y's type: (256,); or (513,), of which entry i belongs to the code 128 · i − 32,768
@@ -180,10 +168,6 @@ class Table:
     input: Tensor
     output: Tensor
     table: Ints
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (self.input,)
 
 
 @dataclass(frozen=True)

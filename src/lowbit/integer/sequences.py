@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowbit.errors import UnsupportedError
-from lowbit.integer.tensors import Ints, Rescale, Tensor
+from lowbit.integer.tensors import Ints, OneInput, Rescale, Tensor
 
 HALVES = (1 << 30, -744187942, 257211654, -57311496, 7419127)
 """2^−f for 0 ≤ f < 1 in steps of 2^−30: the polynomial's coefficients. It is off by 2.2e-6 at most.
@@ -56,7 +56,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Softmax:
+class Softmax(OneInput):
     """y = zero_y + 2^−u / Σ 2^−u, u = (the largest x − x) · scale_x · log₂ e, over the innermost axis.
 
     exponent   (multiplier, shift): u in steps of 2^−16 is (difference · multiplier) >> shift
@@ -72,17 +72,13 @@ class Softmax:
     high: int
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (self.input,)
-
-    @property
     def length(self) -> int:
         """Values that sum to 1."""
         return self.input.shape[-1]
 
 
 @dataclass(frozen=True)
-class Normalize:
+class Normalize(OneInput):
     """y = zero_y + (v · weight[c] >> shift) + bias[c], v = (x − mean) / √(variance + epsilon), over the innermost axis.
 
     v         in steps of 2^−20
@@ -100,10 +96,6 @@ class Normalize:
     epsilon: int
     low: int
     high: int
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (self.input,)
 
     @property
     def length(self) -> int:

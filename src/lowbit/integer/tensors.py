@@ -52,6 +52,16 @@ class Tensor:
         return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
 
 
+class OneInput:
+    """A layer that reads one tensor, `input`."""
+
+    input: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.input,)
+
+
 @dataclass(frozen=True)
 class Rescale:
     """A positive factor, or one an output channel, as integers: multiplier · 2^(left − 31 − shift).
