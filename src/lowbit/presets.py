@@ -62,7 +62,7 @@ def _low_bits(
     return recipe
 
 
-def _learned(bits: int) -> Callable[[str], Recipe]:
+def _learned(bits: int, activation_bits: int | None = None) -> Callable[[str], Recipe]:
     """Few bits that learn by LSQ in training, as the literature counts them: in what layers multiply.
 
     8 bits in the sums of residuals too; these ranges follow the extremes. Weights in whole numbers up to 127: a bias is
@@ -70,7 +70,16 @@ def _learned(bits: int) -> Callable[[str], Recipe]:
     it differ by two.
     """
     weights = TensorSpec(f"{'int' if bits == 8 else 'lloyd'}{bits} channel:0", "lsq")
-    return _low_bits(weights, bits, ("split_residuals",), ("ema:minmax", "nearest"), ("lsq", "ema:minmax"))
+    learned = "ema:minmax" if activation_bits == 8 else "lsq"
+    ends, ranges = ("ema:minmax", "nearest"), (learned, "ema:minmax")
+    return _low_bits(weights, activation_bits or bits, ("split_residuals",), ends, ranges)
+
+
+def _binary(target: str = "onnxruntime") -> Recipe:
+    """Weights of two values for each channel, as XNOR-Net's; 8 bits at both ends; everything is computed in float."""
+    end = TensorSpec(find_target(target).weights, "ema:minmax")
+    rules = Rule("*", TensorSpec("binary channel:0", "xnor"), FLOAT), Rule("at:input", end), Rule("at:output", end)
+    return Recipe(rules, PREPARE, target)
 
 
 def _dynamic(target: str = "onnxruntime") -> Recipe:
@@ -100,6 +109,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
         "w4a4": _low_bits(_INT4, 4, _RECONSTRUCT, _END),
         # For training: see docs/training.md for what each reaches.
         **{"w8a8-lsq": _learned(8), "w4a4-lsq": _learned(4), "w3a3": _learned(3), "w2a2": _learned(2)},
+        **{"w4a8-lsq": _learned(4, 8), "w2a8": _learned(2, 8), "w1": _binary},
         # What torch's static quantization makes for these backends: histograms, and moving averages while training.
         "fbgemm": _preset(TensorSpec("int8 channel:0", "ema:minmax"), TensorSpec("uint7", "ema:mse")),
         "qnnpack": _preset(TensorSpec("int8", "ema:minmax"), TensorSpec("uint8", "ema:mse")),

@@ -41,8 +41,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="A preset whose ranges learn (w8a8-lsq, w4a4-lsq, w3a3, w2a2), one whose ranges are chosen "
-            "before (w4a4; fbgemm and qnnpack as in torch), any other of quantize, a .toml file of rules, "
+            help="A preset whose ranges learn (w8a8-lsq, w4a8-lsq, w2a8, w4a4-lsq, w3a3, w2a2, w1), one whose ranges "
+            "are chosen before (w4a4; fbgemm and qnnpack as in torch), any other of quantize, a .toml file of rules, "
             "or a format for weights."
         ),
     ] = "w4a4-lsq",
