@@ -27,6 +27,7 @@ IMPROVE = (
     "equalize_without_ceilings",
     "reconstruct",
     "learn_ranges",
+    "reestimate_batchnorm",
     "correct_bias",
     "leave_in_float",
 )  # passes that look at the calibration data

@@ -19,8 +19,8 @@ from lowbit.repair.sensitivity import output_errors, quantizer_costs
 MINMAX = Recipe((Rule("*", TensorSpec(INT8.with_block(channel(0)), MinMax()), TensorSpec(UINT8, MinMax())),))
 
 
-def calibrated(model: Model, batches: list) -> Network:
-    simulation = Network(model.program, place(model.program, MINMAX))
+def calibrated(model: Model, batches: list, recipe: Recipe = MINMAX) -> Network:
+    simulation = Network(model.program, place(model.program, recipe))
     observe(simulation, batches)
     solve_weights(simulation)
     choose_ranges(simulation, batches)

@@ -17,6 +17,7 @@ from lowbit.network.place import place
 from lowbit.recipe import IMPROVE
 from lowbit.repair.correct_bias import correct_bias
 from lowbit.repair.prove import Calibration, float_outputs, output_error, prove
+from lowbit.repair.reestimate_batchnorm import reestimate_batchnorm
 from lowbit.repair.smooth import smooth_activations
 from lowbit.repair.steps import STEPS
 from lowbit.repair.widen_scales import LARGEST_BIAS, widen_scales_for_biases
@@ -145,6 +146,27 @@ def test_bias_correction_gives_each_channel_back_its_mean():
     assert shift() > 0.02  # 15 weights, each wrong by 0.496/127, times a mean input of 0.5: 0.029
     assert correct_bias(simulation, calibration) == ["corrected the biases of 1 layers"]
     assert shift() < 0.005
+
+
+def test_estimating_batch_norms_anew_gives_each_channel_back_its_mean_and_deviation():
+    model, batches = convolutions(), in_batches(images(32))
+    recipe = lb.Recipe((lb.Rule("*", "int3 channel:0", "uint8"),))
+    simulation = calibrated(model, batches, recipe)
+    codes = {name: torch.as_tensor(q.stored.codes).clone() for name, (_, q) in simulation.constants().items()}
+
+    def deviations() -> torch.Tensor:
+        """Of the outputs, the quantized network's in parts of the float network's."""
+        with simulation.mode("quantize"):
+            rough = torch.cat([forward(simulation, batch)["logits"] for batch in batches])
+        return rough.std(0) / torch.cat([e["logits"] for e in calibration.exact]).std(0)
+
+    calibration = measured(simulation, batches)
+    before = deviations()
+    assert reestimate_batchnorm(simulation, calibration) == ["estimated the batch norms of 3 layers anew"]
+    after = deviations()
+    assert (before - 1).abs().max() > 0.05
+    assert (after - 1).abs().max() < 0.01
+    assert all(torch.equal(torch.as_tensor(q.stored.codes), codes[n]) for n, (_, q) in simulation.constants().items())
 
 
 def test_a_bias_that_would_need_45_bits_gets_a_wider_scale():

@@ -81,8 +81,8 @@ class Search:
             text += " Interrupted: the best so far is kept, and the same search goes on where it was."
         elif not self.reached and self.metric.name in CLASSES:
             text += (
-                " What is left is to train the network with rounding in place (quantization-aware training) on data "
-                "with labels, or from the float network's answers; or allow a larger drop."
+                " What is left is quantization-aware training (`lowbit train`) on data with labels, or from the float "
+                "network's answers; or allow a larger drop."
             )
         elif not self.reached:
             text += " What is left is a larger drop, or more calibration data like the test data."

@@ -24,13 +24,14 @@ MEDIAN_POSITIONS = 4096  # positions of a layer that its median is taken over
 def correct_bias(network: Network, calibration: Calibration) -> list[str]:
     """Shift every bias by the error of its layer's output per channel. What was done, in words."""
     calibration.stage("correcting biases")
-    layers = _layers(network.module)
+    layers = layers_with_bias(network.module)
     with network.mode("quantize"), torch.no_grad():
         exact, quantized = both_walks(network, calibration.together)
         for node in in_step(*exact, *quantized):
             if node not in layers:
                 continue
-            name, axis = layers[node]
+            layer, name = layers[node]
+            axis = layer.kind.channels
             shift = _shift([(a.compute(node), b.compute(node)) for a, b in zip(exact, quantized, strict=True)], axis)
             bias = network.parameter(name)
             bias.add_(shift.reshape(bias.shape))
@@ -52,15 +53,15 @@ def _shift(pairs: Sequence[tuple[Tensor, Tensor]], axis: int) -> Tensor:
     return torch.cat([exact - quantized for exact, quantized in rows]).T.contiguous().median(1).values
 
 
-def _layers(module: fx.GraphModule) -> dict[fx.Node, tuple[str, int]]:
-    """Node behind which a bias is in → its name, axis of the channels; of quantized layers with a bias of their own."""
+def layers_with_bias(module: fx.GraphModule) -> dict[fx.Node, tuple[Layer, str]]:
+    """Node behind which a bias is in → layer, name of the bias; of quantized layers with a bias of their own."""
     made = {node.meta["value"]: node for node in module.graph.nodes if "value" in node.meta}
-    found: dict[fx.Node, tuple[str, int]] = {}
+    found: dict[fx.Node, tuple[Layer, str]] = {}
     for node in module.graph.nodes:
         layer: Layer | None = node.meta.get("layer")
         bias = None if layer is None else constant(layer.bias_value)
         if layer is None or layer.bias_value is None or bias is None or "quantized_value" not in node.args[1].meta:
             continue
         if bias.size == layer.outputs and len(layer.bias_value.uses()) == 1:
-            found[made[layer.output.name]] = str(layer.bias_value.name), layer.kind.channels
+            found[made[layer.output.name]] = layer, str(layer.bias_value.name)
     return found

@@ -10,6 +10,7 @@ from lowbit.repair.learn_ranges import learn_ranges
 from lowbit.repair.leave_in_float import leave_in_float
 from lowbit.repair.prove import Calibration, Step, fit, prove
 from lowbit.repair.reconstruct import reconstruct
+from lowbit.repair.reestimate_batchnorm import reestimate_batchnorm
 
 STEPS: Mapping[str, Step] = MappingProxyType(
     {
@@ -17,6 +18,7 @@ STEPS: Mapping[str, Step] = MappingProxyType(
         "equalize_without_ceilings": equalize_without_ceilings,
         "reconstruct": reconstruct,
         "learn_ranges": learn_ranges,
+        "reestimate_batchnorm": reestimate_batchnorm,
         "correct_bias": correct_bias,
         "leave_in_float": leave_in_float,
     }
