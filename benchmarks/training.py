@@ -163,14 +163,16 @@ def resnet20(make: Parts) -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
-def stepper(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+def stepper(module: nn.Module, x: Tensor, y: Tensor, bfloat16: bool) -> Callable[[], None]:
     """One step of SGD."""
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
 
     def step() -> None:
         optimizer.zero_grad()
-        functional.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = functional.cross_entropy(module(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
@@ -201,15 +203,20 @@ def steps(_: Any) -> None:
         modules["Brevitas 4/4"] = resnet20(Brevitas())
     except ImportError:
         print("Brevitas is not installed: no row of it.")
-    calls = {name: stepper(module, x, y) for name, module in modules.items()}
-    medians = alternating(calls, seconds=0.0, least_rounds=ROUNDS)
-    memory = {name: kept_bytes(module, x) / 1e6 for name, module in modules.items()}
-    print(f"batch {BATCH}, {torch.get_num_threads()} threads, float32: median processor time of {ROUNDS} steps")
-    for name, value in medians.items():
+    for bfloat16 in (False, True):
+        calls = {name: stepper(module, x, y, bfloat16) for name, module in modules.items()}
+        medians = alternating(calls, seconds=0.0, least_rounds=ROUNDS)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            memory = {name: kept_bytes(module, x) / 1e6 for name, module in modules.items()}
         print(
-            f"{name:<18}{value:8.0f} ms {value / medians['float']:5.2f}×{memory[name]:8.0f} MB "
-            f"{memory[name] / memory['float']:5.2f}×"
+            f"batch {BATCH}, {torch.get_num_threads()} threads, {'bfloat16' if bfloat16 else 'float32'}: "
+            f"median processor time of {ROUNDS} steps"
         )
+        for name, value in medians.items():
+            print(
+                f"{name:<18}{value:8.0f} ms {value / medians['float']:5.2f}×{memory[name]:8.0f} MB "
+                f"{memory[name] / memory['float']:5.2f}×"
+            )
 
 
 def main() -> None:

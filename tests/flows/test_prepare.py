@@ -13,6 +13,7 @@ from toy_networks import convolutions, images, network
 
 import lowbit as lb
 from lowbit.errors import InputError
+from lowbit.network.rectifier import Rectifier
 from lowbit.report.ledger import Ledger
 
 X = torch.from_numpy(images(64))
@@ -128,6 +129,45 @@ def test_every_parameter_gets_a_gradient(mixed):
     prepared = lb.prepare(mixed, X, "w4a4")
     F.cross_entropy(prepared(X)["output"], LABELS).backward()
     assert [name for name, p in prepared.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def kept(module: nn.Module) -> dict[int, Tensor]:
+    """What a forward pass keeps for the backward one; each storage once."""
+    found: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: found.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
+    ):
+        module(X)
+    return found
+
+
+def test_a_training_step_keeps_no_value_in_front_of_a_quantizer():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 2, 3))
+    recipe = low("int4 channel:0", "uint4", "lsq")
+    sizes = {}
+    for name, trains in (("float", module), ("4 bits", lb.prepare(module, X, recipe, calibration=X).train())):
+        held = kept(trains).values()
+        sizes[name] = sum(t.untyped_storage().nbytes() for t in held if t.shape[:1] == X.shape[:1])
+    one = 64 * 32 * 8 * 8 * 4  # bytes of a value between: the batch norm's input, the rounded output of the ReLU
+    given, last = X.numel() * 4, 64 * 2 * 6 * 6 * 4
+    assert sizes["float"] - given == 2 * one
+    assert sizes["4 bits"] - given == 2 * one + (given + one + last) / 2  # 16 bits: where a value lies in its step
+
+
+def test_a_relu_in_front_of_a_quantizer_passes_the_gradients_that_it_did(mixed):
+    prepared = lb.prepare(mixed, X, low("int4 channel:0", "uint4", "lsq"), calibration=X)
+    plain = copy.deepcopy(prepared)
+    rectifiers = [m for m in plain.modules() if isinstance(m, Rectifier)]
+    assert len(rectifiers) == 3  # of 5: bn1's has two readers, one quantizer serves two values of the Concat
+    for rectifier in rectifiers:
+        (reader,) = rectifier.reader
+        assert reader.learner.stops_at_zero()
+        reader.learner.behind_relu = False
+    for trains in (prepared, plain):
+        F.cross_entropy(logits_of(trains(X)), LABELS).backward()
+    for (name, ours), (_, theirs) in zip(prepared.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), name
 
 
 def test_converting_changes_nothing_in_the_prepared_module(mixed):

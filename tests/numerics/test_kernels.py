@@ -79,22 +79,24 @@ def test_numba_and_torch_see_the_same_error_along_a_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_numba_and_torch_round_to_a_learned_step_and_sum_its_gradient_alike(dtype, threads):
+@pytest.mark.parametrize(("past_low", "kind"), [(False, torch.int16), (True, torch.int8)])
+def test_numba_and_torch_round_to_a_learned_step_and_sum_its_gradient_alike(dtype, threads, past_low, kind):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 9, 65, 65, generator=generator).to(dtype)  # more than one thread takes, and a last part
     along = torch.randn(images.shape, generator=generator).to(dtype)
-    rows, scales = torch.randn(50, 64, generator=generator), torch.rand(50, 1, generator=generator) + 0.1
+    images[:, 0] = 0.0
+    step, ends = torch.tensor(0.3), (torch.tensor(0.0), torch.tensor(3.0))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for x, g, scale in (
-            (images, along, torch.tensor(0.3)),
-            (images.to(memory_format=torch.channels_last), along, torch.tensor(0.3)),
-            (rows, rows.flip(0), scales),
-        ):
-            assert torch.equal(CPU.round_to_step(x, scale, -2.0, 3.0), ELSEWHERE.round_to_step(x, scale, -2.0, 3.0))
-            ours, theirs = (k.step_gradient(x, g, scale, -2.0, 3.0) for k in (CPU, ELSEWHERE))
+        for x in (images, images.to(memory_format=torch.channels_last)):
+            rounded, marks = CPU.round_to_step(x, step, *ends, past_low, kind)
+            others = ELSEWHERE.round_to_step(x, step, *ends, past_low, kind)
+            assert torch.equal(rounded, others[0])
+            assert torch.equal(marks, others[1])
+            ours, theirs = (k.step_gradient(marks, along) for k in (CPU, ELSEWHERE))
             assert torch.equal(ours[0], theirs[0])
+            assert torch.equal(ours[0][:, 0], torch.zeros_like(along[:, 0]) if past_low else along[:, 0])
             assert torch.allclose(ours[1], theirs[1], rtol=1e-3, atol=0.02)  # sums of 152,100 in another order
     finally:
         torch.set_num_threads(before)

@@ -27,6 +27,7 @@ from lowbit.graph.layer import layers_of, linear_layer
 from lowbit.model import Model, load
 from lowbit.network.live_batchnorm import fold, revive
 from lowbit.network.network import Network
+from lowbit.network.rectifier import put_rectifiers
 from lowbit.numerics import Format
 from lowbit.presets import find_recipe
 from lowbit.recipe import Recipe
@@ -86,6 +87,7 @@ def prepare(
     if restore and not has_data:
         raise InputError('batchnorm="restore" measures statistics on data: give calibration=.')
     norms, notes = revive(seen.network, restore)
+    put_rectifiers(seen.network)
     prepared = Prepared(replace(seen, notes=seen.notes + notes), calls, norms, given.inputs)
     _let_train(seen.network, model)
     stage("choosing ranges")

@@ -19,6 +19,7 @@ from lowbit.graph.layer import layers_of
 from lowbit.model import Model
 from lowbit.network.build import build
 from lowbit.network.quantizers import Quantizer
+from lowbit.network.rectifier import plain
 from lowbit.network.stored import WeightQuant
 from lowbit.numerics import to_rows
 from lowbit.recipe import Recipe
@@ -288,7 +289,7 @@ def show(module: nn.Module, features: Sequence[str]) -> Callable[[], None]:
         graph.recompile()
 
     if chosen:
-        give({**before, **chosen})
+        give({**before, **{name: plain(node) for name, node in chosen.items()}})
     return lambda: give(before)
 
 

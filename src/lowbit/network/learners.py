@@ -6,7 +6,6 @@ parameters. `penalty()` is what a method adds to the loss. What is stored afterw
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 from types import MappingProxyType
 
 import torch
@@ -51,7 +50,10 @@ class LearnedRange(nn.Module):
 
     unit   the step, or α, with which training begins
     end    the same in units: a parameter where it learns. So the penalty is λ · end²
+    behind_relu   only ReLUs give x: its gradient at 0 is 0, as theirs
     """
+
+    behind_relu = False
 
     def __init__(self, grid: Int, method: ActivationMethod, scale: Tensor, zero: Tensor) -> None:
         super().__init__()
@@ -87,25 +89,34 @@ class LearnedRange(nn.Module):
     def penalty(self) -> Tensor:
         return self.decay * self.end.square() if self.method.clip else self.end.new_zeros(())
 
+    def stops_at_zero(self) -> bool:
+        """Whether no gradient passes at 0 and below."""
+        return self.behind_relu and self.offset is None and float(self.zero) == self.grid.minimum
+
     def forward(self, x: Tensor) -> Tensor:
         scale, zero = self.scale_and_zero()
-        low, high = self.grid.minimum - float(zero), self.grid.maximum - float(zero)
+        low, high = self.grid.minimum - zero, self.grid.maximum - zero
+        past_low = self.behind_relu and self.offset is None
         if self.method.clip:
-            return round_to_step(x, scale, low, high, self.end, self.unit, (0.0, 0.0, 1.0))
+            return round_to_step(x, scale, low, high, past_low, self.end, self.unit, (0.0, 0.0, 1.0))
         if not self.method.step:
-            return round_to_step(x, scale, low, high)
-        g = 1 / sqrt(max(1, x[:1].numel()) * max(1.0, high))
+            return round_to_step(x, scale, low, high, past_low)
+        g = torch.rsqrt(max(1, x[:1].numel()) * high.clamp_min(1.0))
         # With an offset β = −zero · s the ends of the range are β + s · minimum and β + s · maximum.
-        below, above = (low, high) if self.offset is None else (float(self.grid.minimum), float(self.grid.maximum))
-        return round_to_step(x, scale, low, high, self.end, self.unit, (g, g * below, g * above), self.offset)
+        below, above = (low, high) if self.offset is None else (self.grid.minimum, self.grid.maximum)
+        weights = g, g * below, g * above
+        return round_to_step(x, scale, low, high, past_low, self.end, self.unit, weights, self.offset)
 
 
 class MovingExtremes(nn.Module):
     """An activation rounded in the range of a moving average of its extremes, which follows while training.
 
     Source: Jacob et al. 2018 (arXiv 1712.05877), section 3.1.
+
+    behind_relu   only ReLUs give x: its gradient at 0 is 0, as theirs
     """
 
+    behind_relu = False
     low: Tensor
     high: Tensor
 
@@ -124,6 +135,10 @@ class MovingExtremes(nn.Module):
     def penalty(self) -> Tensor:
         return self.low.new_zeros(())
 
+    def stops_at_zero(self) -> bool:
+        """Whether no gradient passes at 0 and below, if nothing below 0 comes now."""
+        return self.behind_relu and float(self.low) >= 0
+
     def forward(self, x: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled() and x.numel():
             low, high = torch.aminmax(as_stored(x.detach()))
@@ -131,7 +146,7 @@ class MovingExtremes(nn.Module):
             self.low.lerp_(least[0], 1 - MOMENTUM)
             self.high.lerp_(-least[1], 1 - MOMENTUM)
         scale, zero = self.scale_and_zero()
-        return round_to_step(x, scale, self.grid.minimum - float(zero), self.grid.maximum - float(zero))
+        return round_to_step(x, scale, self.grid.minimum - zero, self.grid.maximum - zero, self.behind_relu)
 
 
 ACTIVATIONS: Mapping[str, ActivationMethod | None] = MappingProxyType(

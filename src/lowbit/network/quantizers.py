@@ -112,6 +112,7 @@ class FakeQuant(Quantizer):
 
     scale, zero    per tile, in the shape of the grid of tiles; a scalar for one tile; empty until `set_parameters`
     statistics     what observing has seen
+    behind_relu    whether only ReLUs give what it reads
     learner        while the range learns: what rounds instead of them
     """
 
@@ -124,6 +125,7 @@ class FakeQuant(Quantizer):
         self.statistics = Histogram()
         self.register_buffer("scale", torch.empty(0))
         self.register_buffer("zero", torch.empty(0))
+        self.behind_relu = False
         self.learner: LearnedRange | MovingExtremes | None = None
 
     @property
@@ -148,6 +150,7 @@ class FakeQuant(Quantizer):
         """Let the range learn, until `settle`: by the method of the spec's range, or LSQ where it names none."""
         method = self.spec.range if isinstance(self.spec.range, Learned) else Learned("lsq")
         self.learner = activation_learner(method, self.format, self.scale, self.zero)
+        self.learner.behind_relu = self.behind_relu
         return self.learner
 
     def settle(self) -> None:
@@ -158,6 +161,10 @@ class FakeQuant(Quantizer):
     def held(self) -> tuple[Tensor, Tensor]:
         """Scale and zero as they are now."""
         return (self.scale, self.zero) if self.learner is None else self.learner.scale_and_zero()
+
+    def stops_at_zero(self) -> bool:
+        """Whether no gradient passes at 0 and below."""
+        return self.mode == "quantize" and self.learner is not None and self.learner.stops_at_zero()
 
     def limits(self) -> tuple[float, float]:
         """Smallest and largest number that a per-tensor quantizer can give."""

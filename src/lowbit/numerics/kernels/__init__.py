@@ -34,10 +34,12 @@ class Kernels:
     error_along      (rows, along, scales, zeros, grid) → Σ along · (x̂ − x) over each row under each of the scales
                      (n_scales,) to nearest: (n_blocks, n_scales) float64
     count            (rows) → their `Buckets`
-    round_to_step    (x, scale, low, high) → x / scale to the nearest of the integers low … high, times scale; x is
-                     rows, or of any shape, float32 or bfloat16, with one scale for all
-    step_gradient    (x, along, scale, low, high) → `along` where low ≤ x / scale ≤ high and 0 elsewhere, and for each
-                     scale three sums of `along` (n_scales, 3): times round(x / scale) − x / scale within, below, above
+    round_to_step    (x, scale, low, high, past_low, marks) → x / scale to the nearest of the integers low … high, times
+                     scale; and what its gradients need, in int8 or int16: round(x / scale) − x / scale, 1/2 as that
+                     type's end less 1; the end itself for above, its negative for below. past_low: low itself is below.
+                     x has any shape, float32 or bfloat16, with one scale for all
+    step_gradient    (marks, along) → `along` inside and 0 elsewhere; and three sums of `along`: times
+                     round(x / scale) − x / scale inside, below, above
     """
 
     encode: Callable[[Tensor, Tensor, Tensor, Grid | Fitted, Rounding, Tensor | None], Tensor]
@@ -47,8 +49,8 @@ class Kernels:
     symmetric_scale: Callable[[Tensor, Tensor, float, bool, float, float, float], Tensor]
     error_along: Callable[[Tensor, Tensor, Tensor, Tensor, Int], Tensor]
     count: Callable[[Tensor], Buckets]
-    round_to_step: Callable[[Tensor, Tensor, float, float], Tensor]
-    step_gradient: Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
+    round_to_step: Callable[[Tensor, Tensor, Tensor, Tensor, bool, torch.dtype], tuple[Tensor, Tensor]]
+    step_gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _of(*modules: ModuleType) -> Kernels:

@@ -79,14 +79,19 @@ def count(rows: Tensor) -> Buckets:
     return Buckets.of(found, base, counts.reshape(blocks, 2, width).cpu().numpy(), rows.numel())
 
 
-def round_to_step(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-    return x.float().div(scale).round_().clamp_(low, high).mul_(scale).to(x.dtype)
+def round_to_step(
+    x: Tensor, scale: Tensor, low: Tensor, high: Tensor, past_low: bool, marks: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    steps, most = x.float() / scale, torch.iinfo(marks).max - 1
+    nearest = steps.round()
+    inside = ((nearest - steps) * (2 * most)).round()
+    below = steps <= low if past_low else steps < low
+    mark = torch.where(below, -most - 1, torch.where(steps > high, most + 1, inside))
+    return (nearest.clamp(low, high) * scale).to(x.dtype), mark.to(marks)
 
 
-def step_gradient(x: Tensor, along: Tensor, scale: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    steps = x.float() / scale
-    below, above = steps < low, steps > high
-    passed = torch.where(below | above, 0, along)
-    parts = passed * (steps.round() - steps), along * below, along * above
-    sums = [part.float().reshape(scale.numel(), -1).sum(1) for part in parts]
-    return passed, torch.stack(sums, dim=1)
+def step_gradient(marks: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    most = torch.iinfo(marks.dtype).max - 1
+    below, above, g = marks < -most, marks > most, along.float()
+    inside = torch.where(below | above, 0, g * marks).sum() / (2 * most)
+    return torch.where(below | above, 0, along), torch.stack([inside, (g * below).sum(), (g * above).sum()])

@@ -1,7 +1,7 @@
 """Rounding to a step that learns, on the CPU: one pass forward, one backward; see `Kernels` for what is computed.
 
-bfloat16 is read and written as the upper half of float32. Sums are added up part by part in an order that does not
-depend on the number of threads.
+Numbers come as their bits: bfloat16 is the upper half of float32, so one loop serves both. Sums are added up part by
+part in an order that does not depend on the number of threads.
 """
 
 from collections.abc import Callable
@@ -21,108 +21,69 @@ _ALONE = 1 << 17  # below so many elements a second thread costs more than it sa
 
 
 @kernel
-def _round(x: Any, scale: Any, low: Any, high: Any, first: Any, last: Any, y: Any) -> None:
-    line, to = x[first:last], y[first:last]
-    for i in range(line.shape[0]):
-        to[i] = min(max(np.rint(line[i] / scale), low), high) * scale
-
-
-@kernel(fastmath=ANY_ORDER)
-def _gradient(
-    x: Any, along: Any, scale: Any, low: Any, high: Any, first: Any, last: Any, passed: Any, sums: Any
-) -> None:
-    line, g, to = x[first:last], along[first:last], passed[first:last]
-    inside, below, above = np.float32(0), np.float32(0), np.float32(0)
-    for i in range(line.shape[0]):
-        v, d = line[i] / scale, g[i]
-        is_below, is_above = v < low, v > high
-        kept = np.float32(0) if is_below or is_above else d
-        to[i] = kept
-        inside += kept * (np.rint(v) - v)
-        below += d if is_below else np.float32(0)
-        above += d if is_above else np.float32(0)
-    sums[0], sums[1], sums[2] = inside, below, above
+def _number(bits: Any, shift: Any) -> Any:
+    return np.int32(np.int32(bits) << shift).view(np.float32)
 
 
 @kernel
-def _wide(half: Any) -> Any:
-    return np.int32(np.int32(half) << np.int32(16)).view(np.float32)
-
-
-@kernel
-def _narrow(number: Any) -> Any:
-    """Round to nearest even, as torch does; a NaN stays one."""
+def _bits(number: Any, shift: Any) -> Any:
+    """The upper bits, shift 16 (rounded to nearest even as torch does; a NaN stays one) or all of them, shift 0."""
     bits = np.float32(number).view(np.int32)
+    if shift == 0:
+        return bits
     rounded = np.int32(bits + np.int32(0x7FFF) + np.int32(np.int32(bits >> np.int32(16)) & np.int32(1)))
-    return np.int16(np.int32(rounded if number == number else bits | np.int32(0x400000)) >> np.int32(16))
+    return np.int32(np.int32(rounded if number == number else bits | np.int32(0x400000)) >> np.int32(16))
 
 
 @kernel
-def _round_half(x: Any, scale: Any, low: Any, high: Any, first: Any, last: Any, y: Any) -> None:
-    line, to = x[first:last], y[first:last]
+def _round(x: Any, shift: Any, scale: Any, ends: Any, first: Any, last: Any, y: Any, marks: Any) -> None:
+    low, high, least = ends
+    line, to, mark = x[first:last], y[first:last], marks[first:last]
+    most = np.float32(np.iinfo(marks.dtype).max - 1)
     for i in range(line.shape[0]):
-        to[i] = _narrow(min(max(np.rint(_wide(line[i]) / scale), low), high) * scale)
+        v = _number(line[i], shift) / scale
+        nearest = np.rint(v)
+        to[i] = _bits(min(max(nearest, low), high) * scale, shift)
+        inside = np.rint((nearest - v) * (most + most))
+        mark[i] = np.int32(-most - 1 if v < least else (most + 1 if v > high else inside))
 
 
 @kernel(fastmath=ANY_ORDER)
-def _gradient_half(
-    x: Any, along: Any, scale: Any, low: Any, high: Any, first: Any, last: Any, passed: Any, sums: Any
-) -> None:
-    line, g, to = x[first:last], along[first:last], passed[first:last]
+def _gradient(marks: Any, along: Any, shift: Any, first: Any, last: Any, passed: Any, sums: Any) -> None:
+    mark, line, to = marks[first:last], along[first:last], passed[first:last]
+    most = np.float32(np.iinfo(marks.dtype).max - 1)
     inside, below, above = np.float32(0), np.float32(0), np.float32(0)
     for i in range(line.shape[0]):
-        v, d = _wide(line[i]) / scale, _wide(g[i])
-        is_below, is_above = v < low, v > high
-        to[i] = np.int16(0) if is_below or is_above else g[i]
-        inside += np.float32(0) if is_below or is_above else d * (np.rint(v) - v)
-        below += d if is_below else np.float32(0)
-        above += d if is_above else np.float32(0)
-    sums[0], sums[1], sums[2] = inside, below, above
+        m, g = np.float32(mark[i]), _number(line[i], shift)
+        is_below, is_above = m < -most, m > most
+        kept = np.float32(0) if is_below or is_above else g
+        to[i] = _bits(kept, shift)
+        inside += kept * m
+        below += g if is_below else np.float32(0)
+        above += g if is_above else np.float32(0)
+    sums[0], sums[1], sums[2] = inside / (most + most), below, above
 
 
-@kernel
-def _round_rows(rows: Any, scale: Any, low: Any, high: Any, y: Any) -> None:
-    for row in range(rows.shape[0]):
-        _round(rows[row], scale[row], low, high, 0, rows.shape[1], y[row])
-
-
-@kernel
-def _gradient_rows(rows: Any, along: Any, scale: Any, low: Any, high: Any, passed: Any, sums: Any) -> None:
-    for row in range(rows.shape[0]):
-        _gradient(rows[row], along[row], scale[row], low, high, 0, rows.shape[1], passed[row], sums[row])
-
-
-def round_to_step(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-    ends = np.float32(low), np.float32(high)
-    if scale.numel() > 1:
-        rows = x.detach().contiguous()
-        y = torch.empty_like(rows)
-        _round_rows(rows.numpy(), _line(scale), *ends, y.numpy())
-        return y
+def round_to_step(
+    x: Tensor, scale: Tensor, low: Tensor, high: Tensor, past_low: bool, marks: torch.dtype
+) -> tuple[Tensor, Tensor]:
     x = _dense(x)
-    y = torch.empty_like(x)
-    line, to, s = _line(x), _line(y), np.float32(float(scale))
-    loop = _round_half if x.dtype == torch.bfloat16 else _round
-    _in_parts(len(line), lambda part, first, last: loop(line, s, *ends, first, last, to))
-    return y
+    y, mark = torch.empty_like(x), torch.empty_like(x, dtype=marks)
+    (line, shift), (to, _), held = _line(x), _line(y), _flat(mark)
+    s, a, b = (np.float32(float(number)) for number in (scale, low, high))
+    ends = a, b, np.nextafter(a, np.float32(np.inf)) if past_low else a
+    _in_parts(len(line), lambda _, first, last: _round(line, shift, s, ends, first, last, to, held))
+    return y, mark
 
 
-def step_gradient(x: Tensor, along: Tensor, scale: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    ends = np.float32(low), np.float32(high)
-    if scale.numel() > 1:
-        rows, g = x.detach().contiguous(), along.detach().contiguous()
-        passed, sums = torch.empty_like(rows), np.zeros((len(rows), 3), np.float32)
-        _gradient_rows(rows.numpy(), g.numpy(), _line(scale), *ends, passed.numpy(), sums)
-        return passed, torch.from_numpy(sums)
-    x = _dense(x)
-    passed = torch.empty_like(x)
-    if along.stride() != x.stride() or along.dtype != x.dtype:
-        along = torch.empty_like(x).copy_(along)
-    line, g, to, s = _line(x), _line(along), _line(passed), np.float32(float(scale))
+def step_gradient(marks: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    passed = torch.empty_like(marks, dtype=along.dtype)
+    if along.stride() != marks.stride():
+        along = torch.empty_like(passed).copy_(along)
+    held, (line, shift), (to, _) = _flat(marks), _line(along), _line(passed)
     sums = np.zeros((max(1, -(-len(line) // _PART)), 3), np.float32)
-    loop = _gradient_half if x.dtype == torch.bfloat16 else _gradient
-    _in_parts(len(line), lambda part, first, last: loop(line, g, s, *ends, first, last, to, sums[part]))
-    return passed, torch.from_numpy(sums.sum(0, keepdims=True, dtype=np.float64).astype(np.float32))
+    _in_parts(len(line), lambda part, first, last: _gradient(held, line, shift, first, last, to, sums[part]))
+    return passed, torch.from_numpy(sums.sum(0, dtype=np.float64).astype(np.float32))
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -131,11 +92,15 @@ def _dense(x: Tensor) -> Tensor:
     return x if strided else x.contiguous()
 
 
-def _line(x: Tensor) -> Any:
-    """All elements in the order in which they lie in memory, as float32 or as the bits of bfloat16."""
-    held = x.detach()
-    flat = held.as_strided((held.numel(),), (1,))
-    return (flat.view(torch.int16) if x.dtype == torch.bfloat16 else flat).numpy()
+def _flat(x: Tensor) -> Any:
+    """All elements in the order in which they lie in memory."""
+    return x.detach().as_strided((x.numel(),), (1,)).numpy()
+
+
+def _line(x: Tensor) -> tuple[Any, Any]:
+    """The bits of all elements in the order in which they lie, and how far they are below those of float32."""
+    half = x.dtype == torch.bfloat16
+    return _flat(x.detach().view(torch.int16 if half else torch.int32)), np.int32(16 if half else 0)
 
 
 @lru_cache(maxsize=1)
