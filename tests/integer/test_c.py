@@ -17,6 +17,7 @@ from lowbit.integer.engine import IntegerReference
 from lowbit.integer.memory import constants
 from lowbit.integer.plan import plan
 from lowbit.integer.program import Conv, Rounding
+from lowbit.integer.weights import in_lanes, neighbours
 
 NETWORKS = {"convolutions": lambda: (convolutions(), {"x": images()}), "mobile": mobile, "residual": residual}
 
@@ -92,6 +93,45 @@ def test_transposed_convolutions_give_the_same_bytes_and_onnxruntimes_codes_to_o
     steps = np.abs(ours - theirs) / program.outputs[0].scale
     assert steps.max() < 1.5
     assert (steps > 0.5).mean() < 0.01
+
+
+SHORT_ROWS = """f (float[N,3,9,70] x) => (float[N,24,2,14] y) {
+    a = Conv <pads=[1,1,1,1]> (x, wa)
+    b = Conv <pads=[1,1,1,1], group=8> (a, wb)
+    c = Conv (b, wc)
+    d = Conv <pads=[0,1,1,0], strides=[2,2], group=16> (c, wd)
+    e = Conv <pads=[0,2,0,2], dilations=[1,2], group=16> (d, we)
+    f = Conv <strides=[2,1]> (e, wf)
+    g = Conv <pads=[0,4,1,4], strides=[1,3], group=32> (f, wg)
+    y = Conv <pads=[1,0,0,0]> (g, wy)
+}"""
+SHAPES = {
+    **{"wa": (8, 3, 3, 3), "wb": (8, 1, 3, 3), "wc": (16, 8, 1, 1), "wd": (16, 1, 3, 3), "we": (16, 1, 3, 3)},
+    **{"wf": (32, 16, 1, 1), "wg": (32, 1, 2, 2), "wy": (24, 32, 1, 1)},
+}
+
+
+@pytest.mark.parametrize(
+    ("compiler", "rounding"),
+    [
+        pytest.param("gcc", "once", marks=pytest.mark.slow),
+        pytest.param("clang", "once", marks=pytest.mark.slow),
+        pytest.param("gcc", "twice", marks=pytest.mark.slow),
+        ("without vectors", "once"),
+    ],
+)
+def test_short_rows_and_few_channels_are_computed_together_to_the_same_bytes(compiler, rounding, tmp_path: Path):
+    r = np.random.default_rng(0)
+    weights = {name: r.normal(size=shape) for name, shape in SHAPES.items()}
+    x = r.normal(size=(8, 3, 9, 70)).astype(np.float32)
+    program = program_of(quantized(network(SHORT_ROWS, **weights), {"x": x}), rounding)
+    convolutions = [layer for layer in program.layers if isinstance(layer, Conv)]
+    together = [in_lanes(layer) or (neighbours(layer) > 1 and layer.output.shape[2] > 8) for layer in convolutions]
+    assert all(together[:-1])
+    flags = ["-U__SSE2__"] if compiler == "without vectors" else ["-O3", "-march=native"]
+    codes = codes_of(program, {"x": x})
+    written = run_c(program, codes, tmp_path, "clang" if compiler == "clang" else "gcc", *flags)
+    assert written == reference_bytes(program, codes)
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from lowbit.integer.program import (
     Table,
 )
 from lowbit.integer.reference import spatial, window_out
-from lowbit.integer.weights import row_of, stored
+from lowbit.integer.weights import BLOCK, LANES, in_lanes, per_output, row_of, stored
 
-BLOCK = 64  # accumulators on the stack
+TOGETHER = 8  # positions that share each weight that was read
 Library = Literal["none", "cmsis-nn"]
 
 
@@ -67,7 +67,7 @@ def write_c(program: Program, name: str, main: bool = False, library: Library = 
             *(["", "#include <stdio.h>"] if main else []),
             *(include(program.rounding) if own else []),
             "",
-            f"enum {{ BLOCK = {BLOCK} }};",
+            f"enum {{ BLOCK = {BLOCK}, LANES = {LANES}, TOGETHER = {TOGETHER} }};",
             "",
             kernels(writer.used),
             *writer.tables,
@@ -100,17 +100,24 @@ def _call(
 
 def _conv(writer: Writer, layer: Conv) -> Iterator[str]:
     rows, weights = layer.weight.reshape(len(layer.weight), -1), stored(layer)
-    # What is not depthwise reads 8-bit codes lifted by 128: the bias takes it off again.
-    wide = layer.input.bits > 8
-    bias = layer.bias if layer.depthwise or wide else layer.bias - 128 * rows.astype(np.int64).sum(1)
+    wide, lanes = layer.input.bits > 8, in_lanes(layer)
+    # What is read as it is has its zero taken off in the loop; rows read 8-bit codes lifted by 128 instead.
+    lifted = 0 if wide else layer.input.zero if lanes or layer.depthwise else -128
+    bias = layer.bias + lifted * rows.astype(np.int64).sum(1)
+    columns = {
+        "bias": ("int32_t", bias),
+        "multiplier": ("int32_t", layer.rescale.multiplier),
+        "shift": ("uint8_t", layer.rescale.shift),
+    }
     fields = {
-        "at": _window(spatial(layer.input), spatial(layer.output), layer.weight.shape[1:4], layer),
+        "at": _places(layer),
         "weight": writer.table("uint8_t" if layer.packed else "int8_t", f"{layer.name}_weight", weights),
-        "bias": writer.table("int32_t", f"{layer.name}_bias", bias),
-        "multiplier": writer.table("int32_t", f"{layer.name}_multiplier", layer.rescale.multiplier),
-        "shift": writer.table("uint8_t", f"{layer.name}_shift", layer.rescale.shift),
+        **{
+            key: writer.table(kind, f"{layer.name}_{key}", per_output(layer, array))
+            for key, (kind, array) in columns.items()
+        },
         "groups": layer.groups,
-        "row": rows.shape[1] if layer.depthwise else row_of(layer),
+        "row": row_of(layer),
         "in_zero": layer.input.zero,
         "left": layer.rescale.left,
     }
@@ -121,7 +128,9 @@ def _conv(writer: Writer, layer: Conv) -> Iterator[str]:
     bits = layer.input.bits, layer.output.bits
     writer.function("rescale_wide" if wide else f"rescale_{writer.program.rounding}", *bits)
     scratch = writer.at(scratch_name(layer.name)) if scratch_bytes(layer) else ""
-    if not layer.depthwise:
+    if lanes:
+        yield f"    {writer.function('lanes', *bits)}({struct}, {x}, {y});"
+    elif not layer.depthwise:
         multiply = writer.function("multiply_packed" if layer.packed else "multiply_rows", *bits)
         window = f"({'int16_t' if wide else 'uint8_t'} *)(void *)({scratch})"
         yield f"    {writer.function('convolve', *bits)}({struct}, {multiply}, {x}, {y}, {window});"
@@ -129,6 +138,14 @@ def _conv(writer: Writer, layer: Conv) -> Iterator[str]:
         yield f"    {writer.function('depthwise_packed', *bits)}({struct}, {x}, {y}, {scratch});"
     else:
         yield f"    {writer.function('depthwise', *bits)}({struct}, {fields['weight']}, {x}, {y});"
+
+
+def _places(layer: Conv) -> dict[str, Any]:
+    """The window of a convolution; one that reads each position alone takes them as one line."""
+    size, out = spatial(layer.input), spatial(layer.output)
+    if size[:3] == out[:3] and layer.weight.shape[1:4] == (1, 1, 1):
+        size, out = ((1, 1, int(np.prod(shape[:3])), shape[3]) for shape in (size, out))
+    return _window(size, out, layer.weight.shape[1:4], layer)
 
 
 def _operands(writer: Writer, layer: Add | Multiply) -> str:

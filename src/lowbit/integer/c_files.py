@@ -10,7 +10,7 @@ from lowbit.integer.plan import Plan
 from lowbit.integer.program import Ints, Program, Tensor
 from lowbit.integer.sequences import HALVES, tanh_table
 
-FILES = ("kernels", "elementwise", "sequences", "cmsis")
+FILES = ("kernels", "channels", "elementwise", "sequences", "cmsis")
 _SECTION = re.compile(r"/\* section (\w+)(?:: ([\w ]+))? \*/\n")
 _CONSTANTS = {f"HALVES_{power}": f"{factor}" for power, factor in enumerate(HALVES)}
 
@@ -43,9 +43,9 @@ def _of_bits(body: str, bits: tuple[int, ...]) -> str:
     words = dict(zip("XBY" if len(bits) > 2 else "XY", (kinds[b] for b in bits), strict=False))
     tokens = {f"{letter}_t": kind for letter, kind in words.items()} | _CONSTANTS
     tokens |= (
-        {"W_t": "int16_t", "ACC_t": "int64_t", "LIFT": "0"}
+        {"W_t": "int16_t", "ACC_t": "int64_t", "PRODUCT_t": "int64_t", "LIFT": "0"}
         if wide
-        else {"W_t": "uint8_t", "ACC_t": "int32_t", "LIFT": "128"}
+        else {"W_t": "uint8_t", "ACC_t": "int32_t", "PRODUCT_t": "int16_t", "LIFT": "128"}
     )
     tokens |= {"LOWEST": "-32768" if wide else "-128"}
     if "TANH_ENTRIES" in body:

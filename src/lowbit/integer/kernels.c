@@ -16,7 +16,7 @@ struct conv {
 
 /* section rescale_once: conv */
 /* Accumulators to codes: multiplier * 2^(left - 31 - shift), the product rounded once, half up. */
-static void rescale@(int32_t *restrict acc, int count, const struct conv *c, int first, Y_t *restrict y)
+static inline void rescale@(int32_t *restrict acc, int count, const struct conv *c, int first, Y_t *restrict y)
 {
     const int32_t *restrict multiplier = c->multiplier + first;
     const uint8_t *restrict shift = c->shift + first;
@@ -24,11 +24,13 @@ static void rescale@(int32_t *restrict acc, int count, const struct conv *c, int
     int i;
     for (i = 0; i < count; i++)
         acc[i] = (int32_t)(((int64_t)(acc[i] * up) * multiplier[i]) >> 31);
-    for (i = 0; i < count; i++) {
+    for (i = 0; i < count; i++) { /* codes of 8 bits in a loop of their own: this one is of 32 bits throughout */
         int32_t code = (((acc[i] >> (shift[i] - 1)) + 1) >> 1) + zero;
         code = code < low ? low : code;
-        y[i] = (Y_t)(code > high ? high : code);
+        acc[i] = code > high ? high : code;
     }
+    for (i = 0; i < count; i++)
+        y[i] = (Y_t)acc[i];
 }
 
 /* section scaled */
@@ -48,7 +50,7 @@ static int32_t clipped(int32_t code, int low, int high)
 }
 
 /* section rescale_wide: conv scaled clip */
-static void rescale@(int64_t *acc, int count, const struct conv *c, int first, Y_t *y)
+static inline void rescale@(int64_t *acc, int count, const struct conv *c, int first, Y_t *y)
 {
     int i;
     for (i = 0; i < count; i++) {
@@ -70,7 +72,7 @@ static int32_t twice(int32_t value, int32_t multiplier, int exponent)
 }
 
 /* section rescale_twice: conv twice */
-static void rescale@(int32_t *acc, int count, const struct conv *c, int first, int8_t *y)
+static inline void rescale@(int32_t *acc, int count, const struct conv *c, int first, int8_t *y)
 {
     int i;
     for (i = 0; i < count; i++) {
@@ -199,54 +201,3 @@ static void convolve@(const struct conv *c, products@ *multiply, const X_t *x, Y
                     }
                 }
 }
-
-/* section depthwise: conv */
-/* Each output channel reads the input channel of its number; weight: taps, channels. */
-static void depthwise@(const struct conv *c, const int8_t *weights, const X_t *x, Y_t *y)
-{
-    const struct window *a = &c->at;
-    const int channels = a->in[3];
-    ACC_t acc[BLOCK];
-    int d, h, w, i, j, k, first, n;
-    for (d = 0; d < a->out[0]; d++)
-        for (h = 0; h < a->out[1]; h++)
-            for (w = 0; w < a->out[2]; w++)
-                for (first = 0; first < channels; first += BLOCK) {
-                    const int count = channels - first < BLOCK ? channels - first : BLOCK;
-                    const int8_t *weight = weights + first;
-                    for (n = 0; n < count; n++)
-                        acc[n] = c->bias[first + n];
-                    for (i = 0; i < a->taps[0]; i++)
-                        for (j = 0; j < a->taps[1]; j++)
-                            for (k = 0; k < a->taps[2]; k++, weight += channels) {
-                                const int from_d = d * a->strides[0] - a->pads[0] + i * a->dilations[0];
-                                const int from_h = h * a->strides[1] - a->pads[1] + j * a->dilations[1];
-                                const int from_w = w * a->strides[2] - a->pads[2] + k * a->dilations[2];
-                                if (from_d < 0 || from_d >= a->in[0] || from_h < 0 || from_h >= a->in[1] ||
-                                    from_w < 0 || from_w >= a->in[2]) {
-                                    for (n = 0; n < count; n++)
-                                        acc[n] += weight[n] * c->in_zero;
-                                } else {
-                                    const X_t *from =
-                                        x + ((from_d * a->in[1] + from_h) * a->in[2] + from_w) * channels + first;
-                                    for (n = 0; n < count; n++)
-                                        acc[n] += weight[n] * from[n];
-                                }
-                            }
-                    rescale@(acc, count, c, first, y);
-                    y += count;
-                }
-}
-
-/* section depthwise_packed: depthwise */
-/* The same with two weights a byte, which lie beside each other. */
-static void depthwise_packed@(const struct conv *c, const int8_t *x, int8_t *y, int8_t *weights)
-{
-    const uint8_t *weight = (const uint8_t *)c->weight;
-    const int count = c->row * c->at.in[3];
-    int i;
-    for (i = 0; i < count; i++)
-        weights[i] = (int8_t)((i % 2 ? weight[i / 2] >> 4 : weight[i / 2] & 15) - 8);
-    depthwise@(c, weights, x, y);
-}
-

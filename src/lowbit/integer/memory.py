@@ -9,7 +9,7 @@ import numpy as np
 from lowbit.integer.bounds import layer_bounds
 from lowbit.integer.plan import Plan, plan
 from lowbit.integer.program import Add, Conv, Copy, Layer, Multiply, Normalize, Program, Recurrent, Table
-from lowbit.integer.weights import stored
+from lowbit.integer.weights import per_output, stored
 
 _COLUMNS = 48  # of the drawing: the arena from its first byte to its last
 
@@ -79,7 +79,7 @@ def constants(layer: Layer) -> int:
     """Bytes of a layer's constants in the C: weights, biases, multipliers, shifts, tables."""
     if isinstance(layer, Conv):
         beside = layer.bias.itemsize + layer.rescale.multiplier.itemsize + 1
-        return int(stored(layer).nbytes) + len(layer.weight) * beside
+        return int(stored(layer).nbytes) + len(per_output(layer, layer.bias)) * beside
     if isinstance(layer, Table):
         return int(layer.table.nbytes)
     if isinstance(layer, Normalize):

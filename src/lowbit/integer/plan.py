@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from lowbit.integer.program import Conv, Program, Recurrent
-from lowbit.integer.weights import row_of
+from lowbit.integer.weights import in_lanes, row_of
 
 ALIGNMENT = 4  # bytes; int32 accumulators never lie in the arena
 
@@ -61,6 +61,8 @@ def scratch_bytes(layer: object) -> int:
         return 0
     if layer.depthwise:
         return layer.weight.size if layer.packed else 0
+    if in_lanes(layer):
+        return 0
     return row_of(layer) * layer.input.dtype.itemsize
 
 
