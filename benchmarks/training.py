@@ -1,10 +1,10 @@
-"""Training in few bits on CIFAR-10, ResNet-20: what the methods reach on one schedule, and what a step costs.
+"""Training in few bits on CIFAR-10: what the methods reach on one schedule, and what a step costs.
 
     python -m benchmarks.training methods [--epochs 10] [--samples 50000]   # one row a method: the deployed file
-    python -m benchmarks.training run w2a2 [--epochs 10] [--rate 0.02]  # one recipe
+    python -m benchmarks.training run w2a2 [--epochs 10] [--rate 0.02] [--network resnet8]  # one recipe
     python -m benchmarks.training steps                                     # needs `pip install brevitas` for its row
 
-Needs the CIFAR-10 files and `cifar10-resnet20` in LOWBIT_DATA. The last 2,000 training images are left out of training:
+Needs the CIFAR-10 files and the networks in LOWBIT_DATA. The last 2,000 training images are left out of training:
 settings were chosen on them. Test images are looked at once, at the end.
 """
 
@@ -25,7 +25,8 @@ from benchmarks.networks import FOLDER
 from benchmarks.timing import alternating
 from lowbit.recipe import FLOAT, PREPARE, Recipe, Rule, TensorSpec
 
-MODEL = FOLDER / "cifar10-resnet20.onnx"
+NETWORKS = {"resnet20": "cifar10-resnet20.onnx", "resnet8": "cifar10-resnet8-mlperf-tiny.onnx"}
+RAW = ("resnet8",)  # take pixels of 0 … 255
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 HELD_OUT = 2000
 BATCH = 128
@@ -51,12 +52,13 @@ METHODS: dict[str, Callable[[int], tuple[TensorSpec, TensorSpec]]] = {
 }
 
 
-def samples(*names: str) -> Samples:
+def samples(network: str, *names: str) -> Samples:
     """Images as the network takes them, and their classes."""
     parts = [np.load(FOLDER / f"cifar10-{name}.npz") for name in names]
     images = np.concatenate([part["images"] for part in parts]).astype(np.float32)
     labels = np.concatenate([part["labels"] for part in parts]).astype(np.int64)
-    return np.ascontiguousarray(((images / 255 - MEAN) / STD).transpose(0, 3, 1, 2)), labels
+    pixels = images if network in RAW else (images / 255 - MEAN) / STD
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels
 
 
 def recipe(bits: int, method: str) -> Recipe:
@@ -70,7 +72,7 @@ def recipe(bits: int, method: str) -> Recipe:
 
 def run(chosen: "str | Recipe", settings: argparse.Namespace, output: Path | None = None) -> float:
     """Train, deploy; share of the test images that the file gets right."""
-    images, labels = samples(*(f"train-{i}" for i in range(5)))
+    images, labels = samples(settings.network, *(f"train-{i}" for i in range(5)))
     count = min(settings.samples, len(images) - HELD_OUT)
     held_out = images[-HELD_OUT:], labels[-HELD_OUT:]
     schedule = lb.Schedule(
@@ -81,14 +83,14 @@ def run(chosen: "str | Recipe", settings: argparse.Namespace, output: Path | Non
     )
     checkpoint = None if output is None else output.with_name(f"{output.name}.state")
     trained = lb.train(
-        *(lb.load(MODEL), (images[:count], labels[:count]), chosen, schedule),
+        *(lb.load(FOLDER / NETWORKS[settings.network]), (images[:count], labels[:count]), chosen, schedule),
         test=held_out,
         progress=told,
         checkpoint=checkpoint,
     )
     if output is not None:
         trained.save(output)
-    return lb.evaluate(trained, samples("test"), "top1")
+    return lb.evaluate(trained, samples(settings.network, "test"), "top1")
 
 
 def methods(settings: argparse.Namespace) -> None:
@@ -223,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("methods", "run", "steps"))
     parser.add_argument("recipe", nargs="?", default="w4a4-lsq", help="of run: a preset or a TOML file")
+    parser.add_argument("--network", choices=NETWORKS, default="resnet20")
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--samples", type=int, default=50000)
