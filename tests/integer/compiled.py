@@ -22,7 +22,7 @@ def quantized(model: Model, batch: dict[str, np.ndarray], recipe: str = "int8-fa
     return lb.quantize(model, batch, recipe, target="integer")
 
 
-def program_of(model: Model, rounding: Rounding = "once") -> Program:
+def program_of(model: Model, rounding: Rounding = "onnxruntime") -> Program:
     return lower(model.program, rounding)
 
 

@@ -14,9 +14,11 @@ from lowbit.engines.compile import ENGINES
 from lowbit.errors import InputError
 from lowbit.integer.c import write_c
 from lowbit.integer.engine import IntegerReference
+from lowbit.integer.float32 import with_float32_factors
 from lowbit.integer.memory import constants
 from lowbit.integer.plan import plan
-from lowbit.integer.program import Conv, Rounding
+from lowbit.integer.program import Conv, Program, Rescale, Rounding, Tensor
+from lowbit.integer.reference import run
 from lowbit.integer.weights import in_lanes, neighbours
 
 NETWORKS = {"convolutions": lambda: (convolutions(), {"x": images()}), "mobile": mobile, "residual": residual}
@@ -114,10 +116,9 @@ SHAPES = {
 @pytest.mark.parametrize(
     ("compiler", "rounding"),
     [
-        pytest.param("gcc", "once", marks=pytest.mark.slow),
-        pytest.param("clang", "once", marks=pytest.mark.slow),
-        pytest.param("gcc", "twice", marks=pytest.mark.slow),
-        ("without vectors", "once"),
+        *(pytest.param("gcc", rounding, marks=pytest.mark.slow) for rounding in get_args(Rounding)),
+        pytest.param("clang", "onnxruntime", marks=pytest.mark.slow),
+        ("without vectors", "onnxruntime"),
     ],
 )
 def test_short_rows_and_few_channels_are_computed_together_to_the_same_bytes(compiler, rounding, tmp_path: Path):
@@ -132,6 +133,21 @@ def test_short_rows_and_few_channels_are_computed_together_to_the_same_bytes(com
     codes = codes_of(program, {"x": x})
     written = run_c(program, codes, tmp_path, "clang" if compiler == "clang" else "gcc", *flags)
     assert written == reference_bytes(program, codes)
+
+
+def test_ties_go_to_the_even_code_as_in_float32(tmp_path: Path):
+    """Half of all products are ties; of the second output no product has a fraction, and it reaches 2^24."""
+    x = Tensor("x", (1, 1, 1, 1), (0, 2, 3, 1), 1.0, 0)
+    y = Tensor("y", (1, 1, 1, 2), (0, 2, 3, 1), 2.0, -3)
+    weight, bias = np.ones((2, 1, 1, 1, 1), np.int8), np.array([0, 1 << 24], np.int32)
+    scales = np.array([1.0, 2.0**-20])
+    fields = {"strides": (1, 1, 1), "pads": (0, 0, 0), "dilations": (1, 1, 1), "groups": 1, "low": -128, "high": 127}
+    layer = Conv("y", x, y, weight, bias, Rescale.of(scales / 2), **fields, weight_scale=scales)
+    program = Program((x,), (y,), ("y",), (with_float32_factors(layer),), "onnxruntime")
+    codes = np.arange(-128, 128).astype(np.int8).reshape(-1, 1)
+    expected = np.rint((codes + bias).astype(np.float32) * scales.astype(np.float32) / 2) - 3
+    np.testing.assert_array_equal(run(program, {"x": codes})["y"], expected)
+    assert run_c(program, {"x": codes}, tmp_path) == expected.astype(np.int8).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +172,7 @@ def test_convolutions_over_depth_and_nearest_resizing(body: str, given: str, mad
     assert np.abs(ours - theirs).max() < 1.5 * program.outputs[0].scale
 
 
-@pytest.mark.parametrize("rounding", get_args(Rounding))
+@pytest.mark.parametrize("rounding", ["once", "twice"])
 @pytest.mark.parametrize("name", ["convolutions", "mobile"])
 def test_calls_of_cmsis_nn_give_the_references_bytes(name: str, rounding: Rounding, tmp_path: Path):
     """Against its documented arithmetic (cmsis/arm_nnfunctions.h), which rounds as it is compiled."""
@@ -173,6 +189,12 @@ def test_calls_of_cmsis_nn_give_the_references_bytes(name: str, rounding: Roundi
     compiler = ["gcc", "-c", "net.c", "-o", "net.o", *stub, *other]
     refused = subprocess.run(compiler, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert f"exported with --rounding {rounding}" in refused.stderr
+
+
+def test_cmsis_nn_cannot_round_as_onnxruntime():
+    model, batch = NETWORKS["convolutions"]()
+    with pytest.raises(InputError, match="Export with --rounding once or --rounding twice"):
+        write_c(program_of(quantized(model, batch)), "net", library="cmsis-nn")
 
 
 def test_a_value_may_be_called_as_a_parameter_of_the_c(tmp_path: Path):

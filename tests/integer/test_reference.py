@@ -14,6 +14,7 @@ from lowbit.errors import ShapeError, UnsupportedError
 from lowbit.integer import kernels
 from lowbit.integer.bounds import bounds_of
 from lowbit.integer.engine import IntegerReference, decode, encode
+from lowbit.integer.float32 import in_float32
 from lowbit.integer.program import Conv, Rescale, Table
 from lowbit.integer.reference import run
 from lowbit.presets import RECIPES
@@ -32,6 +33,35 @@ def test_every_value_is_within_a_step_of_onnxruntime(name: str):
     steps = np.concatenate([np.abs(ours[t.name] - theirs[t.name]).reshape(-1) / t.scale for t in tensors])
     assert steps.max() < 1.5
     assert (steps > 0.5).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_with_weights_has_onnxruntimes_codes(name: str):
+    """From the same codes; 1 of a million differs if products are rounded once, half up."""
+    model, batch = NETWORKS[name]()
+    file = quantized(model, batch)
+    program = program_of(file)
+    names = [t.name for t in program.tensors() if t.name not in batch]
+    values = ENGINES["onnxruntime"].compile(file.program, outputs=names)(batch) | batch
+    codes = {t.name: encode(values[t.name], t) for t in program.tensors()}
+    for layer in program.layers:
+        if in_float32(layer):
+            alone = replace(program, inputs=layer.inputs, outputs=(layer.output,), layers=(layer,))
+            np.testing.assert_array_equal(run(alone, codes)[layer.output.name], codes[layer.output.name], layer.name)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.25, 0.01, 3.1e-5, 0.75])
+def test_as_float32_multiplies_and_rounds(factor: float):
+    single = np.float32(factor)
+    rescale = Rescale.of(float(single))
+    r = np.random.default_rng(0)
+    reach = int(200 / factor)
+    accumulators = np.concatenate([r.integers(-reach, reach, 2000), np.arange(-9, 10)])
+    near = np.rint((np.arange(-100, 100) + 0.5) / factor).astype(np.int64)  # where ties are
+    for accumulator in np.concatenate([accumulators, near - 1, near, near + 1]).tolist():
+        m, shift = int(rescale.multiplier[0]), int(rescale.shift[0])
+        expected = int(np.rint(np.float32(accumulator) * single))
+        assert kernels.as_float32(accumulator, m, shift, rescale.left) == expected, accumulator
 
 
 def test_a_product_is_rounded_once_half_up():

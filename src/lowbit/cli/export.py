@@ -23,9 +23,11 @@ def export(
         bool, typer.Option("--main", help="C: add a main that turns input codes on stdin into output codes on stdout.")
     ] = False,
     rounding: Annotated[
-        Literal["once", "twice"],
-        typer.Option(help="How accumulators become codes: rounded once, or twice as TFLite and ARM do."),
-    ] = "once",
+        Literal["onnxruntime", "once", "twice"],
+        typer.Option(
+            help="How accumulators become codes: as in onnxruntime; rounded once; twice, as TFLite and ARM do."
+        ),
+    ] = "onnxruntime",
     kernels: Annotated[
         Literal["none", "cmsis-nn"], typer.Option(help="C: a library whose kernels convolve, with the same results.")
     ] = "none",

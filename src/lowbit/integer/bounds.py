@@ -61,16 +61,21 @@ def layer_bounds(layer: Layer) -> Iterator[tuple[Bound, Rescale]]:
 
 
 def _bound(name: str, weight: Ints, bias: Ints, ends: tuple[int, int], lifted: bool = False) -> Bound:
-    """lifted: the C reads 8-bit codes as 0 and above."""
+    lows, highs = sums(weight, bias, ends, lifted)
+    return Bound(name, int(lows.min()), int(highs.max()), _pairs(weight.reshape(len(weight), -1).astype(np.int64)))
+
+
+def sums(weight: Ints, bias: Ints, ends: tuple[int, int], lifted: bool = False) -> tuple[Ints, Ints]:
+    """(lowest, highest) sum of each output, (outputs,). lifted: the C reads 8-bit codes as 0 and above."""
     rows = weight.reshape(len(weight), -1).astype(np.int64)
     low, high = ends
-    found = []
+    lows, highs = [], []
     for lift in (0, -low) if lifted else (0,):
         moved = bias - lift * rows.sum(1)
         products = rows * (low + lift), rows * (high + lift)
-        found.append(moved + np.minimum(np.minimum(*products), 0).sum(1))
-        found.append(moved + np.maximum(np.maximum(*products), 0).sum(1))
-    return Bound(name, int(np.min(found)), int(np.max(found)), _pairs(rows))
+        lows.append(moved + np.minimum(np.minimum(*products), 0).sum(1))
+        highs.append(moved + np.maximum(np.maximum(*products), 0).sum(1))
+    return np.min(lows, 0), np.max(highs, 0)
 
 
 def _pairs(rows: Ints) -> int:

@@ -17,6 +17,7 @@ from lowbit.integer.c_cmsis import step as cmsis_step
 from lowbit.integer.c_files import comment, header, kernels, main_function, run_function
 from lowbit.integer.c_sequences import SEQUENCE_STEPS
 from lowbit.integer.c_writer import RESERVED, Writer, ends_of
+from lowbit.integer.float32 import fixed_point, in_float32
 from lowbit.integer.plan import plan, scratch_bytes, scratch_name
 from lowbit.integer.program import (
     Add,
@@ -31,9 +32,8 @@ from lowbit.integer.program import (
     Table,
 )
 from lowbit.integer.reference import spatial, window_out
-from lowbit.integer.weights import BLOCK, LANES, in_lanes, per_output, row_of, stored
+from lowbit.integer.weights import BLOCK, LANES, TOGETHER, in_lanes, per_output, row_of, stored
 
-TOGETHER = 8  # positions that share each weight that was read
 Library = Literal["none", "cmsis-nn"]
 
 
@@ -56,6 +56,8 @@ def write_c(program: Program, name: str, main: bool = False, library: Library = 
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in RESERVED or keyword.iskeyword(name):
         raise InputError(f"'{name}' is no name for C functions. Call the file by letters, digits and '_': net.c.")
+    if library != "none" and program.rounding == "onnxruntime":
+        raise InputError("CMSIS-NN rounds once or twice. Export with --rounding once or --rounding twice.")
     own = {layer.name: buffer_bytes(layer) for layer in program.layers if library != "none" and suits(layer)}
     placed = plan(program, own)
     writer = Writer(program, placed)
@@ -89,7 +91,7 @@ def _call(
     writer: Writer, function: str, layer: Add | Multiply | AveragePool, fields: Mapping[str, Any], given: str
 ) -> str:
     """A call of the function, or of its form that rounds twice."""
-    name = function if writer.program.rounding == "once" else f"{function}_twice"
+    name = f"{function}_twice" if writer.program.rounding == "twice" else function
     bits = (
         *(t.bits for t in (layer.inputs if isinstance(layer, AveragePool) else (layer.a, layer.b))),
         layer.output.bits,
@@ -104,11 +106,13 @@ def _conv(writer: Writer, layer: Conv) -> Iterator[str]:
     # What is read as it is has its zero taken off in the loop; rows read 8-bit codes lifted by 128 instead.
     lifted = 0 if wide else layer.input.zero if lanes or layer.depthwise else -128
     bias = layer.bias + lifted * rows.astype(np.int64).sum(1)
-    columns = {
-        "bias": ("int32_t", bias),
-        "multiplier": ("int32_t", layer.rescale.multiplier),
-        "shift": ("uint8_t", layer.rescale.shift),
-    }
+    exact = writer.program.rounding == "onnxruntime" and in_float32(layer)
+    rescale = layer.rescale
+    multiplier, shift, left = rescale.multiplier, rescale.shift, rescale.left
+    if exact:
+        left, up = fixed_point(layer)
+        multiplier, shift = multiplier >> np.maximum(-up, 0), np.maximum(up, 0)
+    columns = {"bias": ("int32_t", bias), "multiplier": ("int32_t", multiplier), "shift": ("uint8_t", shift)}
     fields = {
         "at": _places(layer),
         "weight": writer.table("uint8_t" if layer.packed else "int8_t", f"{layer.name}_weight", weights),
@@ -119,14 +123,15 @@ def _conv(writer: Writer, layer: Conv) -> Iterator[str]:
         "groups": layer.groups,
         "row": row_of(layer),
         "in_zero": layer.input.zero,
-        "left": layer.rescale.left,
+        "left": left,
     }
     struct, x, y = (
         writer.struct("conv", layer.name, fields | ends_of(layer)),
         *map(writer.place, (layer.input, layer.output)),
     )
     bits = layer.input.bits, layer.output.bits
-    writer.function("rescale_wide" if wide else f"rescale_{writer.program.rounding}", *bits)
+    rule = "once" if writer.program.rounding == "onnxruntime" and not exact else writer.program.rounding
+    writer.function("rescale_wide" if wide else f"rescale_{rule}", *bits)
     scratch = writer.at(scratch_name(layer.name)) if scratch_bytes(layer) else ""
     if lanes:
         yield f"    {writer.function('lanes', *bits)}({struct}, {x}, {y});"

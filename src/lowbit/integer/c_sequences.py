@@ -16,7 +16,7 @@ def _product(writer: Writer, layer: Product) -> Iterator[str]:
     factor = layer.rescale
     numbers = {"multiplier": int(factor.multiplier[0]), "shift": int(factor.shift[0]), "left": factor.left}
     fields = sizes | {"zeros": (layer.a.zero, layer.b.zero)} | numbers | ends_of(layer)
-    name = "product" if writer.program.rounding == "once" else "product_twice"
+    name = "product_twice" if writer.program.rounding == "twice" else "product"
     function = writer.function(name, layer.a.bits, layer.b.bits, layer.output.bits)
     given = ", ".join(map(writer.place, (layer.a, layer.b, layer.output)))
     yield f"    {function}({writer.struct('product', layer.name, fields)}, {given});"

@@ -32,8 +32,14 @@ static int at_once(const struct window *a, int *w, int many)
 }
 
 /* section lanes: conv inside */
+#ifdef __GNUC__
+#define APART __attribute__((noinline)) /* gcc vectorises it alone: inlined it took ten times as long */
+#else
+#define APART
+#endif
+
 /* acc[p][n] += (x[p][i] - zero) * weight[i][n]: LANES outputs of TOGETHER positions; count: of which are wanted. */
-static void multiply_lanes(const int8_t *x, int step, int length, int zero, const int8_t *weight, int count,
+APART static void multiply_lanes(const int8_t *x, int step, int length, int zero, const int8_t *weight, int count,
                            int32_t (*acc)[LANES])
 {
     int i, p, n;
@@ -72,13 +78,25 @@ static void multiply_lanes(const int8_t *x, int step, int length, int zero, cons
 #endif
 }
 
-/* A convolution of short rows; weight: blocks of LANES outputs, in each the inputs of a window, outputs. */
+static void put@(const Y_t *from, int count, Y_t *to)
+{
+    int n;
+    if (count >= LANES)
+        for (n = 0; n < LANES; n++)
+            to[n] = from[n];
+    else
+        for (n = 0; n < count; n++)
+            to[n] = from[n];
+}
+
+/* A convolution of short rows; weight: blocks of LANES outputs, in each the inputs of a window, outputs. Biases,
+   multipliers and shifts of these outputs stand there for BLOCK / LANES positions. */
 static void lanes@(const struct conv *c, const int8_t *x, Y_t *y)
 {
     const struct window *a = &c->at;
     const int channels = a->in[3], outputs = a->out[3];
     int32_t acc[TOGETHER][LANES];
-    Y_t codes[LANES];
+    Y_t codes[BLOCK];
     int d, h, w, first, m, n, p, count;
     for (d = 0; d < a->out[0]; d++)
         for (h = 0; h < a->out[1]; h++, y += a->out[2] * outputs)
@@ -91,7 +109,7 @@ static void lanes@(const struct conv *c, const int8_t *x, Y_t *y)
                 for (first = 0; first < outputs; first += LANES, weights += c->row * LANES) {
                     for (p = 0; p < TOGETHER; p++)
                         for (n = 0; n < LANES; n++)
-                            acc[p][n] = c->bias[first + n];
+                            acc[p][n] = c->bias[first * (BLOCK / LANES) + n];
                     for (m = i.first; m < i.end; m++)
                         for (n = j.first; n < j.end; n++) {
                             const int row = (i.from + m * a->dilations[0]) * a->in[1] + j.from + n * a->dilations[1];
@@ -101,10 +119,10 @@ static void lanes@(const struct conv *c, const int8_t *x, Y_t *y)
                                            c->in_zero, weights + tap * channels * LANES, count, acc);
                         }
                     for (p = 0; p < count; p++) {
-                        Y_t *to = y + (w + p) * outputs + first;
-                        rescale@(acc[p], LANES, c, first, first + LANES <= outputs ? to : codes);
-                        for (n = 0; first + LANES > outputs && first + n < outputs; n++)
-                            to[n] = codes[n];
+                        const Y_t *from = codes + p % (BLOCK / LANES) * LANES;
+                        if (from == codes)
+                            rescale@(acc[p], BLOCK, c, first * (BLOCK / LANES), codes);
+                        put@(from, outputs - first, y + (w + p) * outputs + first);
                     }
                 }
             }

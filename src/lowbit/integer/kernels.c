@@ -49,6 +49,51 @@ static int32_t clipped(int32_t code, int low, int high)
     return code > high ? high : code;
 }
 
+/* section rescale_onnxruntime: conv */
+/* value / 2^drop, ties to even. */
+static int64_t half_even(int64_t value, int drop)
+{
+    return (value + ((int64_t)1 << (drop - 1)) - 1 + ((value >> drop) & 1)) >> drop;
+}
+
+/* The nearest value of 24 bits, as a float32 has. */
+static int64_t single(int64_t value)
+{
+    const int64_t size = value < 0 ? -value : value;
+    int drop = 0;
+    while (size >> drop >= (int64_t)1 << 24)
+        drop++;
+    return drop ? half_even(value, drop) * ((int64_t)1 << drop) : value;
+}
+
+/* Accumulators to codes as float32 multiplies and rounds. They are shifted up before; products have c->left bits behind
+   the point. The codes differ from those rounded once, half up, only near ties: there they are computed again. */
+static inline void rescale@(const int32_t *restrict acc, int count, const struct conv *c, int first, Y_t *restrict y)
+{
+    const int32_t *restrict multiplier = c->multiplier + first;
+    const uint8_t *restrict shift = c->shift + first;
+    const int bits = c->left, zero = c->zero, low = c->low, high = c->high;
+    const uint32_t step = (uint32_t)1 << (32 - bits);
+    const uint32_t part = (uint32_t)1 << 17; /* of 2^32: codes are below 2^8, and 24 bits twice are off by less than 2^-15 */
+    int near = 0, i;
+    int32_t top[BLOCK];
+    for (i = 0; i < count; i++)
+        top[i] = (int32_t)(((int64_t)(acc[i] * (1 << shift[i])) * multiplier[i]) >> 31);
+    for (i = 0; i < count; i++) { /* codes of 8 bits in a loop of their own: this one is of 32 bits throughout */
+        int32_t code = (((top[i] >> (bits - 1)) + 1) >> 1) + zero;
+        near |= (uint32_t)top[i] * step + step + part - 0x80000000u <= step + 2 * part;
+        code = code < low ? low : code;
+        top[i] = code > high ? high : code;
+    }
+    for (i = 0; i < count; i++)
+        y[i] = (Y_t)top[i];
+    for (i = 0; near && i < count; i++) {
+        int64_t code = half_even(single(single(acc[i]) * multiplier[i]), 31 + bits - shift[i]) + zero;
+        code = code < low ? low : code;
+        y[i] = (Y_t)(code > high ? high : code);
+    }
+}
+
 /* section rescale_wide: conv scaled clip */
 static inline void rescale@(int64_t *acc, int count, const struct conv *c, int first, Y_t *y)
 {

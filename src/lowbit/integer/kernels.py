@@ -40,14 +40,40 @@ def twice(accumulator: int, multiplier: int, shift: int, left: int) -> int:
 
 
 @kernel
-def rescale(accumulator: int, multiplier: int, shift: int, left: int, double: bool) -> int:
-    """By the program's rule; see Rounding in program.py."""
-    return twice(accumulator, multiplier, shift, left) if double else once(accumulator, multiplier, shift, left)
+def half_even(value: int, drop: int) -> int:
+    """value / 2^drop, rounded to the nearest whole number, ties to the even one."""
+    return (value + (1 << (drop - 1)) - 1 + ((value >> drop) & 1)) >> drop
+
+
+@kernel
+def single(value: int) -> int:
+    """The nearest value with 24 bits, which is what a float32 has; ties to the even one."""
+    drop = 0
+    while abs(value) >> drop >= 1 << 24:
+        drop += 1
+    return half_even(value, drop) << drop if drop else value
+
+
+@kernel
+def as_float32(accumulator: int, multiplier: int, shift: int, left: int) -> int:
+    """The same product as float32 rounds it, multiplier having 24 bits: onnxruntime's rule."""
+    return half_even(single(single(accumulator) * multiplier), 31 + shift - left)
+
+
+RULES = {"once": 0, "twice": 1, "onnxruntime": 2}
+
+
+@kernel
+def rescale(accumulator: int, multiplier: int, shift: int, left: int, rule: int) -> int:
+    """By the program's rule, a number of RULES; see Rounding in tensors.py."""
+    if rule == 2:
+        return as_float32(accumulator, multiplier, shift, left)
+    return twice(accumulator, multiplier, shift, left) if rule else once(accumulator, multiplier, shift, left)
 
 
 @kernel
 def convolve(
-    x: Ints, y: Ints, weight: Ints, total: Ints, bias: Ints, multiplier: Ints, shift: Ints, left: int, double: bool,
+    x: Ints, y: Ints, weight: Ints, total: Ints, bias: Ints, multiplier: Ints, shift: Ints, left: int, rule: int,
     size: Any, out: Any, strides: Any, pads: Any, dilations: Any, zero: int, ends: Any,
 ) -> None:  # fmt: skip
     """y[position, o] = zero_y + rescale(bias[o] + Σ weight[group, tap, c, o] · x[position + tap, c]).
@@ -57,7 +83,7 @@ def convolve(
     size, out   depth, height, width, channels of x and y
     zero        what lies outside x
     ends        (zero_y, lowest, highest code)
-    double      rounds twice
+    rule        of rounding, a number of RULES
     """
     groups, taps_d, taps_h, taps_w, inputs, outputs = weight.shape
     value = np.zeros_like(total[:1])  # of the accumulators' type
@@ -80,7 +106,7 @@ def convolve(
                                 for o in range(outputs):
                                     total[g * outputs + o] += value[0] * row[o]
             for o in range(out[3]):
-                code = rescale(int(total[o]), multiplier[o], shift[o], left, double) + ends[0]
+                code = rescale(int(total[o]), multiplier[o], shift[o], left, rule) + ends[0]
                 y[s, at * out[3] + o] = min(max(code, ends[1]), ends[2])
 
 
@@ -123,13 +149,13 @@ def mean_twice(x: Ints, y: Ints, channels: int, zero: int, factor: Any, ends: An
 
 @kernel
 def multiply(
-    a: Ints, b: Ints, y: Ints, zeros: Any, multiplier: int, shift: int, left: int, double: bool, ends: Any
+    a: Ints, b: Ints, y: Ints, zeros: Any, multiplier: int, shift: int, left: int, rule: int, ends: Any
 ) -> None:
     """y = zero_y + rescale((a − zero_a) · (b − zero_b)); b's values repeat along a's."""
     for s in range(a.shape[0]):
         for i in range(a.shape[1]):
             product = (np.int64(a[s, i]) - zeros[0]) * (np.int64(b[s % b.shape[0], i % b.shape[1]]) - zeros[1])
-            code = rescale(int(product), multiplier, shift, left, double) + ends[0]
+            code = rescale(int(product), multiplier, shift, left, rule) + ends[0]
             y[s, i] = min(max(code, ends[1]), ends[2])
 
 

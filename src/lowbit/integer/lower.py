@@ -19,6 +19,7 @@ from lowbit.graph.weights import constant
 from lowbit.integer import forms
 from lowbit.integer.bounds import check_accumulators
 from lowbit.integer.decoded import decode_products
+from lowbit.integer.float32 import with_float32_factors
 from lowbit.integer.forms_sequences import SEQUENCES, recurrent, rescaled
 from lowbit.integer.functions import FUNCTIONS, evaluate
 from lowbit.integer.layout import MOVING, in_channels_last, in_order, moved, spread
@@ -29,12 +30,12 @@ from lowbit.integer.values import Array, Coded, Constant, Waiting, channels_last
 AGAIN = "Quantize the float network with --target integer."
 
 
-def read_program(path: Path, rounding: Rounding = "once", sizes: Mapping[str, int] | None = None) -> Program:
+def read_program(path: Path, rounding: Rounding = "onnxruntime", sizes: Mapping[str, int] | None = None) -> Program:
     """The integer program of a file that `lowbit quantize --target integer` wrote."""
     return lower(read_file(path), rounding, sizes)
 
 
-def lower(source: ir.Model, rounding: Rounding = "once", sizes: Mapping[str, int] | None = None) -> Program:
+def lower(source: ir.Model, rounding: Rounding = "onnxruntime", sizes: Mapping[str, int] | None = None) -> Program:
     """The integer program of a network with Q/DQ; UnsupportedError names all operators that have no integer form.
 
     sizes   of dimensions that have only a name; the batch, the first of every input, is 1
@@ -48,9 +49,8 @@ def lower(source: ir.Model, rounding: Rounding = "once", sizes: Mapping[str, int
     if walk.wrong:
         raise UnsupportedError(f"these have no integer form: {'; '.join(walk.wrong)}. {AGAIN}")
     outputs = walk.outputs()
-    lowered = Program(
-        walk.inputs(), outputs, tuple(str(v.name) for v in program.graph.outputs), tuple(walk.layers), rounding
-    )
+    layers = tuple(map(with_float32_factors, walk.layers) if rounding == "onnxruntime" else walk.layers)
+    lowered = Program(walk.inputs(), outputs, tuple(str(v.name) for v in program.graph.outputs), layers, rounding)
     beside = (replace(layer.b, name=layer.name) for layer in lowered.layers if isinstance(layer, (Add, Multiply)))
     wide = next((t.name for t in (*lowered.tensors(), *beside) if t.bits > 8), None)
     if rounding == "twice" and wide is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.integer import kernels, sequence_kernels
+from lowbit.integer.float32 import in_float32
 from lowbit.integer.program import (
     Add,
     AveragePool,
@@ -55,7 +56,7 @@ def _convolve(layer: Conv, x: Sequence[Ints], y: Ints, program: Program) -> None
     weight, total = np.ascontiguousarray(np.moveaxis(weight, 1, -1).astype(wide)), np.zeros(len(layer.weight), wide)
     multiplier, shift = layer.rescale.multiplier.astype(np.int64), layer.rescale.shift.astype(np.int64)
     kernels.convolve(
-        x[0], y, weight, total, layer.bias, multiplier, shift, layer.rescale.left, program.rounding == "twice",
+        x[0], y, weight, total, layer.bias, multiplier, shift, layer.rescale.left, _rule(layer, program),
         spatial(layer.input), spatial(layer.output), layer.strides, layer.pads, layer.dilations, layer.input.zero,
         _ends(layer),
     )  # fmt: skip
@@ -73,8 +74,12 @@ def _add(layer: Add, x: Sequence[Ints], y: Ints, program: Program) -> None:
 def _multiply(layer: Multiply, x: Sequence[Ints], y: Ints, program: Program) -> None:
     b = x[1] if layer.constant is None else layer.constant.reshape(1, -1)
     kernels.multiply(
-        x[0], b, y, (layer.a.zero, layer.b.zero), *_numbers(layer.rescale), program.rounding == "twice", _ends(layer)
+        x[0], b, y, (layer.a.zero, layer.b.zero), *_numbers(layer.rescale), _rule(layer, program), _ends(layer)
     )
+
+
+def _rule(layer: Conv | Multiply | Product, program: Program) -> int:
+    return kernels.RULES["once" if program.rounding == "onnxruntime" and not in_float32(layer) else program.rounding]
 
 
 def _numbers(factor: Rescale) -> tuple[int, int, int]:
@@ -115,9 +120,8 @@ def _copy(layer: Copy, x: Sequence[Ints], y: Ints, program: Program) -> None:
 def _product(layer: Product, x: Sequence[Ints], y: Ints, program: Program) -> None:
     rows, columns = layer.output.shape[-2:]
     sizes = layer.output.size // (rows * columns), rows, columns, layer.depth
-    double = program.rounding == "twice"
     zeros = layer.a.zero, layer.b.zero
-    sequence_kernels.product(x[0], x[1], y, sizes, zeros, *_numbers(layer.rescale), double, _ends(layer))
+    sequence_kernels.product(x[0], x[1], y, sizes, zeros, *_numbers(layer.rescale), _rule(layer, program), _ends(layer))
 
 
 def _softmax(layer: Softmax, x: Sequence[Ints], y: Ints, program: Program) -> None:

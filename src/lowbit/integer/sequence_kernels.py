@@ -10,7 +10,7 @@ from lowbit.machine_code import kernel
 
 @kernel
 def product(
-    a: Ints, b: Ints, y: Ints, sizes: Any, zeros: Any, multiplier: int, shift: int, left: int, double: bool, ends: Any
+    a: Ints, b: Ints, y: Ints, sizes: Any, zeros: Any, multiplier: int, shift: int, left: int, rule: int, ends: Any
 ) -> None:
     """sizes: leading axes in one, rows of a, of b, and how long they are."""
     count, rows, columns, depth = sizes
@@ -22,7 +22,7 @@ def product(
                     total = 0
                     for k in range(depth):
                         total += (np.int64(a[s, first + k]) - zeros[0]) * (np.int64(b[s, second + k]) - zeros[1])
-                    code = rescale(total, multiplier, shift, left, double) + ends[0]
+                    code = rescale(total, multiplier, shift, left, rule) + ends[0]
                     y[s, (n * rows + i) * columns + j] = min(max(code, ends[1]), ends[2])
 
 

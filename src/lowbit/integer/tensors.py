@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 from lowbit.errors import UnsupportedError
 
 Ints = NDArray[np.integer[Any]]
-Rounding = Literal["once", "twice"]
+Rounding = Literal["onnxruntime", "once", "twice"]
 """How an accumulator becomes a code; the one place that says so.
 
+onnxruntime   the default, what its kernels compute in float32: acc, and its product with the float32 factor, are
+              rounded to 24 bits, then the product to a whole number; each time to nearest, ties to even. For
+              convolutions and matrix products with weights of 8 bits; all else rounds once
 once    y = (acc · multiplier + 2^(30 + shift)) >> (31 + shift): the 64-bit product is rounded once, half up
 twice   TFLite's and ARM's rule: the product's high 31 bits rounded to nearest, then shifted with rounding half away
         from zero. Two roundings: about one code in a thousand differs from `once` by one

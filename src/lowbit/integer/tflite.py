@@ -62,7 +62,7 @@ def _conv(writer: Writer, layer: Conv) -> None:
     biases = writer.constant(f"{layer.name}/bias", bias.astype(kind), bias_scale)
     weight, scales = layer.weight[:, 0], layer.weight_scale
     activation = _activation(layer)
-    if len(layer.input.shape) == 2 and writer.rounding == "once":  # LiteRT's own kernel for it rounds once
+    if len(layer.input.shape) == 2 and writer.rounding != "twice":  # LiteRT's own kernel for it rounds once
         flat = writer.constant(f"{layer.name}/weight", rows.astype(np.int8), scales)
         source = writer.latest.get(layer.input.name, layer.input)  # it flattens what it reads
         inputs = [writer.tensor(source), flat, biases]

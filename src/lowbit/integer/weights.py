@@ -6,6 +6,7 @@ from lowbit.integer.program import Conv, Ints
 from lowbit.integer.reference import spatial
 
 BLOCK = 64  # accumulators on the stack
+TOGETHER = 8  # positions that share each weight that was read
 LANES = 16  # outputs that are computed together where rows are short
 
 
@@ -13,14 +14,16 @@ def in_lanes(layer: Conv) -> bool:
     """Whether outputs, not the products of one output, are what a vector register holds.
 
     A row of 32 products or less is too short for a loop of its own: 48 x 48 positions from 8 to 16 channels took
-    165 µs by rows, 13 µs so; of 64 products 144 positions take 13 µs by rows, 14 µs so. Borders take a step for each
-    position, so that lines have to be long.
+    165 µs by rows, 13 µs so; of 64 products 144 positions take 13 µs by rows, 14 µs so. Positions at borders are
+    computed one by one, so that lines with borders have to be long.
     """
     short = layer.weight[0].size <= 32 and layer.dilations[2] == 1 and len(layer.weight) >= LANES // 2
     plain = layer.groups == 1 and layer.input.bits <= 8 and not layer.packed
-    single = layer.weight.shape[1:4] == layer.strides == (1, 1, 1)
-    line = int(np.prod(spatial(layer.output)[:3])) if single else spatial(layer.output)[2]
-    return short and plain and line >= (LANES if single else 2 * LANES)
+    single = layer.weight.shape[1:4] == (1, 1, 1) and layer.pads == (0, 0, 0)
+    *lines, line, _ = spatial(layer.output)
+    if single and layer.strides == (1, 1, 1):
+        line *= int(np.prod(lines))
+    return short and plain and line >= (TOGETHER if single else 4 * TOGETHER)
 
 
 def neighbours(layer: Conv) -> int:
@@ -35,7 +38,8 @@ def neighbours(layer: Conv) -> int:
 def per_output(layer: Conv, array: Ints) -> Ints:
     """Biases, multipliers or shifts as the C holds them: what it computes together has them beside each other."""
     if in_lanes(layer):
-        return np.pad(array, (0, -len(array) % LANES), mode="edge")
+        blocks = np.pad(array, (0, -len(array) % LANES), mode="edge").reshape(-1, 1, LANES)
+        return np.broadcast_to(blocks, (len(blocks), BLOCK // LANES, LANES)).reshape(-1)
     return np.tile(array, neighbours(layer))
 
 
