@@ -216,6 +216,17 @@ def test_convert_takes_what_prepare_gave(what):
         lb.convert(what)
 
 
+def test_an_operator_that_stops_gradients_is_named():
+    text = """g (float[N,4] x) => (float[N,3] y) {
+        a = MatMul (x, first) b = Hardmax (a) y = MatMul (b, second) }"""
+    weights = {"first": np.eye(4, dtype=np.float32), "second": np.ones((4, 3), np.float32)}
+    with pytest.warns(UserWarning, match="no gradient passes through Hardmax 'hardmax_1': onnxruntime computes it"):
+        prepared = lb.prepare(network(text, **weights), {"x": np.eye(4, dtype=np.float32)}, "w4a4-lsq")
+    prepared(torch.eye(4))["y"].sum().backward()
+    assert prepared.get_parameter("layers.second").grad.abs().sum() > 0
+    assert prepared.get_parameter("layers.first").grad is None
+
+
 def test_convert_without_ranges_says_how_to_get_them(mixed):
     prepared = lb.prepare(mixed, recipe="w4a4")
     with pytest.raises(InputError, match=r"with prepared.calibration\(\)"):
@@ -265,6 +276,18 @@ def test_a_copy_trains_alone(mixed):
     assert torch.equal(prepared(X)["output"], before)
     assert not torch.equal(other.eval()(X)["output"], before)
     assert_deployed(lb.convert(other), other)
+
+
+@pytest.mark.slow
+def test_it_compiles_whole_and_trains_as_it_does_without_a_compiler():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    recipe = replace(LEARNED, rules=(*LEARNED.rules, lb.Rule("at:input", activations=lb.TensorSpec("uint8", "ema"))))
+    prepared = lb.prepare(module, X, recipe, calibration=X).train()
+    alone = copy.deepcopy(prepared)
+    compiled = torch.compile(prepared, fullgraph=True)
+    assert train(compiled) == pytest.approx(train(alone), rel=1e-3)
+    assert_deployed(lb.convert(compiled), prepared)
 
 
 @pytest.mark.slow

@@ -104,3 +104,36 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_file(two: str, tmp_path
     assert (tmp_path / "killed").exists()
     assert losses(told)[:10] == losses(two)[:10]
     assert said(told, "file") == said(two, "file")
+
+
+MAPPED = """
+import os, numpy as np, torch
+from lowbit import processes
+from lowbit.errors import DataError
+from lowbit.training.samples import Samples
+
+def batches():
+    open(f"read-by-{os.environ['RANK']}", "w").close()
+    for i in range(5):
+        yield {"x": np.full((4, 3), i, np.float32)}, np.arange(4) + 4 * i
+
+def broken():
+    yield from [({"x": np.zeros((2, 5), np.float32)}, np.zeros(2, int)), ({"x": np.zeros((2, 3))}, np.zeros(2, int))]
+
+with processes.joined():
+    samples = Samples.of(batches())
+    part = samples.take(torch.tensor([19, 4]))
+    maps = open("/proc/self/maps").read().count("lowbit-") if os.path.exists("/proc/self/maps") else 2
+    print("held", len(samples), part.inputs[0].tolist(), part.labels.tolist(), maps, flush=True)
+    try:
+        Samples.of(broken())
+    except DataError as error:
+        print("error", error, flush=True)
+"""
+
+
+def test_one_process_reads_the_samples_and_all_map_them(tmp_path: Path) -> None:
+    told = torchrun(2, MAPPED, tmp_path)
+    assert [path.name for path in tmp_path.glob("read-by-*")] == ["read-by-0"]
+    assert told.count("held 20 [[4.0, 4.0, 4.0], [1.0, 1.0, 1.0]] [19, 4] 2") == 2
+    assert told.count("error 'x' has samples of shape [3] and of [5]") == 2  # none waits for one that failed

@@ -9,6 +9,7 @@ from torch import nn
 
 from lowbit.errors import DivergedError, InputError
 from lowbit.storage import atomic
+from lowbit.training import distill
 from lowbit.training.average import Average
 from lowbit.training.checkpoints import Checkpoints
 from lowbit.training.distill import Task
@@ -38,6 +39,15 @@ def training(batch: int = 8, **options: object) -> Training:
 def loop(module: nn.Module, optimizer: Optimizer, **options: object) -> Loop:
     defaults = {"rate": lambda step: 0.05, "checkpoints": Checkpoints(None, {}), "state": lambda done: ({}, {})}
     return Loop(module, options.pop("training", None) or training(), optimizer, **(defaults | options))  # type: ignore[arg-type]
+
+
+def test_answers_that_take_too_much_memory_are_asked_for_at_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = training()
+    monkeypatch.setattr(distill, "MEMORY", 40 * 3 * 4 - 1)
+    asked = training()
+    assert kept.task.answers is not None
+    assert asked.task.answers is None
+    assert torch.allclose(asked.loss(Named(0), 3, 0), kept.loss(Named(0), 3, 0))
 
 
 def optimizer_of(module: nn.Module, kind: str = "sgd", decay: float = 0.0) -> Optimizer:
@@ -170,5 +180,5 @@ def test_a_checkpoint_of_another_run_says_what_differs(tmp_path: Path) -> None:
     Checkpoints(tmp_path / "run.state", {"recipe": "a", "data": 1}).save(lambda: ({}, {}), now=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(InputError, match=r"belongs to another run \(its recipe differ\)"):
+        with pytest.raises(InputError, match="belongs to another run, with another recipe"):
             Checkpoints(tmp_path / "run.state", {"recipe": "b", "data": 1}).load()

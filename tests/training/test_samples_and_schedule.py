@@ -30,7 +30,7 @@ def test_samples_that_find_no_room_say_where_to_put_them(monkeypatch: pytest.Mon
     def full(prefix: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     with pytest.raises(DataError, match=r"no room for them in .* No space left on device. Set TMPDIR"):
         Samples.of(batches(), most_bytes=100)
 

@@ -176,7 +176,8 @@ def _let_train(network: Network, model: Any) -> None:
 def _warn_of_stopped_gradients(network: Network) -> None:
     """Operators that run in onnxruntime inside the network, as DynamicLSTM does not."""
     calls = [n for n in network.module.graph.nodes if n.op == "call_module" and "op" in n.meta]
-    if stops := [f"{n.meta['op']} '{n.meta['node']}'" for n in calls if "exact" not in n.meta]:
+    computed = [n for n in calls if "exact" not in n.meta and not n.meta.get("on_host")]
+    if stops := [f"{n.meta['op']} '{n.meta['node']}'" for n in computed]:
         warnings.warn(
             f"no gradient passes through {', '.join(stops)}: onnxruntime computes it. What lies before it does not "
             "train by what lies behind it.",

@@ -93,6 +93,8 @@ def train(
 def _samples(data: Data, schedule: Schedule) -> Samples:
     """All that is trained on; DataError where it makes no batch."""
     samples = Samples.of(data.batches(max(schedule.batch, 64)))
+    if len(samples) < LEAST:
+        raise DataError(f"{data.source.name} has 1 sample, and a batch norm has no variance of one: give some hundred.")
     if len(samples) < schedule.batch or schedule.batch < LEAST:
         raise DataError(
             f"{data.source.name} has {len(samples)} samples and a batch {schedule.batch}: give more samples, or a "

@@ -3,10 +3,11 @@
 Sources stand at each grid. Codes are positions in the sorted table; only `Int` names its codes by the integer itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -243,7 +244,14 @@ class GridTable:
     maximum: float
 
 
+def _constant(function: Callable[[Any], "GridTable"]) -> Callable[[Any], "GridTable"]:
+    """What torch.compiler.assume_constant_result does, without its import of the compiler, which takes 1 s."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 @lru_cache(maxsize=256)
+@_constant
 def grid_table(grid: Grid | Fitted) -> GridTable:
     """The table of a grid, computed once; InputError for a fitted one.
 

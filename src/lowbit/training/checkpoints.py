@@ -45,10 +45,10 @@ class Checkpoints:
         except Exception as error:
             raise InputError(f"checkpoint '{self.path}' cannot be read ({error}); delete it to start anew.") from None
         wanted = json.loads(json.dumps(self.identity))
-        if differ := [key for key in {**notes["identity"], **wanted} if notes["identity"].get(key) != wanted.get(key)]:
+        if differ := _differences(notes["identity"], wanted):
             raise InputError(
-                f"checkpoint '{self.path}' belongs to another run (its {' and '.join(sorted(differ))} differ); "
-                "delete it or choose another name."
+                f"checkpoint '{self.path}' belongs to another run, with another {' and '.join(differ)}. Repeat that "
+                "command to go on with it, delete it to start anew, or choose another output."
             )
         return tensors, notes["progress"]
 
@@ -79,3 +79,16 @@ class Checkpoints:
         """The run is done."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs in the words of a user: of tables each field with what the checkpoint has of it."""
+    found = []
+    for key in sorted({**held, **wanted}):
+        one, other = held.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            fields = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+            found += [f"{key} ({', '.join(f'{name}={one.get(name)}' for name in fields)})"] if fields else []
+        elif one != other:
+            found.append(key)
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowbit.errors import DataError
-from lowbit.training.samples import Samples
+from lowbit.training.samples import MEMORY, Samples
 
 PASS_SAMPLES = 256
 """Samples of one forward pass of the teacher."""
@@ -40,13 +40,20 @@ class Task:
 
     @staticmethod
     def of(teacher: nn.Module, samples: Samples, distill: float, temperature: float, keep: bool = True) -> "Task":
-        """Ask the teacher for its answers to all samples, to keep them, or to a few to see what they are."""
+        """Ask the teacher for its answers to all samples, to keep them, or to a few to see what they are.
+
+        Answers that would take more than MEMORY are not kept.
+        """
         parts: dict[str, list[Tensor]] = {}
         device = next((p.device for p in teacher.parameters()), None)
         with torch.no_grad():
             for inputs in samples.parts(PASS_SAMPLES, len(samples) if keep else PASS_SAMPLES):
                 for name, output in teacher(*(x.to(device) for x in inputs)).items():
                     parts.setdefault(name, []).append(output.cpu())
+                held = sum(sum(output.nbytes for output in outputs) for outputs in parts.values())
+                if held > MEMORY:
+                    keep = False
+                    break
         answers = {name: torch.cat(outputs) for name, outputs in parts.items() if outputs[0].is_floating_point()}
         scores = next((name for name, a in answers.items() if a.dim() == 2 and a.shape[1] > 1), "")
         if samples.labels is not None:
@@ -98,10 +105,13 @@ def _output_of(labels: Tensor, seen: int, answers: Mapping[str, Tensor]) -> str:
                 worst = labels.max() if labels.max() >= answer.shape[-1] else labels.min()
                 raise DataError(f"label {worst.item():g} has no class: '{name}' has {answer.shape[-1]} classes.")
             return name
-    shapes = ", ".join(f"'{name}' {[len(labels), *answer.shape[1:]]}" for name, answer in answers.items())
+    outputs = {name: [len(labels), *answer.shape[1:]] for name, answer in answers.items()}
+    shapes = ", ".join(f"'{name}' {shape}" for name, shape in outputs.items())
+    one_hot = "They look one-hot: give labels.argmax(-1). " if list(labels.shape) in outputs.values() else ""
     raise DataError(
         f"labels of shape {list(labels.shape)} are not classes of an output (…, classes); outputs are {shapes}. "
-        "Leave the labels out to train for agreement with the float network."
+        f"{one_hot}Labels are class numbers in the shape of an output without its last axis. Leave them out to train "
+        "for agreement with the float network."
     )
 
 
