@@ -87,7 +87,7 @@ def _dynamic(target: str = "onnxruntime") -> Recipe:
     symmetric = find_target(target).weights
     affine = TensorSpec(replace(symmetric, zero_point=True), "mse")
     rules = Rule("*", TensorSpec(symmetric, "mse"), DYNAMIC), Rule("op:MatMul", affine), Rule("op:Gemm", affine)
-    return Recipe(rules, (*PREPARE, "normalize"), target)
+    return Recipe(rules, (*PREPARE, "normalize", "correct_recurrent_bias"), target)
 
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(

@@ -147,6 +147,18 @@ def test_a_network_of_ids_and_masks_is_proved_on_made_up_ones():
     assert "lowbit.parity" in lb.quantize(model, recipe="nf4").metadata
 
 
+def test_made_up_batches_are_alike_on_every_axis_of_that_name():
+    """A state has its batch behind the layers."""
+    model = network(
+        """g (float[batch,16] x, float[2,batch,16] state) => (float[2,batch,64] y) {
+            a = Add (x, state)
+            y = MatMul (a, w)
+        }""",
+        w=np.random.default_rng(0).normal(size=(16, 64)),
+    )
+    assert "lowbit.parity" in lb.quantize(model, recipe="nf4").metadata
+
+
 def test_a_recipe_with_activations_asks_for_data_before_any_work():
     with pytest.raises(lb.LowbitError, match=r"quantizes activations \(rule '\*'\).*give some hundred typical inputs"):
         lb.quantize("nowhere.onnx")

@@ -33,7 +33,7 @@ def test_what_a_user_turned_off_stays_off():
 
 
 GATES = """
-    m (float[N,300] x) => (float[N,400] y, float[N,400] z) {
+    m (float[N,350] x) => (float[N,400] y, float[N,400] z) {
         i = Slice (l__weight, zero, one, zero)
         o = Slice (l__weight, one, two, zero)
         w = Concat <axis = 0> (o, i)
@@ -46,7 +46,7 @@ GATES = """
 def gates(z: str, weight: np.ndarray) -> dict[str, tuple[int, ...]]:
     """The large constants of the network, once it is loaded; its outputs are as they were."""
     model = network(GATES % z, l__weight=weight, zero=np.array([0]), one=np.array([200]), two=np.array([400]))
-    x = np.random.default_rng(1).normal(size=(2, 300)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(2, 350)).astype(np.float32)
     expected = x @ np.concatenate([weight[200:], weight[:200]]).T
     assert np.allclose(model.run({"x": x})["y"], expected, atol=1e-4)
     stored = model.program.graph.initializers.items()
@@ -54,10 +54,10 @@ def gates(z: str, weight: np.ndarray) -> dict[str, tuple[int, ...]]:
 
 
 def test_gates_that_a_graph_reorders_are_one_weight_of_any_size_under_its_own_name():
-    weight = np.random.default_rng(0).normal(size=(400, 300))  # 120,000 values: more than is folded otherwise
-    assert gates("Relu (y)", weight) == {"l.weight": (300, 400)}
+    weight = np.random.default_rng(0).normal(size=(400, 350))  # a gate has 70,000 values: more than is folded otherwise
+    assert gates("Relu (y)", weight) == {"l.weight": (350, 400)}
 
 
 def test_a_weight_that_is_also_read_as_it_is_is_not_stored_twice():
-    weight = np.random.default_rng(0).normal(size=(400, 300))
-    assert gates("Gemm <transB = 1> (x, l__weight)", weight) == {"l.weight": (400, 300)}
+    weight = np.random.default_rng(0).normal(size=(400, 350))
+    assert gates("Gemm <transB = 1> (x, l__weight)", weight) == {"l.weight": (400, 350)}

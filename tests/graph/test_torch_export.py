@@ -208,6 +208,25 @@ def test_the_second_recurrent_network_of_a_process_exports_like_the_first(kind):
         np.testing.assert_allclose(model.run({"x": x.numpy()})["output_0"], run(module, x)[0].numpy(), atol=1e-6)
 
 
+class Behind(nn.Module):
+    """A recurrent layer over (time, batch, inputs) and a layer behind it."""
+
+    def __init__(self, cells):
+        super().__init__()
+        self.cells, self.head = cells, nn.Linear(cells.hidden_size, 3)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0])
+
+
+def test_layers_behind_a_recurrence_take_other_lengths_than_the_example():
+    """The exporter declares the example's 7 steps behind it, and a Reshape to 7 was written into the file."""
+    module = Behind(nn.GRU(4, 6, 2))
+    model = load(module, torch.zeros(7, 2, 4))
+    x = torch.randn(11, 2, 4)
+    np.testing.assert_allclose(model.run({"x": x.numpy()})["output"], run(module, x).numpy(), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -21,10 +21,11 @@ def made_up_batch(model: "Model") -> dict[str, np.ndarray]:
     """
     problem, values = "", {str(value.name): value for value in model.program.graph.inputs}
     names = dict.fromkeys(d for port in model.inputs for d in port.shape[1:] if isinstance(d, str))
+    several = {str(port.shape[0]) for port in model.inputs if port.shape}  # names of batches, on any axis
     lengths: list[tuple[int, str]] = [(side, "") for side in SIDES]
     for side, twice in lengths + [(SIDES[0], name) for name in names]:  # a mask spans a cache and what is new
         rng = np.random.default_rng(0)
-        batch = {port.name: _array(port, side, twice, rng, _rows(values[port.name])) for port in model.inputs}
+        batch = {port.name: _array(port, side, twice, several, rng, _rows(values[port.name])) for port in model.inputs}
         try:
             model.run(batch)
         except LowbitError as error:
@@ -46,9 +47,9 @@ def _rows(ids: ir.Value) -> int:
     return max(1, min(found, default=2))
 
 
-def _array(port: "Port", side: int, twice: str, rng: np.random.Generator, rows: int) -> np.ndarray:
+def _array(port: "Port", side: int, twice: str, several: set[str], rng: np.random.Generator, rows: int) -> np.ndarray:
     lengths = [
-        length if isinstance(length, int) else 2 if axis == 0 else _length(length, side, twice)
+        length if isinstance(length, int) else 2 if axis == 0 or length in several else _length(length, side, twice)
         for axis, length in enumerate(port.shape)
     ]
     if port.dtype.kind == "f":

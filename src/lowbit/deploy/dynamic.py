@@ -3,7 +3,8 @@
     y = (q − z) · w · (s_x · s_w) + b     q, s_x, z = DynamicQuantizeLinear(x)
 
 as MatMulInteger or ConvInteger, Cast, Mul and Add: the form that onnxruntime fuses into DynamicQuantizeMatMul, or into
-MatMulIntegerToFloat where several layers read q. An LSTM becomes its DynamicQuantizeLSTM, which quantizes by itself.
+MatMulIntegerToFloat where several layers read q. An LSTM becomes its DynamicQuantizeLSTM, which quantizes by itself,
+a GRU or RNN a Scan.
 """
 
 from collections.abc import Collection
@@ -11,16 +12,17 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from lowbit.deploy.scan import run_as_scan
 from lowbit.graph.layer import number
 from lowbit.graph.weights import add_constant, remove_node
 
 _INTEGER = {"MatMul": "MatMulInteger", "Gemm": "MatMulInteger", "Conv": "ConvInteger"}
 
 
-def multiply_integers(program: ir.Model, lstms: Collection[str]) -> None:
+def multiply_integers(program: ir.Model, recurrent: Collection[str]) -> None:
     """Rewrite, in place, each layer whose weights are decoded and whose activations are quantized where it reads.
 
-    lstms   names of those that quantize their states themselves
+    recurrent   names of LSTMs, GRUs and RNNs that quantize their states themselves
     """
     decodes: set[ir.Node] = set()
     for node in list(program.graph):
@@ -30,9 +32,12 @@ def multiply_integers(program: ir.Model, lstms: Collection[str]) -> None:
             if encode is not None and encode.op_type == "DynamicQuantizeLinear":
                 _multiply(program.graph, node, encode, weights[0])
                 decodes |= {data, weights[0]}
-        elif node.name in lstms and (found := {w for w in weights if w is not None}):
-            _run_lstm(program, node)
-            decodes |= found
+        elif node.name in recurrent and (found := [w for w in weights if w is not None]):
+            if node.op_type == "LSTM":
+                _run_lstm(program, node)
+            else:
+                run_as_scan(program.graph, node, found)
+            decodes |= set(found)
     program.graph.remove([decode for decode in decodes if not decode.outputs[0].uses()], safe=True)
 
 

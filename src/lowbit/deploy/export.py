@@ -31,7 +31,7 @@ def export(network: Network, whole_codes: bool = False) -> ir.Model:
 
     whole_codes   each code takes 4, 8 or 16 bits, as an entropy coder wants it; else as many as its format says
     """
-    written = write(network.program, _tensors(network), _changed(network), whole_codes, network.lstms)
+    written = write(network.program, _tensors(network), _changed(network), whole_codes, network.recurrent)
     integer = _integer_nodes(network)
     for rewrite in REWRITES[network.placement.engine]:
         rewrite(written, integer)
@@ -81,8 +81,8 @@ def _tensors(network: Network) -> Iterator[Tensor]:
             yield constant
         elif site.spec.dynamic:
             assert site.readers is not None
-            if readers := frozenset(pair for pair in site.readers if pair[0] not in network.lstms):
-                yield MeasuredTensor(name, readers)  # else the kernel of an LSTM quantizes it
+            if readers := frozenset(pair for pair in site.readers if pair[0] not in network.recurrent):
+                yield MeasuredTensor(name, readers)  # else a recurrent layer quantizes it
         elif not (quantizer.dynamic and site.readers and {layer for layer, _ in site.readers} <= by_block):
             activation = _activation(site, quantizer)
             yield activation.unsigned() if unsigned else activation  # else the kernel of blocks quantizes it
@@ -132,7 +132,7 @@ def _arithmetic(network: Network, site: Site) -> str:
     weights = stored.format
     node = next(n for n in network.program.graph if n.name == site.layer)
     beside = _site_beside(network, site, node)
-    if beside is not None and (beside.spec.dynamic or node.name in network.lstms):
+    if beside is not None and (beside.spec.dynamic or node.name in network.recurrent):
         return _measured(site, node, stored)
     if site.role == "constant":
         return INTEGERS if _fit_in_8_bits(weights, *_quantized_around(network, node)) else FLOAT

@@ -4,9 +4,9 @@ Differences of one step are expected and add up along a network, so outputs alon
 every layer of the simulation is fed the integers that the engine computed before it, and only its own result is
 compared.
 
-A range that is measured at each input is measured in the simulation too. An LSTM that quantizes its states keeps their
-codes to itself: its outputs are compared instead, in one thread, because more threads split a batch and measure each
-part for itself.
+A range that is measured at each input is measured in the simulation too. A recurrent layer that quantizes its states
+keeps their codes to itself: its outputs are compared instead. In one thread, because with more an LSTM splits a batch
+and measures each part for itself.
 
 Equal numbers do not prove that a layer runs in integers, or that it does not: `check_arithmetic` reads that off the
 engine's own graph.
@@ -62,8 +62,8 @@ def verify(simulation: Network, program: ir.Model, batches: Iterable[Batch], eng
     values = [name for name in simulation.placement.sites if _has_codes(simulation, name)]
     outputs = {str(v.name) for v in program.graph.outputs}
     outputs |= {name for value in values for name in _parts(simulation, value)}
-    outputs |= {str(v.name) for n in program.graph if n.name in simulation.lstms for v in n.outputs if v.name}
-    run = ENGINES[engine].compile(program, outputs=sorted(outputs), threads=1 if simulation.lstms else None)
+    outputs |= {name for layer in simulation.recurrent for name in _results(simulation, layer).values()}
+    run = ENGINES[engine].compile(program, outputs=sorted(outputs), threads=1 if simulation.recurrent else None)
     steps, compared = _Steps(), 0
     with simulation.mode("quantize"):
         for batch in batches:
@@ -139,25 +139,31 @@ def _compare_output(
         )
 
 
-def _compare_lstm(
+def _compare_recurrence(
     simulation: Network, layer: str, simulated: Tensor | tuple[Tensor, ...], deployed: Mapping[str, np.ndarray]
 ) -> Tensor | tuple[Tensor, ...]:
-    """The engine's outputs of an LSTM that quantizes its states; MismatchError beyond OUTPUT_NOISE.
+    """The engine's outputs of a layer that quantizes its states; MismatchError beyond OUTPUT_NOISE.
 
     They agree to float rounding until one state falls on the other side of a tie; all later steps then differ a little.
     """
-    values = next(node for node in simulation.program.graph if node.name == layer).outputs
     own = simulated if isinstance(simulated, tuple) else (simulated,)
-    found = [torch.from_numpy(deployed[str(v.name)]) if v.name else y for v, y in zip(values, own, strict=False)]
-    for value, y, engine in zip(values, own, found, strict=False):
-        off = float((y - engine).square().sum() / y.square().sum().clamp(min=1e-30))
+    found = list(own)
+    for index, name in _results(simulation, layer).items():
+        y, found[index] = own[index], torch.from_numpy(deployed[name])
+        off = float((y - found[index]).square().sum() / y.square().sum().clamp(min=1e-30))
         if not off <= OUTPUT_NOISE:
             raise MismatchError(
-                f"layer '{layer}': onnxruntime and the simulation differ by {off:.2g} of the power of '{value.name}', "
+                f"layer '{layer}': onnxruntime and the simulation differ by {off:.2g} of the power of '{name}', "
                 f"and {OUTPUT_NOISE} at most is due to rounding. Leave the layer in float (a rule 'float' for "
                 f"'{layer}') and report the model."
             )
     return tuple(found) if isinstance(simulated, tuple) else found[0]
+
+
+def _results(simulation: Network, layer: str) -> dict[int, str]:
+    """The outputs of a layer that are read, by their place."""
+    values = next(node for node in simulation.program.graph if node.name == layer).outputs
+    return {index: str(v.name) for index, v in enumerate(values) if v.uses() or v.is_graph_output()}
 
 
 def _reject_nan(
@@ -184,11 +190,11 @@ def _differences(own: np.ndarray[Any, Any], deployed: np.ndarray[Any, Any]) -> n
 
 
 def _has_codes(simulation: Network, value: str) -> bool:
-    """Whether the file computes this activation's codes; kernels of blocks and of LSTMs keep them to themselves."""
+    """Whether the file computes this activation's codes; kernels of blocks and recurrent layers keep theirs."""
     quantizer = simulation.quantizers[value]
     site = simulation.placement.sites[value]
     if site.spec.dynamic:
-        return any(layer not in simulation.lstms for layer, _ in site.readers or ())
+        return any(layer not in simulation.recurrent for layer, _ in site.readers or ())
     return site.role == "activation" and isinstance(quantizer, FakeQuant) and not quantizer.dynamic
 
 
@@ -242,7 +248,7 @@ def _outputs_behind(
             simulated, found = walk.compute(node), [deployed[name] for name in _parts(simulation, value)]
             (source,) = node.all_input_nodes
             walk.env[node] = steps.compare(quantizer, value, walk.compute(source), simulated, found)
-        elif node.meta.get("node") in simulation.lstms and node.op == "call_module":
-            walk.env[node] = _compare_lstm(simulation, str(node.meta["node"]), walk.compute(node), deployed)
+        elif node.meta.get("node") in simulation.recurrent and node.op == "call_module":
+            walk.env[node] = _compare_recurrence(simulation, str(node.meta["node"]), walk.compute(node), deployed)
     outputs: dict[str, Tensor] = walk.env[node]
     return outputs

@@ -108,13 +108,13 @@ def write(
     tensors: Iterable[Tensor],
     floats: Mapping[str, np.ndarray] | None = None,
     whole_codes: bool = False,
-    lstms: Collection[str] = (),
+    recurrent: Collection[str] = (),
 ) -> ir.Model:
     """A copy of the program in which these values are stored in few bits, and integers are passed on.
 
     floats        initialisers that stay float, and what they hold from now on
     whole_codes   the codes of a table take 4, 8 or 16 bits each; else as many as their format says
-    lstms         names of those that quantize their states themselves
+    recurrent     names of the recurrent layers that quantize their states themselves
     """
     program = program.clone()
     for name, array in (floats or {}).items():
@@ -133,7 +133,7 @@ def write(
             _write_activation(program, value, tensor, pool)
         else:
             raise UnsupportedError(f"'{tensor.value}' has type {value.dtype}; only float32 values are quantized.")
-    multiply_integers(program, lstms)
+    multiply_integers(program, recurrent)
     keep_bias_apart(program)
     fit_kernel_of_blocks(program)
     keep_residuals_apart(program)

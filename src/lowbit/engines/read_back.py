@@ -61,10 +61,13 @@ def read_back(program: ir.Model, engine: str) -> ReadBack:
 
 
 def _tagged(program: ir.Model) -> bytes:
-    """The program as a file whose node number n is called @n@."""
+    """The program as a file whose node number n is called @n@, and so are the nodes of its bodies."""
     copy = program.clone()
     for index, node in enumerate(copy.graph):
         node.name = f"@{index}@"
+        bodies = [a.as_graph() for a in node.attributes.values() if a.type is ir.AttributeType.GRAPH]
+        for place, inner in enumerate(n for body in bodies for n in body.all_nodes()):
+            inner.name = f"@{index}@{place}"
         for value in node.outputs:  # OpenVINO names the node that makes an output of the network after that output
             if value.is_graph_output():
                 value.name = f"@{index}@{value.name}"
@@ -91,13 +94,20 @@ def _of_onnxruntime(model: bytes) -> Iterator[tuple[str, str, str]]:
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         graph = onnx.load(path, load_external_data=False).graph
-    for node in graph.node:
+    for node in _all_nodes(graph):
         if _INTEGER.match(node.op_type):
             yield node.name, node.op_type, INTEGERS
         elif node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
             level = next((a.i for a in node.attribute if a.name == "accuracy_level"), 0)
             if level == _ACCURACY:
                 yield node.name, node.op_type, BY_BLOCK
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _all_nodes(attribute.g)
 
 
 def _of_openvino(model: bytes) -> Iterator[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from lowbit.graph.layer import layers_of
+from lowbit.graph.layer import RECURRENT, layers_of
 
 MULTIPLY_FLOAT, ADD_FLOAT, MULTIPLY_INT8, ADD_INT32 = 3.7, 0.9, 0.2, 0.1
 DRAM_BIT = 1300 / 64
@@ -56,7 +56,7 @@ def multiply_adds(program: ir.Model, shapes: Mapping[str, tuple[int, ...]], samp
             count = prod(read) // max(1, layers[0].inputs) * layers[0].weight.size
         elif layers and layers[0].kind.reads is not None:
             count = prod(made) // max(1, layers[0].outputs) * layers[0].weight.size
-        elif node.op_type in ("LSTM", "GRU", "RNN"):
+        elif node.op_type in RECURRENT:
             count = prod(read[:2]) * sum(layer.weight.size for layer in layers)
         elif node.op_type == "MatMul":
             count = prod(made) * read[-1]

@@ -23,7 +23,7 @@ from lowbit.flows.prepared import Calls, Prepared
 from lowbit.flows.ptq import MEMORY, Stage, observed, written
 from lowbit.graph import PASSES
 from lowbit.graph.fold_batchnorm import FOLDED
-from lowbit.graph.layer import layers_of, linear_layer
+from lowbit.graph.layer import RECURRENT, layers_of, linear_layer
 from lowbit.model import Model, load
 from lowbit.network.live_batchnorm import fold, revive
 from lowbit.network.network import Network
@@ -40,7 +40,6 @@ NORMALIZING = {
     "GroupNormalization",
     "RMSNormalization",
 }
-RECURRENT = {"LSTM", "GRU", "RNN"}
 BatchNorms = Literal["keep", "restore"]
 
 
@@ -174,7 +173,7 @@ def _let_train(network: Network, model: Any) -> None:
 
 
 def _warn_of_stopped_gradients(network: Network) -> None:
-    """Operators that run in onnxruntime inside the network, as DynamicLSTM does not."""
+    """Operators that run in onnxruntime inside the network, as DynamicRecurrence does not."""
     calls = [n for n in network.module.graph.nodes if n.op == "call_module" and "op" in n.meta]
     computed = [n for n in calls if "exact" not in n.meta and not n.meta.get("on_host")]
     if stops := [f"{n.meta['op']} '{n.meta['node']}'" for n in computed]:

@@ -51,6 +51,8 @@ def fold_constants(program: ir.Model) -> bool:
     before = _fingerprint(program)
     outputs = [value.name for value in program.graph.outputs]
     origins = _origins(program)
+    # A reordered weight may be as large as all of them; what else is folded has its limit in `_worth_folding`.
+    weights = sum(_size(value) or 0 for value in program.graph.initializers.values())
     with quiet():
         for _ in range(2):
             # onnxscript fails on some sequences. It does so before it changes the node: the rest then stays as it is.
@@ -59,7 +61,7 @@ def fold_constants(program: ir.Model) -> bool:
                     program,
                     onnx_shape_inference=True,
                     input_size_limit=LARGEST_INPUT,
-                    output_size_limit=LARGEST_OUTPUT,
+                    output_size_limit=max(LARGEST_OUTPUT, weights),
                     should_fold=_worth_folding,
                 )
                 if not result.modified:

@@ -53,6 +53,7 @@ LAYERS: Mapping[str, Kind] = MappingProxyType(
     }
 )
 MULTIPLYING = LAYERS.keys() - {"Gather"}  # it only looks its weight up
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 OVER_POSITIONS = {op for op, kind in LAYERS.items() if kind.reads in ("windows", "scattered")}  # channels on axis 1
 
 

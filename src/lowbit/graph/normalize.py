@@ -46,7 +46,7 @@ def normalize(
 
 
 def by_input(layer: Layer) -> np.ndarray:
-    """The weight as (inputs, everything else); of an LSTM too."""
+    """The weight as (inputs, everything else); of a recurrent layer too."""
     return np.moveaxis(layer.weight, layer.summed_axis, 0).reshape(layer.weight.shape[layer.summed_axis], -1)
 
 

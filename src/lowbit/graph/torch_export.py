@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from lowbit.errors import InputError, ModelError
 from lowbit.graph.fold import fold_constants, infer_shapes, quiet
+from lowbit.graph.layer import RECURRENT
 from lowbit.graph.load import canonical
 from lowbit.graph.repeats import merge_repeats
 from lowbit.graph.reshapes import simplify_reshapes
@@ -206,9 +207,17 @@ def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _forget_output_shapes(program: ir.Model) -> list[ir.Shape | None]:
-    """The shapes that the exporter declared; what is so is inferred anew."""
+    """The shapes that the exporter declared; what is so is inferred anew.
+
+    So is every value behind a recurrent layer: there it declares the example's length in time (torch 2.13), and a
+    Reshape to that would fit no other.
+    """
     declared = [value.shape for value in program.graph.outputs]
-    for value in program.graph.outputs:
+    behind: set[ir.Value] = set()
+    for node in program.graph:
+        if node.op_type in RECURRENT or any(value in behind for value in node.inputs):
+            behind |= set(node.outputs)
+    for value in {*program.graph.outputs, *behind}:
         value.shape = None
     return declared
 

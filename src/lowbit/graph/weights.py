@@ -67,15 +67,16 @@ def only_reader(value: ir.Value | None) -> ir.Node | None:
     return readers[0] if len(value.uses()) == 1 and len(readers) == 1 else None
 
 
-def remove_node(node: ir.Node, replacement: ir.Value) -> None:
-    """Remove a node of one output; `replacement` takes its name, its readers and its place among the outputs."""
-    output = node.outputs[0]
-    output.replace_all_uses_with(replacement, replace_graph_outputs=True)
+def remove_node(node: ir.Node, *replacements: ir.Value) -> None:
+    """Remove a node; a replacement for each output takes its name, its readers and its place among the outputs."""
     assert node.graph is not None
+    for output, replacement in zip(node.outputs, replacements, strict=True):
+        output.replace_all_uses_with(replacement, replace_graph_outputs=True)
     node.graph.remove(node, safe=True)
-    replacement.name = output.name
-    replacement.shape = replacement.shape or output.shape
-    replacement.type = replacement.type or output.type
+    for output, replacement in zip(node.outputs, replacements, strict=True):
+        replacement.name = output.name or replacement.name
+        replacement.shape = replacement.shape or output.shape
+        replacement.type = replacement.type or output.type
 
 
 def drop_unread(program: ir.Model) -> None:

@@ -14,9 +14,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
+from lowbit.graph.layer import RECURRENT
 from lowbit.network.build import build
-from lowbit.network.dynamic_lstm import DynamicLSTM
-from lowbit.network.operators_recurrent import lstm
+from lowbit.network.dynamic_recurrence import STEPS, DynamicRecurrence
 from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
 from lowbit.network.sites import Placement, Site
 from lowbit.network.stored import FakeBias, WeightQuant
@@ -29,7 +29,7 @@ class Network:
 
     module       the network; forward takes the graph's inputs and gives {output: tensor}
     quantizers   value name → FakeQuant (one object for all values of a group), WeightQuant or FakeBias
-    lstms        names of the LSTMs that multiply in integers
+    recurrent    names of the LSTMs, GRUs and RNNs that multiply in integers
     """
 
     def __init__(self, program: ir.Model, placement: Placement) -> None:
@@ -43,9 +43,9 @@ class Network:
         for site in placement.sites.values():
             self._insert(site, by_value[site.value], groups)
         whole = placement.recipe is not None and find_target(placement.recipe.target).whole  # its states are static
-        found = [] if whole else [n for n in self.module.graph.nodes if n.target is lstm]
+        found = [] if whole else [n for n in self.module.graph.nodes if n.target in STEPS]
         calls = [n for n in found if n.meta["node"] in placement.integer]
-        self.lstms = frozenset(str(call.meta["node"]) for call in calls)
+        self.recurrent = frozenset(str(call.meta["node"]) for call in calls)
         for call in calls:
             self._measure_states(call)
         self.module.graph.lint()
@@ -63,13 +63,13 @@ class Network:
         return copied
 
     def _measure_states(self, call: fx.Node) -> None:
-        """Let an LSTM quantize what it reads, and its states at each step."""
+        """Let a recurrent layer quantize what it reads, and its states at each step."""
         (source, *_) = call.all_input_nodes
         if (value := source.meta.get("quantized_value")) is not None and self.placement.sites[value].spec.dynamic:
             call.replace_input_with(source, source.all_input_nodes[0])
-        call.op, call.target = "call_module", f"dynamic_{call.name}"
-        call.meta["exact"] = lstm
-        self.module.add_submodule(call.target, DynamicLSTM(DYNAMIC))
+        call.meta["exact"], name = call.target, f"dynamic_{call.name}"
+        self.module.add_submodule(name, DynamicRecurrence(call.meta["exact"], DYNAMIC))
+        call.op, call.target = "call_module", name
 
     def _insert(self, site: Site, source: fx.Node, groups: dict[str, list[Site]]) -> None:
         quantizer = self._quantizer(site, groups)
@@ -175,8 +175,13 @@ class Network:
         self.before_steps = {name: p.detach().clone() for name, p in self._vectors()}
 
     def _vectors(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters that are vectors of any rank."""
-        return ((name, p) for name, p in self.module.named_parameters() if p.numel() == max(p.shape, default=1))
+        """Parameters that are vectors of any rank; the biases of recurrent layers have a row for each direction."""
+        layers = [node for node in self.program.graph if node.op_type in RECURRENT and len(node.inputs) > 3]
+        keys = self.module.meta["keys"]
+        biases = {keys.get(str(node.inputs[3].name)) for node in layers if node.inputs[3] is not None}
+        for name, p in self.module.named_parameters():
+            if p.numel() == max(p.shape, default=1) or name in biases:
+                yield name, p
 
     def undo(self) -> Callable[[], None]:
         """What puts all of it back: placement, codes, ranges, and parameters that are vectors of any rank.

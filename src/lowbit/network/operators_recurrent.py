@@ -1,7 +1,8 @@
 """LSTM, GRU and RNN of the standard form, by torch's fused kernels.
 
-The standard form has its default activations (an RNN may have Relu), no clipping, no peepholes and no coupled gates; a
-GRU applies its reset after the recurrent product. Every other form runs in onnxruntime (`engine_node`).
+The standard form has its default activations (an RNN may have Relu), no clipping, no peepholes and no coupled gates.
+Every other form runs in onnxruntime (`engine_node`). Torch has no kernel of a GRU whose reset comes before the
+recurrent product: it is computed step by step.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lowbit.network.operators_shape import reverse_sequence
-
-Outputs = Tensor | tuple[Tensor, ...]
+from lowbit.network.recurrent_steps import Outputs, gru_steps, in_steps
 
 _STANDARD = {"LSTM": (("Sigmoid", "Tanh", "Tanh"),), "GRU": (("Sigmoid", "Tanh"),), "RNN": (("Tanh",), ("Relu",))}
 _ATTRIBUTES = {"activations", "direction", "hidden_size", "input_forget", "layout", "linear_before_reset"}
@@ -22,11 +22,11 @@ _PEEPHOLES = 7  # input of an LSTM
 
 
 def is_standard(node: ir.Node) -> bool:
-    """Whether torch has a kernel for the form of an LSTM, GRU or RNN."""
+    """Whether an LSTM, GRU or RNN has the standard form; a GRU of layout 1 with its reset after the product."""
     how = node.attributes
     if not how.keys() <= _ATTRIBUTES or any(node.inputs[_PEEPHOLES:]) or how.get_int("input_forget", 0) != 0:
         return False
-    if node.op_type == "GRU" and not how.get_int("linear_before_reset", 0):
+    if node.op_type == "GRU" and how.get_int("layout", 0) != 0 and not how.get_int("linear_before_reset", 0):
         return False
     directions = 2 if how.get_string("direction") == "bidirectional" else 1
     names = tuple(how.get_strings("activations", ()))
@@ -37,7 +37,9 @@ def lstm(*inputs: Tensor | None, outputs: int = 1, **how: Any) -> Outputs:
     return _layer(torch.lstm, (0, 2, 3, 1), *inputs, outputs=outputs, **how)  # type: ignore[arg-type]  # i o f c
 
 
-def gru(*inputs: Tensor | None, outputs: int = 1, **how: Any) -> Outputs:
+def gru(*inputs: Tensor | None, outputs: int = 1, linear_before_reset: int = 0, **how: Any) -> Outputs:
+    if not linear_before_reset:
+        return in_steps(gru_steps, lambda x: x, *inputs, outputs=outputs, **how)  # type: ignore[arg-type]
     return _layer(torch.gru, (1, 0, 2), *inputs, outputs=outputs, **how)  # type: ignore[arg-type]  # z r h → r z h
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from lowbit.errors import UnsupportedError
-from lowbit.graph.layer import MULTIPLYING, OVER_POSITIONS, layer_names, layers_of
+from lowbit.graph.layer import MULTIPLYING, OVER_POSITIONS, RECURRENT, layer_names, layers_of
 from lowbit.graph.weights import float_constant
 from lowbit.network import why_float
 from lowbit.network.idle_rules import idle_rules
@@ -25,9 +25,6 @@ from lowbit.numerics import Int
 from lowbit.numerics.grids import is_whole
 from lowbit.recipe import FLOAT, Recipe, TensorSpec
 from lowbit.targets import COMPUTING, Role, Target, find_target
-
-RECURRENT = ("LSTM", "GRU", "RNN")  # their biases belong to two products, and stay float beside 16-bit gates
-
 
 _FLOATS = (ir.DataType.FLOAT, None)
 
@@ -129,7 +126,7 @@ class _Placer:
                     self.reasons[str(node.name)] = reason
                 return Role.STORE if any(layers_of(node)) else None
             role = Role.MULTIPLY
-            if node.op_type == "LSTM" and len(node.inputs) > 3 and node.inputs[3] is not None:
+            if node.op_type in RECURRENT and len(node.inputs) > 3 and node.inputs[3] is not None:
                 self.reasons[str(node.inputs[3].name)] = "a bias of gates, which are float"
         if reason := why_float.layer_in_float(node, role, weights, activations, self.target):
             self.reasons[str(node.name)] = reason
@@ -144,6 +141,8 @@ class _Placer:
     def _data(self, node: ir.Node) -> dict[int, ir.Value]:
         """Index → input, of the inputs that are neither constants nor weights, biases, shapes or lengths."""
         several = node.op_type in ("Concat", "Add", "Sub", "Mul", "MatMul", *RECURRENT)
+        if node.op_type in RECURRENT and self.specs[node.name][1].dynamic:
+            several = False  # the layer measures its states itself
         given = {i: v for i, v in enumerate(node.inputs if several else node.inputs[:1]) if v is not None}
         floats = {i: v for i, v in given.items() if v.dtype in _FLOATS and v.name not in self.settled}
         return {index: value for index, value in floats.items() if float_constant(value) is None}
@@ -287,7 +286,7 @@ class _Placer:
 
     def _bias_sites(self, node: ir.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
         if self.role[str(node.name)] not in (Role.CONVOLVE, Role.MULTIPLY) or node.op_type in RECURRENT:
-            return
+            return  # the bias of a recurrent layer belongs to two products, and stays float beside 16-bit gates
         layer, read = next(layers_of(node)), node.inputs[0]
         bias, weights = layer.bias_value, sites.get(str(layer.value.name))
         data = None if read is None else sites.get(str(read.name))

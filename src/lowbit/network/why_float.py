@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.graph.layer import Layer, layers_of, number
+from lowbit.graph.layer import RECURRENT, Layer, layers_of, number
 from lowbit.graph.recognize import is_of_silu
 from lowbit.graph.weights import float_constant
 from lowbit.network.operators_recurrent import is_standard
@@ -47,7 +47,8 @@ def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpe
         return f"{node.op_type} of two activations, which target '{target.name}' computes in float"
     if float_constant(node.inputs[0]) is not None:
         return f"{node.op_type} of two constants"
-    if node.op_type in ("LSTM", "GRU") and not is_standard(node):
+    before = node.op_type == "GRU" and not number(node, "linear_before_reset") and not activations.dynamic
+    if node.op_type in ("LSTM", "GRU", "RNN") and (before or not is_standard(node)):
         return f"a {node.op_type} with other activations, clips, peepholes or its reset before the recurrent product"
     if layer.weight.ndim < 2:
         return f"{node.op_type} with a vector, which is not worth an integer kernel"
@@ -62,8 +63,18 @@ def measured_in_float(node: ir.Node, target: Target) -> str:
     """Why a node has no integer kernel that measures the range of each input: at most its weights are stored."""
     if node.op_type not in target.dynamic:
         return f"target '{target.name}' has no fast kernel of {node.op_type} that measures the range of each input"
-    if node.op_type == "LSTM" and (not is_standard(node) or number(node, "layout")):
-        return "an LSTM with other activations, clips, peepholes or layout 1 has no integer kernel"
+    if node.op_type not in RECURRENT:
+        return ""
+    if not is_standard(node) or number(node, "layout"):
+        return f"{node.op_type} with other activations, clips, peepholes or layout 1 has no integer kernel"
+    layers = list(layers_of(node))
+    if len(layers) < 2 or (
+        len(node.inputs) > 3 and node.inputs[3] is not None and float_constant(node.inputs[3]) is None
+    ):
+        return f"{node.op_type} with computed weights or biases has no integer kernel"
+    if (states := layers[1].weight.shape[layers[1].summed_axis]) < target.dynamic[node.op_type]:
+        least = target.dynamic[node.op_type]
+        return f"{node.op_type} of {states} states, which target '{target.name}' computes faster in float under {least}"
     return ""
 
 

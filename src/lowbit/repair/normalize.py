@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.engines.compile import ENGINES, Batch
-from lowbit.graph.layer import Layer, layers_of, linear_layer
+from lowbit.graph.layer import RECURRENT, Layer, layers_of, linear_layer
 from lowbit.graph.normalize import SMALLEST, by_input, normalize
 from lowbit.graph.smooth import balance
 
@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 def normalize_inputs(program: ir.Model, measured: Callable[[ir.Node], bool], batches: Iterable[Batch]) -> list[str]:
-    """Normalize what the MatMuls, Gemms and LSTMs read that measure their ranges, in place. What was done.
+    """Normalize what the MatMuls, Gemms and recurrent layers read that measure their ranges, in place. What was done.
 
     measured   whether a node measures the range of each input
     """
@@ -56,7 +56,7 @@ def _chosen(arrays: list[Array], value: ir.Value, layers: list[Layer]) -> tuple[
     own = own and sum(array.size for array in arrays) >= LEAST_ROWS * len(weights)
     largest = np.max([np.abs(array).reshape(-1, len(weights)).max(0) for array in arrays], axis=0)
     factors = [None, balance(largest, weights, strength=0.5)] if own else [None]
-    # A sample of one row has its own range already; an LSTM has one for all its steps.
+    # A sample of one row has its own range already; a recurrent layer has one for all its steps.
     several = shape.rank() > 2 and all(layer.node.op_type == "MatMul" for layer in layers)
     ways = [(channels, rows) for channels in factors for rows in ((False, True) if several else (False,))]
     noise = [_noise_db(arrays, weights, *way) for way in ways]
@@ -91,8 +91,8 @@ def _found(graph: ir.Graph, measured: Callable[[ir.Node], bool]) -> Iterator[tup
 
 
 def _reading(node: ir.Node) -> Layer | None:
-    """The weight that a MatMul, a Gemm or an LSTM multiplies with what it reads."""
-    if node.op_type == "LSTM":
+    """The weight that a MatMul, a Gemm or a recurrent layer multiplies with what it reads."""
+    if node.op_type in RECURRENT:
         return next((layer for layer in layers_of(node) if layer.index == 1), None)
     layer = linear_layer(node) if node.op_type in ("MatMul", "Gemm") else None
     return layer if layer is not None and layer.weight.ndim == 2 else None

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from lowbit.network.network import Network
 from lowbit.repair.correct_bias import correct_bias
+from lowbit.repair.correct_recurrent_bias import correct_recurrent_bias
 from lowbit.repair.equalize import equalize, equalize_without_ceilings
 from lowbit.repair.learn_ranges import learn_ranges
 from lowbit.repair.leave_in_float import leave_in_float
@@ -20,6 +21,7 @@ STEPS: Mapping[str, Step] = MappingProxyType(
         "learn_ranges": learn_ranges,
         "reestimate_batchnorm": reestimate_batchnorm,
         "correct_bias": correct_bias,
+        "correct_recurrent_bias": correct_recurrent_bias,
         "leave_in_float": leave_in_float,
     }
 )

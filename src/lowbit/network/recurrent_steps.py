@@ -1,0 +1,148 @@
+"""LSTM, GRU and RNN of the standard form, one step after the other, as ONNX defines them.
+
+What a product reads can be rounded first: x once for all its steps, and the states at each step.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit.network.operators_shape import reverse_sequence
+
+Outputs = Tensor | tuple[Tensor, ...]
+Rounding = Callable[[Tensor], Tensor]
+States = tuple[Tensor, ...]
+
+
+def in_steps(
+    run: Callable[..., tuple[Tensor, States]],
+    round_: Rounding,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    *initial: Tensor | None,
+    outputs: int = 1,
+    direction: str = "forward",
+    **how: Any,
+) -> Outputs:
+    """Inputs and outputs as ONNX has them, in layout 0.
+
+    run      `lstm_steps`, `gru_steps` or `rnn_steps`
+    round_   what becomes of the factors of products
+    """
+    lengths = torch.full((x.shape[1],), len(x)) if sequence_lens is None else sequence_lens
+    count = 2 if run is lstm_steps else 1
+    zeros = x.new_zeros(x.shape[1], r.shape[2])
+    found = []
+    for d in range(len(w)):
+        given = [zeros if state is None else state[d] for state in [*initial, None, None][:count]]
+        backwards = d == 1 or direction == "reverse"
+        steps = reverse_sequence(x, lengths) if backwards else x
+        biases = None if b is None else b[d].chunk(2)
+        y, last = run(round_, steps, w[d], r[d], biases, lengths, given, **how)
+        found.append((reverse_sequence(y, lengths) if backwards else y, *last))
+    joined = tuple(torch.stack(parts, 0 if i else 1) for i, parts in enumerate(zip(*found, strict=True)))
+    return joined[0] if outputs == 1 else joined
+
+
+def lstm_steps(
+    round_: Rounding,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    biases: Sequence[Tensor] | None,
+    lengths: Tensor,
+    states: Sequence[Tensor],
+    **settled: Any,
+) -> tuple[Tensor, States]:
+    """All steps in order; a sequence that has ended keeps its states, and gives and rounds 0.
+
+    As DynamicQuantizeLSTM has it: steps behind the longest sequence are not read, so they are not in the range of x.
+    """
+    h, c = states
+    longest = int(lengths.max()) if len(lengths) else 0
+    inputs = round_(x[:longest]) @ w.T + (0 if biases is None else sum(biases))
+    y = [x.new_zeros(0, *h.shape)]
+    for t, input_gates in enumerate(inputs):
+        runs = (lengths > t)[:, None]
+        i, o, f, g = (input_gates + round_(torch.where(runs, h, 0)) @ r.T).chunk(4, 1)
+        cell = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        state = o.sigmoid() * cell.tanh()
+        h, c = torch.where(runs, state, h), torch.where(runs, cell, c)
+        y.append(torch.where(runs, state, 0)[None])
+    empty = (lengths == 0)[:, None]
+    y.append(x.new_zeros(len(x) - longest, *h.shape))
+    return torch.cat(y), (torch.where(empty, 0, h), torch.where(empty, 0, c))
+
+
+def gru_steps(
+    round_: Rounding,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    biases: Sequence[Tensor] | None,
+    lengths: Tensor,
+    states: Sequence[Tensor],
+    linear_before_reset: int = 0,
+    **settled: Any,
+) -> tuple[Tensor, States]:
+    """Gates are update, reset and candidate; the reset comes before or after the candidate's recurrent product."""
+    size = len(r) // 3
+    input_bias, state_bias = biases or (x.new_zeros(len(w)), x.new_zeros(len(w)))
+    outside = state_bias.clone()
+    if linear_before_reset:
+        outside[2 * size :] = 0
+
+    def step(gates: Tensor, h: Tensor) -> Tensor:
+        both, candidate = gates[:, : 2 * size], gates[:, 2 * size :]
+        if linear_before_reset:
+            products = round_(h) @ r.T
+            update, reset = (both + products[:, : 2 * size]).sigmoid().chunk(2, 1)
+            new = torch.tanh(reset * (products[:, 2 * size :] + state_bias[2 * size :]) + candidate)
+        else:
+            update, reset = (both + round_(h) @ r[: 2 * size].T).sigmoid().chunk(2, 1)
+            new = torch.tanh(candidate + round_(reset * h) @ r[2 * size :].T)
+        return new + update * (h - new)
+
+    return _free_steps(round_, x, w, input_bias + outside, lengths, states[0], step)
+
+
+def rnn_steps(
+    round_: Rounding,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    biases: Sequence[Tensor] | None,
+    lengths: Tensor,
+    states: Sequence[Tensor],
+    activations: Sequence[str] = (),
+    **settled: Any,
+) -> tuple[Tensor, States]:
+    clip = torch.relu if "Relu" in activations else torch.tanh
+    bias = x.new_zeros(len(w)) if biases is None else biases[0] + biases[1]
+    return _free_steps(round_, x, w, bias, lengths, states[0], lambda gates, h: clip(gates + round_(h) @ r.T))
+
+
+def _free_steps(
+    round_: Rounding,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor,
+    lengths: Tensor,
+    h: Tensor,
+    step: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, States]:
+    """All steps of all sequences; what lies behind the end of one is read as 0, and left out of what is given."""
+    times = torch.arange(len(x), device=lengths.device)[:, None]
+    inputs = round_(torch.where((times < lengths)[..., None], x, 0)) @ w.T + bias
+    y = [x.new_zeros(0, *h.shape)]
+    for gates in inputs:
+        h = step(gates, h)
+        y.append(h[None])
+    states = torch.cat(y)
+    last = torch.where((times == lengths - 1)[..., None], states, 0).sum(0)
+    return torch.where((times < lengths)[..., None], states, 0), (last,)
