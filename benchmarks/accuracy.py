@@ -32,6 +32,7 @@ from lowbit.errors import LowbitError
 from lowbit.flows.fidelity import Closeness, Fidelity
 from lowbit.flows.metrics import metric_of
 from lowbit.graph.notes import sizes
+from lowbit.presets import find_recipe
 
 BATCH = 25
 # also as QLinearConv, FusedConv, …
@@ -64,9 +65,8 @@ def candidates(case: Case, folder: Path, with_peers: bool, recipe: str) -> Itera
     source = folder / "float.onnx"  # at a current opset: per-channel weights need 13
     model.save(source)
     batches = [inputs for inputs, _ in calibration.batches(1)]
-    if lb.RECIPES.get(recipe, lb.RECIPES["int8"])().looks_at_data() is None:
-        target = folder / "dynamic.onnx"
-        yield from _attempt("onnxruntime dynamic", "onnxruntime", peers.onnxruntime_dynamic, source, target)
+    if own := peers.without_data(find_recipe(recipe)):
+        yield from _attempt(own[0], "onnxruntime", own[1], source, folder / "own.onnx")
         return
     for per_channel, methods in ((True, case.calibrators), (False, case.calibrators[:1])):
         for method in methods:

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.latency [NETWORK …] [--engine onnxruntime|openvino]`. Milliseconds are processor time, medians.
 `--recipe "int4 group:32" --recipe nf4` times such files beside float in onnxruntime instead, minima of one run;
-`--recipe int8-dynamic` adds onnxruntime's own dynamic quantizer.
+onnxruntime's own quantizer is added where it has one that needs no data, for int8-dynamic and for 4-bit weights.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from benchmarks.tables import arguments, show
 from benchmarks.timing import alternating
 from lowbit.engines.compile import ENGINES
 from lowbit.errors import LowbitError
+from lowbit.presets import find_recipe
 
 Batch = dict[str, np.ndarray]
 CALIBRATION = 8  # random inputs: the values of the ranges do not matter here
@@ -146,8 +147,8 @@ def beside_float(name: str, recipes: list[str], seconds: float) -> list[dict[str
         for index, recipe in enumerate(recipes):
             written[recipe] = Path(folder) / f"{index}.onnx"
             lb.quantize(model, batches, recipe).save(written[recipe])
-            if recipe == "int8-dynamic":
-                written["onnxruntime dynamic"] = peers.onnxruntime_dynamic(source, Path(folder) / "dynamic.onnx")
+            if own := peers.without_data(find_recipe(recipe)):
+                written[own[0]] = own[1](source, Path(folder) / f"own-{index}.onnx")
         calls = {
             recipe: partial(ENGINES["onnxruntime"].compile(path, threads=1), batches[0])
             for recipe, path in written.items()

@@ -4,11 +4,14 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lowbit.numerics import Int
+from lowbit.recipe import Recipe
 
 Batch = dict[str, np.ndarray]
 
@@ -46,6 +49,26 @@ def onnxruntime_dynamic(source: Path, target: Path) -> Path:
     with quiet():
         quantize_dynamic(str(source), str(target), per_channel=True, weight_type=QuantType.QInt8)
     return target
+
+
+def onnxruntime_blocks(source: Path, target: Path) -> Path:
+    """Weights of MatMul in 4 bits, blocks of 32 with zeros, rounded to nearest; arithmetic in float; no data."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with quiet():
+        quantizer = MatMulNBitsQuantizer(str(source), block_size=32)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(target))
+    return target
+
+
+def without_data(recipe: Recipe) -> tuple[str, Callable[[Path, Path], Path]] | None:
+    """onnxruntime's own quantizer for what the recipe asks for, and its name; None where it needs data or has none."""
+    weights, activations = recipe.specs(("op:MatMul",))
+    if activations.dynamic:
+        return "onnxruntime dynamic", onnxruntime_dynamic
+    four_bits = weights.format is not None and isinstance(weights.format.grid, Int) and weights.format.grid.bits == 4
+    return ("onnxruntime MatMulNBits", onnxruntime_blocks) if four_bits and activations.format is None else None
 
 
 class _Reader:

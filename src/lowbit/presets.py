@@ -116,6 +116,8 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
         # For onnxruntime's MatMulNBits, which rounds activations to int8 in blocks of 32. MiniLM's outputs with nearest
         # rounding and with GPTQ: 11.6 and 20.5 dB.
         "w4a8-blocks": _preset(TensorSpec("int4 group:32", solve="gptq"), TensorSpec("int8 group:32", "minmax")),
+        # Weights alone, fitted to data. With zeros MiniLM's outputs have 16.5 dB, without 15.3, for 2 % more bytes.
+        "int4-gptq": _preset(TensorSpec("uint4 group:32", solve="gptq")),
         # Weights alone, bounds by least squared error; everything is computed in float.
         "int4-weights": _preset(TensorSpec("int4 group:32")),
         "mxfp4-weights": _preset(TensorSpec("mxfp4")),
