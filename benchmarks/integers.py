@@ -1,10 +1,11 @@
 """Networks in integers only: `python -m benchmarks.integers [kws resnet8 …]`.
 
-accuracy and agreement   the reference, its C, and onnxruntime on the same file, on up to 1,000 samples
-bytes                    of the C (gcc -Os, this machine), its arena, the .tflite, and the published int8 model's file;
-                         the least arena with which TFLite Micro takes either .tflite
-times                    ms a sample, one thread, one run: the C, the C of emx-onnx-cgen from the float network and from
-                         the file with Q/DQ, onnxruntime, LiteRT, and LiteRT on the published model
+accuracy     of float and of the reference on all samples that are evaluated, and the reference's processor time
+agreement    the reference, its C, and onnxruntime on the same file, on up to 1,000 samples
+bytes        of the C (gcc -Os, this machine; flash and RAM of a Cortex-M4 from the linker map), its arena, the .tflite,
+             and the published int8 model's file; the least arena with which TFLite Micro takes either .tflite
+times        ms a sample, one thread, one run: the C, the C of emx-onnx-cgen from the float network and from the file
+             with Q/DQ, onnxruntime, LiteRT, and LiteRT on the published model
 
 transformers and recurrent networks are in integer_sequences.py, decibels between them and float
 
@@ -13,9 +14,12 @@ where both started from the same input.
 """
 
 import ctypes
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +48,7 @@ SAMPLES = 1000
 
 def main(given: Sequence[str] | None = None) -> None:
     options = arguments(__doc__ or "", NAMES).parse_args(given)
-    agreement, sizes, times = [], [], []
+    accuracy, agreement, sizes, times = [], [], [], []
     wanted = options.networks or NAMES
     for name in (name for name in wanted if name not in MAKERS):
         network = lb.load(CASES[name].file())
@@ -54,21 +58,37 @@ def main(given: Sequence[str] | None = None) -> None:
             source = write_c(program, "net", main=True)
             (Path(folder) / "net.c").write_text(source.code)
             (Path(folder) / "net.h").write_text(source.header)
+            accuracy.append({"network": name} | scores(name, network, program))
             agreement.append({"network": name} | agrees(name, network, file, program, Path(folder)))
             sizes.append({"network": name} | takes(name, program, source, Path(folder)))
             times.append({"network": name} | times_of(name, network, file, program, source, Path(folder)))
-    tables = {"accuracy and agreement": agreement, "bytes": sizes, "ms a sample": times}
+    tables = {"accuracy": accuracy, "agreement": agreement, "bytes": sizes, "ms a sample": times}
     tables["transformers and recurrent networks"] = [sequence_row(name) for name in wanted if name in MAKERS]
     for title, rows in tables.items():
         if rows:
             show(title, rows, options.json, {"off by one %": 4, "end to end, within one %": 4, "more than two %": 6})
 
 
+def scores(name: str, network: Model, program: Program) -> dict[str, Any]:
+    (port,), (output,) = program.inputs, program.outputs
+    samples = lb.Data.of(CASES[name].evaluation(network), network.inputs)
+    floats, own, seconds = [], [], 0.0
+    for inputs, labels in samples.batches(500):
+        floats.append(network.run(inputs)[program.names[0]].argmax(1) == labels)
+        codes = encode(inputs[port.name], port)
+        start = time.process_time()
+        own.append(run(program, {port.name: codes})[output.name].argmax(1) == labels)
+        seconds += time.process_time() - start
+    right = {"float top1 %": np.concatenate(floats), "integer top1 %": np.concatenate(own)}
+    shares = {key: 100 * float(hits.mean()) for key, hits in right.items()}
+    return {"samples": sum(map(len, own)), **shares, "processor seconds of the reference": seconds}
+
+
 def agrees(name: str, network: Model, file: Model, program: Program, folder: Path) -> dict[str, Any]:
     samples = lb.Data.of(CASES[name].evaluation(network), network.inputs, limit=SAMPLES)
     parts = list(samples.batches(SAMPLES))
     inputs = {key: np.concatenate([part[key] for part, _ in parts]) for key in parts[0][0]}
-    labels = np.concatenate([part for _, part in parts])
+    count = len(next(iter(inputs.values())))
     (port,), (output,) = program.inputs, program.outputs
     codes = encode(inputs[port.name], port)
     compiled(folder, "-O3", "-march=native", "-o", "net")
@@ -78,7 +98,7 @@ def agrees(name: str, network: Model, file: Model, program: Program, folder: Pat
     off, ends, whole = [], [], []
     names = [t.name for t in program.tensors() if t.name not in inputs]
     session = ENGINES["onnxruntime"].compile(file.program, outputs=names)
-    for begin in range(0, len(labels), 100):
+    for begin in range(0, count, 100):
         batch = {key: array[begin : begin + 100] for key, array in inputs.items()}
         values = session(batch) | batch
         theirs = {t.name: encode(values[t.name], t) for t in program.tensors()}
@@ -92,9 +112,7 @@ def agrees(name: str, network: Model, file: Model, program: Program, folder: Pat
             off.append(np.abs(ours.astype(np.int16) - theirs[layer.output.name]).reshape(-1).astype(np.uint8))
     steps, last, inner = np.concatenate(off), np.concatenate(ends), np.concatenate(whole)
     return {
-        "samples": len(labels),
-        "float top1 %": 100 * float((network.run(inputs)[program.names[0]].argmax(1) == labels).mean()),
-        "integer top1 %": 100 * float((own.argmax(1) == labels).mean()),
+        "samples": count,
         "C = reference": "every byte" if written == own.tobytes() else "DIFFERS",
         "values": steps.size,
         "off by one %": 100 * float((steps == 1).mean()),
@@ -110,13 +128,43 @@ def agrees(name: str, network: Model, file: Model, program: Program, folder: Pat
 def takes(name: str, program: Program, source: Source, folder: Path) -> dict[str, Any]:
     compiled(folder, "-Os", "-c", "-o", "net.o")
     told = subprocess.run(["size", folder / "net.o"], capture_output=True, text=True, check=True).stdout
-    row = {"C, code and constants": int(told.splitlines()[1].split()[0]), "arena": source.arena_bytes}
+    row = {"C, code and constants": int(told.splitlines()[1].split()[0]), **cortex(folder), "arena": source.arena_bytes}
     flat = write_tflite(program)
     row |= {"tflite": len(flat), "its arena in TFLite Micro": micro_arena(flat)}
     if name in PUBLISHED:
         published = (FOLDER / "peers" / PUBLISHED[name]).read_bytes()
         row |= {"published tflite": len(published), "published's arena": micro_arena(published)}
     return row
+
+
+def cortex(folder: Path) -> dict[str, int]:
+    """Flash and RAM of the network on a Cortex-M4, by the linker map; nothing where there is no compiler for it."""
+    if shutil.which("arm-none-eabi-gcc") is None:
+        return {}
+    (folder / "cortex.c").write_text(
+        '#include "net.h"\nstatic int8_t in[NET_INPUT_BYTES], out[NET_OUTPUT_BYTES];\n'
+        "static int32_t arena[NET_ARENA_BYTES / 4];\nint main(void) { return net_run(in, out, arena, sizeof arena); }\n"
+    )
+    bare = (folder / "net.c").read_text().split("/* Input codes from standard input")[0]
+    (folder / "bare.c").write_text(bare.replace("#include <stdio.h>", ""))
+    options = ["-mcpu=cortex-m4", "-mthumb", "-Os", "-ffunction-sections", "-fdata-sections"]
+    for name in ("bare", "cortex"):
+        built = ["arm-none-eabi-gcc", *options, "-c", f"{name}.c", "-o", f"{'net' if name == 'bare' else name}.o"]
+        subprocess.run(built, check=True, cwd=folder)
+    linked = ["-nostartfiles", "-specs=nosys.specs", "-e", "main", "-Wl,--gc-sections", "-Wl,-Map=net.map"]
+    subprocess.run(["arm-none-eabi-gcc", *options, *linked, "cortex.o", "net.o"], check=True, cwd=folder)
+    flash, ram = linked_bytes((folder / "net.map").read_text())
+    return {"Cortex-M4, flash": flash, "RAM beside the arena": ram}
+
+
+def linked_bytes(linker_map: str) -> tuple[int, int]:
+    """(flash, RAM) of net.o in a linker map: sections that were kept, by where they lie."""
+    placed = linker_map.split("Linker script and memory map", 1)[1]  # before it: what --gc-sections dropped
+    found = re.findall(r"^ \.(\w+)[\w.]*\s+0x\w+\s+0x(\w+) net\.o$", placed, re.MULTILINE)
+    sizes = {
+        kind: sum(int(size, 16) for name, size in found if name in kind.split()) for kind in ("text rodata", "data bss")
+    }
+    return sizes["text rodata"], sizes["data bss"]
 
 
 def micro_arena(model: bytes) -> int:
@@ -170,7 +218,7 @@ def emx(network: Model, folder: Path, name: str) -> Callable[[], object]:
     network.save(folder / f"{name}.onnx")
     batch = network.inputs[0].shape[0]
     fixed = [] if isinstance(batch, int) else ["--input-dim", f"{batch}=1"]
-    command = ["emx-onnx-cgen", "compile", *fixed, f"{name}.onnx", f"{name}.c"]
+    command = [Path(sys.executable).with_name("emx-onnx-cgen"), "compile", *fixed, f"{name}.onnx", f"{name}.c"]
     subprocess.run(command, check=True, cwd=folder, capture_output=True)
     built = ["gcc", "-O3", "-march=native", "-shared", "-fPIC", f"{name}.c", "-lm", "-o", f"{name}.so"]
     subprocess.run(built, check=True, cwd=folder, capture_output=True)

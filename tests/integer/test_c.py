@@ -1,5 +1,7 @@
 """The C that is written compiles without a warning and computes the reference's bytes."""
 
+import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import get_args
@@ -225,6 +227,40 @@ def test_an_arena_that_is_too_small_is_refused_and_nothing_is_written(tmp_path: 
     subprocess.run(["gcc", *STRICT, "net.c", "try.c", "-o", "try"], check=True, cwd=tmp_path)
     assert subprocess.run([tmp_path / "try"], check=False).returncode == 0
     assert source.arena_bytes == plan(program).bytes
+
+
+RUST = """use std::io::{Read, Write};
+extern "C" { fn net_run(input: *const i8, output: *mut i8, arena: *mut core::ffi::c_void, bytes: usize) -> i32; }
+fn main() {
+    let (mut input, mut output, mut arena) = ([0u8; INPUT], [0u8; OUTPUT], [0i32; ARENA / 4]);
+    while std::io::stdin().read_exact(&mut input).is_ok() {
+        let (x, y) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
+        assert_eq!(unsafe { net_run(x, y, arena.as_mut_ptr().cast(), ARENA) }, 0);
+        std::io::stdout().write_all(&output).unwrap();
+    }
+}
+"""
+
+
+@pytest.mark.slow
+def test_rust_calls_what_the_header_declares(tmp_path: Path):
+    if shutil.which("rustc") is None:
+        pytest.skip("rustc is not installed")
+    model, batch = NETWORKS["residual"]()
+    program = program_of(quantized(model, batch))
+    source = write_c(program, "net")
+    (tmp_path / "net.c").write_text(source.code)
+    (tmp_path / "net.h").write_text(source.header)
+    assert "int net_run(const int8_t *input, int8_t *output, void *arena, size_t arena_bytes);" in source.header
+    sizes = {word: re.search(rf"NET_{word}_BYTES (\d+)", source.header) for word in ("INPUT", "OUTPUT", "ARENA")}
+    constants = "".join(f"const {word}: usize = {found[1]};\n" for word, found in sizes.items() if found)
+    (tmp_path / "main.rs").write_text(constants + RUST)
+    subprocess.run(["gcc", *STRICT, "-c", "net.c"], cwd=tmp_path, check=True)
+    subprocess.run(["rustc", "main.rs", "-C", "link-arg=net.o"], cwd=tmp_path, check=True)
+    codes = codes_of(program, batch)
+    given = next(iter(codes.values())).tobytes()
+    written = subprocess.run([tmp_path / "main"], input=given, capture_output=True, check=True).stdout
+    assert written == reference_bytes(program, codes)
 
 
 def test_cpp_can_include_the_header(tmp_path: Path):

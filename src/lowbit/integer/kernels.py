@@ -49,6 +49,8 @@ def half_even(value: int, drop: int) -> int:
 def single(value: int) -> int:
     """The nearest value with 24 bits, which is what a float32 has; ties to the even one."""
     drop = 0
+    while abs(value) >> drop >= 1 << 32:
+        drop += 8
     while abs(value) >> drop >= 1 << 24:
         drop += 1
     return half_even(value, drop) << drop if drop else value
