@@ -1,6 +1,6 @@
 """What a recipe keeps of trained networks, on the deployed file, by default int8; `--peers` adds other quantizers.
 
-`python -m benchmarks.accuracy [NETWORK …] [--recipe RECIPE] [--limit N] [--peers] [--splits N]`. With `--splits`, a
+`python -m benchmarks.accuracy [NETWORK …] [--recipe RECIPE] [--limit N] [--peers] [--no-data] [--splits N]`. With `--splits`, a
 network that is calibrated on the first of its own samples is calibrated N times, each time on other ones, and evaluated
 on all the rest; the last row is the mean. "worst step" is the largest
 difference between a code of the file and the simulation's; "integers" counts the operators with weights that
@@ -49,14 +49,14 @@ class Candidate:
     seconds: float | None = None
 
 
-def candidates(case: Case, folder: Path, with_peers: bool, recipe: str) -> Iterator[Candidate]:
+def candidates(case: Case, folder: Path, with_peers: bool, recipe: str, data: bool = True) -> Iterator[Candidate]:
     """The float file, lowbit's, and those of the peers; one that fails is named and left out."""
     source = case.file()
     yield compiled("float", source)
     model = lb.load(source)
     calibration = case.calibration(model)
     start = time.process_time()
-    quantized = lb.quantize(model, calibration, recipe)
+    quantized = lb.quantize(model, calibration if data else None, recipe)
     seconds = time.process_time() - start
     quantized.save(folder / "lowbit.onnx")
     yield compiled("lowbit", folder / "lowbit.onnx", seconds=seconds)
@@ -146,12 +146,12 @@ def judge(
 
 
 def measure(
-    name: str, with_peers: bool = False, recipe: str = "int8", limit: int | None = None
+    name: str, with_peers: bool = False, recipe: str = "int8", limit: int | None = None, data: bool = True
 ) -> list[dict[str, object]]:
     """A row for each candidate; of onnxruntime's calibrators only the one with the best signal-to-noise."""
     case = CASES[name]
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-        found = list(candidates(case, Path(folder), with_peers, recipe))
+        found = list(candidates(case, Path(folder), with_peers, recipe, data))
         batches = case.evaluation(lb.load(found[0].file)).batches(BATCH)
         some = islice(batches, None if limit is None else -(-limit // BATCH))
         judged = judge(case, some, {c.name: c.run for c in found})
@@ -203,6 +203,7 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser.add_argument("--recipe", default="int8", help="a preset, a TOML file or a format; int8 by default")
     parser.add_argument("--limit", type=int, help="samples to evaluate; all by default")
     parser.add_argument("--peers", action="store_true", help="onnxruntime's quantizer and NNCF in the same run")
+    parser.add_argument("--no-data", action="store_true", help="no calibration data, for recipes that need none")
     parser.add_argument("--splits", type=int, help="calibrate that many times, on other samples of the network's own")
     given = parser.parse_args(arguments_given)
     torch.set_num_threads(1)
@@ -212,10 +213,12 @@ def main(arguments_given: list[str] | None = None) -> None:
             if given.splits:
                 rows += splits(name, given.recipe, given.splits)
             else:
-                rows += measure(name, given.peers, given.recipe, given.limit)
+                rows += measure(name, given.peers, given.recipe, given.limit, not given.no_data)
         except LowbitError as error:
             rows.append({"network": name, "quantizer": "lowbit", "bar": f"failed: {error}"})
-    show(f"{given.recipe}, deployed; CPU s is the time to quantize", rows, given.json)
+    fine = not any(CASES[name].percent for name in given.networks or CASES)  # bits, correlations
+    digits = {"float": 4, "metric": 4} if fine else {}
+    show(f"{given.recipe}, deployed; CPU s is the time to quantize", rows, given.json, digits)
 
 
 if __name__ == "__main__":

@@ -106,3 +106,22 @@ def test_made_up_tokens_are_rows_of_the_table_that_they_choose_from():
     batch = made_up_batch(model)
     assert batch["ids"].max() > 4000
     assert batch["mask"].max() == 1
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_table_takes_the_factors_of_its_rows_where_nothing_else_reads_them(alone):
+    rng = np.random.default_rng(0)
+    model = network(
+        f"""
+        toy (int64[B,T] ids) => (float[T,B,24] y{"" if alone else ", float[T,B,32] x"}) {{
+            rows = Gather (table, ids)
+            x = Transpose <perm = [1,0,2]> (rows)
+            y = MatMul (x, w)
+        }}""",
+        table=rng.normal(size=(50, 32)) * np.r_[100.0, np.ones(31)],
+        w=rng.normal(size=(32, 24)) / np.r_[100.0, np.ones(31)][:, None],
+    )
+    batch, before = made_up_batch(model), model.copy()
+    assert normalize_inputs(model.program, lambda node: node.op_type == "MatMul", [batch]) != []
+    assert ("Mul" in {node.op_type for node in model.program.graph}) is not alone
+    assert np.allclose(model.run(batch)["y"], before.run(batch)["y"], rtol=1e-4, atol=1e-4)

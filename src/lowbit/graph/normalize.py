@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.layer import Layer
-from lowbit.graph.weights import add_constant, set_constant
+from lowbit.graph.weights import add_constant, constant, float_constant, only_reader, set_constant
 
 SMALLEST = float(np.finfo(np.float32).tiny)  # rows of zeros stay zeros
 
@@ -26,8 +26,12 @@ def normalize(
     place = min((layer.node for layer in layers), key=list(graph).index)
     read = value
     if channels is not None:
-        inverse = add_constant(graph, f"{value.name}_channels", (1 / channels).astype(np.float32))
-        read = _add(graph, place, "Mul", [value, inverse], f"{value.name}_smooth", value.shape)
+        inverse = (1 / channels).astype(np.float32)
+        if (lookup := _looked_up(value, layers)) is not None:
+            set_constant(lookup, 0, np.asarray(constant(lookup.inputs[0])) * inverse, f"{value.name}_table")
+        else:
+            factor = add_constant(graph, f"{value.name}_channels", inverse)
+            read = _add(graph, place, "Mul", [value, factor], f"{value.name}_smooth", value.shape)
         for layer in layers:
             along = channels.reshape([-1 if axis == layer.summed_axis else 1 for axis in range(layer.weight.ndim)])
             set_constant(layer.node, layer.index, layer.weight * along, f"{layer.value.name}.{layer.node.name}")
@@ -43,6 +47,22 @@ def normalize(
         node.replace_input_with(0, read)
         if rows:
             _multiply_back(graph, node, factor)
+
+
+def _looked_up(value: ir.Value, layers: Sequence[Layer]) -> ir.Node | None:
+    """The Gather of a table's rows that only these layers read: the table takes the factors, and no Mul is needed."""
+    if value.is_graph_output() or {use.node for use in value.uses()} - {layer.node for layer in layers}:
+        return None
+    node = value.producer()
+    while node is not None and node.op_type == "Transpose":
+        perm, source = node.attributes.get_ints("perm", ()), node.inputs[0]
+        if not perm or perm[-1] != len(perm) - 1 or source is None or only_reader(source) is not node:
+            return None
+        node = source.producer()
+    if node is None or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+        return None
+    rows = float_constant(node.inputs[0])
+    return node if rows is not None and rows.ndim == 2 and only_reader(node.inputs[0]) is node else None
 
 
 def by_input(layer: Layer) -> np.ndarray:
