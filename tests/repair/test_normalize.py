@@ -1,4 +1,6 @@
-"""Channels and rows normalized before products that measure their ranges: the same numbers, less noise."""
+"""Channels and rows normalized before products in integers: the same numbers, less noise."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -66,13 +68,36 @@ def test_the_file_takes_rows_of_zeros_and_any_length(shape):
 def test_it_computes_the_same_in_float_and_keeps_the_names_of_outputs():
     model, batch = products(np.r_[100.0, np.ones(31)], np.r_[100.0, np.ones(31)])
     changed = model.copy()
-    (note,) = normalize_inputs(changed.program, lambda node: True, [batch])
+    (note,) = normalize_inputs(changed.program, lambda node: DYNAMIC, [batch])
     assert note.startswith("channels and rows of 'x' normalized: ")
     for name, expected in model.run(batch).items():
         assert np.allclose(changed.run(batch)[name], expected, rtol=1e-4, atol=1e-3)
 
 
-def test_static_and_float_layers_are_left_alone():
+def test_static_products_have_their_channels_normalized_and_their_rows_left():
+    model, batch = products(np.r_[100.0, np.ones(31)], np.r_[100.0, np.ones(31)])
+    recipe = lb.Recipe((lb.Rule("*", SYMMETRIC, "uint8"),), PREPARE)
+    found = [
+        lb.quantize(model, [batch], dataclasses.replace(recipe, passes=(*PREPARE, *more)))
+        for more in ((), ("normalize",))
+    ]
+    plain, normalized = (sqnr_db(model.run(batch)["y"], file.run(batch)["y"]) for file in found)
+    assert normalized > plain + 10
+    operators = {node.op_type for node in found[1].program.graph}
+    assert "Mul" in operators
+    assert "ReduceMax" not in operators
+
+
+def test_a_recurrent_layer_is_normalized_only_where_it_measures_its_range():
+    rng = np.random.default_rng(0)
+    made = {"w": rng.normal(size=(1, 16, 32)), "r": rng.normal(size=(1, 16, 4))}
+    model = network("t (float[T,B,32] x) => (float[T,1,B,4] y) { y = LSTM <hidden_size = 4> (x, w, r) }", **made)
+    batch = {"x": (rng.normal(size=(64, 2, 32)) * np.r_[100.0, np.ones(31)]).astype(np.float32)}
+    assert normalize_inputs(model.copy().program, lambda node: DYNAMIC, [batch])
+    assert not normalize_inputs(model.copy().program, lambda node: lb.TensorSpec("uint8"), [batch])
+
+
+def test_float_layers_are_left_alone():
     model, batch = products(np.r_[100.0, np.ones(31)], np.ones(32))
     rules = (lb.Rule("*", SYMMETRIC, DYNAMIC), lb.Rule("matmul_0", lb.TensorSpec("float"), lb.TensorSpec("float")))
     program = lb.quantize(model, [batch], lb.Recipe(rules, ("normalize",))).program
@@ -89,7 +114,7 @@ def test_a_weight_that_two_products_share_is_not_scaled():
     )
     x = (rng.normal(size=(1, 64, 32)) * np.r_[100.0, np.ones(31)]).astype(np.float32)
     changed = model.copy()
-    normalize_inputs(changed.program, lambda node: True, [{"a": x, "b": x}])
+    normalize_inputs(changed.program, lambda node: DYNAMIC, [{"a": x, "b": x}])
     assert np.array_equal(
         constant(changed.program.graph.initializers["w"]), constant(model.program.graph.initializers["w"])
     )

@@ -34,7 +34,7 @@ from lowbit.network.sites import Placement
 from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
 from lowbit.presets import find_recipe
-from lowbit.recipe import Recipe
+from lowbit.recipe import Recipe, TensorSpec
 from lowbit.repair.normalize import normalize_inputs
 from lowbit.repair.prove import Calibration, float_outputs
 from lowbit.repair.sensitivity import SAMPLES
@@ -174,8 +174,8 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
     stream = data.samples(BATCH, memory // 16)
     kept = keep(data, stream, memory // 4)
 
-    def measured(node: ir.Node) -> bool:
-        return chosen.specs(layer_names(node))[1].dynamic
+    def activations(node: ir.Node) -> TensorSpec:
+        return chosen.specs(layer_names(node))[1]
 
     notes: list[str] = []
     for name in chosen.passes:  # in their order, before all steps
@@ -183,7 +183,7 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
             notes += smooth_activations(prepared.program, (samples.inputs for samples in kept.fitting))
         elif name == "normalize":
             inputs = (samples.inputs for samples in kept.fitting)
-            notes += normalize_inputs(prepared.program, measured, inputs)
+            notes += normalize_inputs(prepared.program, activations, inputs)
         elif name in PASSES:
             notes += PASSES[name](prepared.program)
     if chosen.rest == "float16":
