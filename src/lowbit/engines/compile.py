@@ -252,8 +252,9 @@ def _errors(doing: str) -> Iterator[None]:
     except Exception as error:
         if outside := _OUTSIDE.search(str(error)):
             node, index, last = outside.groups()
+            reads = f" that node '{node}' reads" if node else ""  # quantized files leave out names of nodes
             raise DataError(
-                f"{doing}: index {index} lies outside the table of {int(last) + 1} rows that node '{node}' reads. "
+                f"{doing}: index {index} lies outside the table of {int(last) + 1} rows{reads}. "
                 f"Give indices from 0 to {last}."
             ) from None
         lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip()]
