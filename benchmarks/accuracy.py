@@ -1,8 +1,8 @@
 """What a recipe keeps of trained networks, on the deployed file, by default int8; `--peers` adds other quantizers.
 
-`python -m benchmarks.accuracy [NETWORK …] [--recipe RECIPE] [--limit N] [--peers] [--no-data] [--splits N]`. With `--splits`, a
-network that is calibrated on the first of its own samples is calibrated N times, each time on other ones, and evaluated
-on all the rest; the last row is the mean. "worst step" is the largest
+`python -m benchmarks.accuracy [NETWORK …] [--recipe RECIPE] [--limit N] [--peers] [--no-data] [--splits N]`. With
+`--splits`, a network that is calibrated on the first of its own samples is calibrated N times, each time on other ones,
+and evaluated on all the rest; the last row is the mean. "worst step" is the largest
 difference between a code of the file and the simulation's; "integers" counts the operators with weights that
 onnxruntime runs in integers in a default session, and all of them. Calibration has 200 samples without labels (fewer
 where there are no more); none of them is evaluated. onnxruntime's own quantizer runs with each of its calibrators, and
