@@ -142,3 +142,18 @@ def test_targets_say_from_how_many_states_integers_are_faster(monkeypatch):
     monkeypatch.undo()
     found = targets.find_target("onnxruntime").dynamic
     assert (found["GRU"], found["RNN"], found["LSTM"]) == (320, 192, 1)
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_a_range_for_each_row_is_simulated(op):
+    """One sequence a hundred times larger than the others takes the range of all of them, but not of their rows."""
+    model, found = recurrence(op, lengths=False), {}
+    batch = sequences(model, (0,) * 4)
+    batch["x"][0] *= 100
+    exact = model.run(batch)["y"][1:]
+    for kind in ("uint8", "uint8 group:0"):
+        spec = lb.TensorSpec(kind, "minmax", dynamic=True)
+        simulation = lb.simulation(model, None, lb.Recipe((lb.Rule("*", "int8 channel:0", spec),)))
+        with simulation.mode("quantize"), torch.no_grad():
+            found[kind] = sqnr_db(exact, simulation.module(*map(torch.from_numpy, batch.values()))["y"].numpy()[1:])
+    assert found["uint8 group:0"] > found["uint8"] + 15

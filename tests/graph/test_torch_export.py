@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowbit.errors import InputError, ModelError
+from lowbit.errors import InputError, ModelError, UnsupportedError
 from lowbit.model import load
 
 
@@ -217,6 +217,12 @@ class Behind(nn.Module):
 
     def forward(self, x):
         return self.head(self.cells(x)[0])
+
+
+def test_a_projection_of_states_is_refused_by_name():
+    """ONNX has no such LSTM; torch writes one whose first states have the wrong width."""
+    with pytest.raises(UnsupportedError, match=r"'cells' is an LSTM with proj_size=2.*LSTMCell and Linear"):
+        load(Behind(nn.LSTM(4, 6, proj_size=2)), torch.zeros(7, 2, 4))
 
 
 def test_layers_behind_a_recurrence_take_other_lengths_than_the_example():

@@ -49,6 +49,9 @@ def export_module(
     ModelError says in one line what could not be exported and what to try. Where only the default dynamic batch is
     what fails, the shapes of the example are fixed, with a warning.
     """
+    from lowbit.graph.torch_recurrent import refuse_projections  # it imports torch
+
+    refuse_projections(module)
     args, kwargs = _arguments(module, example_inputs)
     with _evaluating(module):
         names = _output_names(_forward(module, args, kwargs))
@@ -209,8 +212,7 @@ def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 def _forget_output_shapes(program: ir.Model) -> list[ir.Shape | None]:
     """The shapes that the exporter declared; what is so is inferred anew.
 
-    So is every value behind a recurrent layer: there it declares the example's length in time (torch 2.13), and a
-    Reshape to that would fit no other.
+    Behind a recurrent layer all values are: it declares the example's length in time there, which a Reshape would keep.
     """
     declared = [value.shape for value in program.graph.outputs]
     behind: set[ir.Value] = set()

@@ -65,10 +65,12 @@ class Network:
     def _measure_states(self, call: fx.Node) -> None:
         """Let a recurrent layer quantize what it reads, and its states at each step."""
         (source, *_) = call.all_input_nodes
-        if (value := source.meta.get("quantized_value")) is not None and self.placement.sites[value].spec.dynamic:
+        site, spec = self.placement.sites.get(str(source.meta.get("quantized_value"))), DYNAMIC
+        if site is not None and site.spec.dynamic:
+            spec = site.spec
             call.replace_input_with(source, source.all_input_nodes[0])
         call.meta["exact"], name = call.target, f"dynamic_{call.name}"
-        self.module.add_submodule(name, DynamicRecurrence(call.meta["exact"], DYNAMIC))
+        self.module.add_submodule(name, DynamicRecurrence(call.meta["exact"], spec))
         call.op, call.target = "call_module", name
 
     def _insert(self, site: Site, source: fx.Node, groups: dict[str, list[Site]]) -> None:
