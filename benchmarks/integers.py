@@ -218,13 +218,7 @@ def emx(network: Model, folder: Path, name: str) -> Callable[[], object]:
     network.save(folder / f"{name}.onnx")
     batch = network.inputs[0].shape[0]
     fixed = [] if isinstance(batch, int) else ["--input-dim", f"{batch}=1"]
-    command: list[str | Path] = [
-        Path(sys.executable).with_name("emx-onnx-cgen"),
-        "compile",
-        *fixed,
-        f"{name}.onnx",
-        f"{name}.c",
-    ]
+    command = [str(Path(sys.executable).with_name("emx-onnx-cgen")), "compile", *fixed, f"{name}.onnx", f"{name}.c"]
     subprocess.run(command, check=True, cwd=folder, capture_output=True)
     built = ["gcc", "-O3", "-march=native", "-shared", "-fPIC", f"{name}.c", "-lm", "-o", f"{name}.so"]
     subprocess.run(built, check=True, cwd=folder, capture_output=True)

@@ -40,7 +40,7 @@ static int at_once(const struct window *a, int *w, int many)
 
 /* acc[p][n] += (x[p][i] - zero) * weight[i][n]: LANES outputs of TOGETHER positions; count: of which are wanted. */
 APART static void multiply_lanes(const int8_t *x, int step, int length, int zero, const int8_t *weight, int count,
-                           int32_t (*acc)[LANES])
+                                 int32_t (*acc)[LANES])
 {
     int i, p, n;
 #if defined(__SSE2__) || defined(__ARM_NEON)
@@ -78,7 +78,7 @@ APART static void multiply_lanes(const int8_t *x, int step, int length, int zero
 #endif
 }
 
-static void put@(const Y_t *from, int count, Y_t *to)
+static inline void put@(const Y_t *restrict from, int count, Y_t *restrict to)
 {
     int n;
     if (count >= LANES)
@@ -139,7 +139,7 @@ static inline void block@(const struct conv *c, const int8_t *weights, const X_t
     const int apart = count > channels && a->strides[2] > 1;
     ACC_t acc[BLOCK];
     X_t near[BLOCK];
-    int l, m, n, o, p;
+    int l, m, n, o, p, part;
     for (o = 0; o < count; o++)
         acc[o] = c->bias[first + o];
     for (l = i->first; l < i->end; l++)
@@ -149,8 +149,9 @@ static inline void block@(const struct conv *c, const int8_t *weights, const X_t
                 const X_t *from = x + (row * a->in[2] + k->from + n * a->dilations[2]) * channels + first;
                 const int8_t *weight = weights + ((l * a->taps[1] + m) * a->taps[2] + n) * c->row + first;
                 for (p = 0; apart && p < count; p += channels, from += a->strides[2] * channels)
-                    for (o = 0; o < channels; o++)
-                        near[p + o] = from[o];
+                    for (part = 0; part < channels; part += 8)
+                        for (o = 0; o < 8; o++)
+                            near[p + part + o] = from[part + o];
                 from = apart ? near : from;
                 for (o = 0; o < count; o++)
                     acc[o] += (PRODUCT_t)((from[o] - zero) * weight[o]);

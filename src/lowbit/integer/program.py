@@ -214,7 +214,7 @@ class Program:
     outputs: tuple[Tensor, ...]
     names: tuple[str, ...]
     layers: tuple[Layer, ...]
-    rounding: Rounding = "once"
+    rounding: Rounding = "onnxruntime"
 
     def tensors(self) -> Iterator[Tensor]:
         """Inputs, then what each layer makes."""
