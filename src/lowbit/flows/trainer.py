@@ -288,9 +288,18 @@ def show(module: nn.Module, features: Sequence[str]) -> Callable[[], None]:
         output.args = (values,)
         graph.recompile()
 
+    shown = {name: plain(node) for name, node in chosen.items()}
     if chosen:
-        give({**before, **{name: plain(node) for name, node in chosen.items()}})
-    return lambda: give(before)
+        give({**before, **shown})
+
+    def hide() -> None:
+        give(before)
+        for name, node in shown.items():
+            if node is not chosen[name]:
+                graph.graph.erase_node(node)
+        graph.recompile()
+
+    return hide
 
 
 def own_tensors(prepared: Prepared) -> dict[str, Tensor]:
