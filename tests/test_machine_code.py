@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import lowbit
 
 
+@pytest.mark.slow  # compiles all loops anew
 def test_a_read_only_install_without_a_home_still_computes(tmp_path):
     """numba raises "no locator available" where neither __pycache__ nor a home folder can be made."""
     installed = tmp_path / "lowbit"

@@ -225,6 +225,7 @@ def test_a_projection_of_states_is_refused_by_name():
         load(Behind(nn.LSTM(4, 6, proj_size=2)), torch.zeros(7, 2, 4))
 
 
+@pytest.mark.slow  # two exports
 def test_layers_behind_a_recurrence_take_other_lengths_than_the_example():
     """The exporter declares the example's 7 steps behind it, and a Reshape to 7 was written into the file."""
     module = Behind(nn.GRU(4, 6, 2))
