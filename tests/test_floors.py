@@ -68,13 +68,13 @@ def test_a_mobilenet_of_a_quarter_of_the_width_keeps_its_answers(data, tmp_path)
 
 
 def test_resnet20_with_4_bit_weights_keeps_its_accuracy(data, tmp_path):
-    """Rounded to nearest it has 91.15 % of the first 2,000 images, 94.1 % of float's answers and 12.4 dB."""
+    """All 10,000 images: of 2,000 each is 0.05 points. Rounded to nearest it has 90.43 % and 12.4 dB."""
     files = "cifar10-resnet20", "cifar10-train-0.npz", "cifar10-test.npz"
-    found = compared(data, tmp_path / "net.onnx", *files, CIFAR, "w4a8", limit=2000)
-    assert found.reference.metric == pytest.approx(0.9155, abs=1e-4)
-    assert found.drop <= 0.25  # points, an image is 0.05; measured 0.15, and -0.1 before last bits of gradients changed
-    assert found.agreement >= 0.98  # measured 0.9875
-    assert found.outputs[0].sqnr_db > 23.5  # 24.5 on all images
+    found = compared(data, tmp_path / "net.onnx", *files, CIFAR, "w4a8", limit=None)
+    assert found.reference.metric == pytest.approx(0.9173, abs=1e-4)
+    assert found.drop <= 0.1  # points; measured -0.03: 91.76 %
+    assert found.agreement >= 0.98  # measured 0.9866
+    assert found.outputs[0].sqnr_db > 23.5  # 24.5
 
 
 def test_squeezenet_with_4_bit_weights_is_a_network_still(data, tmp_path):

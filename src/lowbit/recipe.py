@@ -32,7 +32,7 @@ IMPROVE = (
     "correct_recurrent_bias",
     "leave_in_float",
 )  # passes that look at the calibration data
-_CONTENT_WITHOUT_DATA = ("normalize", "correct_recurrent_bias")  # made-up inputs tell them enough
+_NEED_NO_DATA = ("normalize", "correct_recurrent_bias")  # made-up inputs tell them enough
 
 
 @dataclass(frozen=True, init=False)
@@ -192,7 +192,7 @@ class Recipe:
                 return f"the recipe quantizes activations (rule '{rule.layers}'), whose ranges are measured on data"
             if rule.weights is not None and rule.weights.format is not None and rule.weights.solve in NEED_MOMENTS:
                 return f"the solver '{rule.weights.solve}' (rule '{rule.layers}') fits weights to calibration data"
-        looking = [name for name in self.passes if name in IMPROVE and name not in _CONTENT_WITHOUT_DATA]
+        looking = [name for name in self.passes if name in IMPROVE and name not in _NEED_NO_DATA]
         return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
 
     def to_toml(self) -> str:

@@ -4,6 +4,7 @@ What a product reads can be rounded first: x once for all its steps, and the sta
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,27 @@ from lowbit.network.operators_shape import reverse_sequence
 Outputs = Tensor | tuple[Tensor, ...]
 Rounding = Callable[[Tensor], Tensor]
 States = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What one direction of a layer computes with; x and the states are in the order of its steps.
+
+    round    what becomes of the factors of products
+    x        (time, batch, inputs)
+    w, r     (gates, inputs) and (gates, states)
+    biases   of W and of R, (gates,) each
+    lengths  (batch,) steps of each sequence
+    states   that it begins with, (batch, states) each
+    """
+
+    round: Rounding
+    x: Tensor
+    w: Tensor
+    r: Tensor
+    biases: Sequence[Tensor]
+    lengths: Tensor
+    states: Sequence[Tensor]
 
 
 def in_steps(
@@ -39,37 +61,28 @@ def in_steps(
     zeros = x.new_zeros(x.shape[1], r.shape[2])
     found = []
     for d in range(len(w)):
-        given = [zeros if state is None else state[d] for state in [*initial, None, None][:count]]
+        states = [zeros if state is None else state[d] for state in [*initial, None, None][:count]]
         backwards = d == 1 or direction == "reverse"
         steps = reverse_sequence(x, lengths) if backwards else x
-        biases = None if b is None else b[d].chunk(2)
-        y, last = run(round_, steps, w[d], r[d], biases, lengths, given, **how)
+        biases = (x.new_zeros(2 * w.shape[1]) if b is None else b[d]).chunk(2)
+        y, last = run(Direction(round_, steps, w[d], r[d], biases, lengths, states), **how)
         found.append((reverse_sequence(y, lengths) if backwards else y, *last))
     joined = tuple(torch.stack(parts, 0 if i else 1) for i, parts in enumerate(zip(*found, strict=True)))
     return joined[0] if outputs == 1 else joined
 
 
-def lstm_steps(
-    round_: Rounding,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    biases: Sequence[Tensor] | None,
-    lengths: Tensor,
-    states: Sequence[Tensor],
-    **settled: Any,
-) -> tuple[Tensor, States]:
+def lstm_steps(given: Direction, **settled: Any) -> tuple[Tensor, States]:
     """All steps in order; a sequence that has ended keeps its states, and gives and rounds 0.
 
     As DynamicQuantizeLSTM has it: steps behind the longest sequence are not read, so they are not in the range of x.
     """
-    h, c = states
+    x, lengths, (h, c) = given.x, given.lengths, given.states
     longest = int(lengths.max()) if len(lengths) else 0
-    inputs = round_(x[:longest]) @ w.T + (0 if biases is None else sum(biases))
+    inputs = given.round(x[:longest]) @ given.w.T + sum(given.biases)
     y = [x.new_zeros(0, *h.shape)]
     for t, input_gates in enumerate(inputs):
         runs = (lengths > t)[:, None]
-        i, o, f, g = (input_gates + round_(torch.where(runs, h, 0)) @ r.T).chunk(4, 1)
+        i, o, f, g = (input_gates + given.round(torch.where(runs, h, 0)) @ given.r.T).chunk(4, 1)
         cell = f.sigmoid() * c + i.sigmoid() * g.tanh()
         state = o.sigmoid() * cell.tanh()
         h, c = torch.where(runs, state, h), torch.where(runs, cell, c)
@@ -79,20 +92,10 @@ def lstm_steps(
     return torch.cat(y), (torch.where(empty, 0, h), torch.where(empty, 0, c))
 
 
-def gru_steps(
-    round_: Rounding,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    biases: Sequence[Tensor] | None,
-    lengths: Tensor,
-    states: Sequence[Tensor],
-    linear_before_reset: int = 0,
-    **settled: Any,
-) -> tuple[Tensor, States]:
+def gru_steps(given: Direction, linear_before_reset: int = 0, **settled: Any) -> tuple[Tensor, States]:
     """Gates are update, reset and candidate; the reset comes before or after the candidate's recurrent product."""
-    size = len(r) // 3
-    input_bias, state_bias = biases or (x.new_zeros(len(w)), x.new_zeros(len(w)))
+    r, size = given.r, len(given.r) // 3
+    input_bias, state_bias = given.biases
     outside = state_bias.clone()
     if linear_before_reset:
         outside[2 * size :] = 0
@@ -100,45 +103,30 @@ def gru_steps(
     def step(gates: Tensor, h: Tensor) -> Tensor:
         both, candidate = gates[:, : 2 * size], gates[:, 2 * size :]
         if linear_before_reset:
-            products = round_(h) @ r.T
+            products = given.round(h) @ r.T
             update, reset = (both + products[:, : 2 * size]).sigmoid().chunk(2, 1)
             new = torch.tanh(reset * (products[:, 2 * size :] + state_bias[2 * size :]) + candidate)
         else:
-            update, reset = (both + round_(h) @ r[: 2 * size].T).sigmoid().chunk(2, 1)
-            new = torch.tanh(candidate + round_(reset * h) @ r[2 * size :].T)
+            update, reset = (both + given.round(h) @ r[: 2 * size].T).sigmoid().chunk(2, 1)
+            new = torch.tanh(candidate + given.round(reset * h) @ r[2 * size :].T)
         return new + update * (h - new)
 
-    return _free_steps(round_, x, w, input_bias + outside, lengths, states[0], step)
+    return _free_steps(given, input_bias + outside, step)
 
 
-def rnn_steps(
-    round_: Rounding,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    biases: Sequence[Tensor] | None,
-    lengths: Tensor,
-    states: Sequence[Tensor],
-    activations: Sequence[str] = (),
-    **settled: Any,
-) -> tuple[Tensor, States]:
+def rnn_steps(given: Direction, activations: Sequence[str] = (), **settled: Any) -> tuple[Tensor, States]:
+    """One product of the states a step, behind it tanh or ReLU."""
     clip = torch.relu if "Relu" in activations else torch.tanh
-    bias = x.new_zeros(len(w)) if biases is None else biases[0] + biases[1]
-    return _free_steps(round_, x, w, bias, lengths, states[0], lambda gates, h: clip(gates + round_(h) @ r.T))
+    return _free_steps(given, sum(given.biases), lambda gates, h: clip(gates + given.round(h) @ given.r.T))
 
 
 def _free_steps(
-    round_: Rounding,
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    lengths: Tensor,
-    h: Tensor,
-    step: Callable[[Tensor, Tensor], Tensor],
+    given: Direction, bias: Tensor | int, step: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, States]:
     """All steps of all sequences; what lies behind the end of one is read as 0, and left out of what is given."""
+    x, lengths, (h,) = given.x, given.lengths, given.states
     times = torch.arange(len(x), device=lengths.device)[:, None]
-    inputs = round_(torch.where((times < lengths)[..., None], x, 0)) @ w.T + bias
+    inputs = given.round(torch.where((times < lengths)[..., None], x, 0)) @ given.w.T + bias
     y = [x.new_zeros(0, *h.shape)]
     for gates in inputs:
         h = step(gates, h)

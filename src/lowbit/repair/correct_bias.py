@@ -6,7 +6,7 @@ Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.2, in its empirical form
 layer after layer, each with the corrections before it in place. Here it is the median error, see `_shift`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -18,42 +18,54 @@ from lowbit.network.in_step import in_step
 from lowbit.network.network import Network
 from lowbit.repair.prove import Calibration
 
+# (layer, exact outputs, quantized outputs of each batch, channels last) → gain and shift of each channel.
+Correction = Callable[[Layer, Sequence[Tensor], Sequence[Tensor]], tuple["Tensor | float", Tensor]]
+
 MEDIAN_POSITIONS = 4096  # positions of a layer that its median is taken over
 
 
 def correct_bias(network: Network, calibration: Calibration) -> list[str]:
     """Shift every bias by the error of its layer's output per channel. What was done, in words."""
     calibration.stage("correcting biases")
-    layers = layers_with_bias(network.module)
+    count = correct_layers(network, calibration, _shift)
+    return [f"corrected the biases of {count} layers"] if count else []
+
+
+def correct_layers(network: Network, calibration: Calibration, correction: Correction) -> int:
+    """Give each quantized layer with a bias of its own the outputs gain · y + shift; how many layers there are.
+
+    Layer after layer, each with the corrections before it in place. A gain that is not 1 must be in the weight already.
+    """
+    layers = _layers(network.module)
     with network.mode("quantize"), torch.no_grad():
         exact, quantized = both_walks(network, calibration.together)
         for node in in_step(*exact, *quantized):
             if node not in layers:
                 continue
             layer, name = layers[node]
-            axis = layer.kind.channels
-            shift = _shift([(a.compute(node), b.compute(node)) for a, b in zip(exact, quantized, strict=True)], axis)
-            bias = network.parameter(name)
-            bias.add_(shift.reshape(bias.shape))
-            for walk in quantized:
-                walk.env[node] = (walk.env[node].movedim(axis, -1) + shift).movedim(-1, axis)
-    return [f"corrected the biases of {len(layers)} layers"] if layers else []
+            axis, bias = layer.kind.channels, network.parameter(name)
+            parts = [[walk.compute(node).movedim(axis, -1) for walk in walks] for walks in (exact, quantized)]
+            gain, shift = correction(layer, *parts)
+            bias.copy_((gain * bias.reshape(-1) + shift).reshape(bias.shape))
+            for walk, y in zip(quantized, parts[1], strict=True):
+                walk.env[node] = (gain * y + shift).movedim(-1, axis)
+    return len(layers)
 
 
-def _shift(pairs: Sequence[tuple[Tensor, Tensor]], axis: int) -> Tensor:
-    """Median of exact − quantized over samples and positions, per channel.
+def _shift(layer: Layer, exact: Sequence[Tensor], quantized: Sequence[Tensor]) -> tuple[float, Tensor]:
+    """1, and the median of exact − quantized over samples and positions, per channel.
 
     Not the mean: where a few tokens or pixels are clipped far, the mean moves all the others to make up for them
     (MiniLM: cosine of the sentence vectors 0.987 with the mean, 0.993 with the median, which for rounding noise is the
     same).
     """
-    positions = sum(exact.numel() // exact.shape[axis] for exact, _ in pairs)
+    positions = sum(y.numel() // y.shape[-1] for y in exact)
     every = max(1, positions // MEDIAN_POSITIONS) | 1  # odd: positions of a row of pixels take turns
-    rows = [[x.movedim(axis, -1).flatten(0, -2)[::every] for x in pair] for pair in pairs]
-    return torch.cat([exact - quantized for exact, quantized in rows]).T.contiguous().median(1).values
+    rows = [[y.flatten(0, -2)[::every] for y in pair] for pair in zip(exact, quantized, strict=True)]
+    return 1.0, torch.cat([wanted - found for wanted, found in rows]).T.contiguous().median(1).values
 
 
-def layers_with_bias(module: fx.GraphModule) -> dict[fx.Node, tuple[Layer, str]]:
+def _layers(module: fx.GraphModule) -> dict[fx.Node, tuple[Layer, str]]:
     """Node behind which a bias is in → layer, name of the bias; of quantized layers with a bias of their own."""
     made = {node.meta["value"]: node for node in module.graph.nodes if "value" in node.meta}
     found: dict[fx.Node, tuple[Layer, str]] = {}

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from lowbit.graph.layer import Layer
-from lowbit.network.calibrate import both_walks
-from lowbit.network.in_step import in_step
 from lowbit.network.network import Network
 from lowbit.network.stored import WeightQuant
-from lowbit.repair.correct_bias import layers_with_bias
+from lowbit.repair.correct_bias import correct_layers
 from lowbit.repair.prove import Calibration
 
 LARGEST = 2.0  # factor: a channel that rounding all but switched off is not blown up
@@ -26,30 +24,23 @@ LARGEST = 2.0  # factor: a channel that rounding all but switched off is not blo
 def reestimate_batchnorm(network: Network, calibration: Calibration) -> list[str]:
     """Give each layer's outputs the mean and deviation that they have in float. What was done, in words."""
     calibration.stage("estimating batch norms")
-    layers = layers_with_bias(network.module)
-    with network.mode("quantize"), torch.no_grad():
-        exact, quantized = both_walks(network, calibration.together)
-        for node in in_step(*exact, *quantized):
-            if node not in layers:
-                continue
-            layer, name = layers[node]
-            axis = layer.kind.channels
-            wanted = _moments([walk.compute(node) for walk in exact], axis)
-            found = _moments([walk.compute(node) for walk in quantized], axis)
-            gain = _scaled(network.constants()[str(layer.value.name)][1], layer, wanted[1] / found[1].clamp_min(1e-12))
-            bias = network.parameter(name)
-            bias.copy_((gain * (bias.reshape(-1) - found[0]) + wanted[0]).reshape(bias.shape))
-            for walk in quantized:
-                walk.env[node] = ((walk.env[node].movedim(axis, -1) - found[0]) * gain + wanted[0]).movedim(-1, axis)
-    return [f"estimated the batch norms of {len(layers)} layers anew"] if layers else []
+    weights = {name: quantizer for name, (_, quantizer) in network.constants().items()}
+
+    def tuned(layer: Layer, exact: Sequence[Tensor], quantized: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        (mean, deviation), (found, found_deviation) = _moments(exact), _moments(quantized)
+        gain = _scaled(weights[str(layer.value.name)], layer, deviation / found_deviation.clamp_min(1e-12))
+        return gain, mean - gain * found
+
+    count = correct_layers(network, calibration, tuned)
+    return [f"estimated the batch norms of {count} layers anew"] if count else []
 
 
-def _moments(parts: Sequence[Tensor], axis: int) -> tuple[Tensor, Tensor]:
+def _moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(channels,) mean and standard deviation over samples and positions."""
-    rows = [x.movedim(axis, 0).flatten(1).double() for x in parts]
-    count = sum(x.shape[1] for x in rows)
-    mean = torch.stack([x.sum(1) for x in rows]).sum(0) / count
-    square = torch.stack([(x - mean[:, None]).square().sum(1) for x in rows]).sum(0) / count
+    rows = [y.flatten(0, -2).double() for y in parts]
+    count = sum(len(y) for y in rows)
+    mean = torch.stack([y.sum(0) for y in rows]).sum(0) / count
+    square = torch.stack([(y - mean).square().sum(0) for y in rows]).sum(0) / count
     return mean.float(), square.sqrt().float()
 
 
