@@ -1,11 +1,12 @@
 """Training in few bits on CIFAR-10: what the methods reach on one schedule, and what a step costs.
 
-    python -m benchmarks.training methods [--epochs 10] [--samples 50000]   # one row a method: the deployed file
+    python -m benchmarks.training methods [--epochs 10] [--output folder]   # one row a method: the deployed file
     python -m benchmarks.training run w2a2 [--epochs 10] [--rate 0.02] [--network resnet8]  # one recipe
     python -m benchmarks.training steps                                     # needs `pip install brevitas` for its row
 
 Needs the CIFAR-10 files and the networks in LOWBIT_DATA. The last 2,000 training images are left out of training:
-settings were chosen on them. Test images are looked at once, at the end.
+settings were chosen on them. Test images are looked at once, at the end. With --output a run that was stopped goes on
+from its checkpoint; rows of `methods` whose file is there are evaluated only.
 """
 
 import argparse
@@ -95,13 +96,20 @@ def run(chosen: "str | Recipe", settings: argparse.Namespace, output: Path | Non
 
 def methods(settings: argparse.Namespace) -> None:
     """The methods side by side."""
+    if settings.output is not None:
+        settings.output.mkdir(parents=True, exist_ok=True)
     print(
         f"{settings.epochs:g} epochs of {min(settings.samples, 50000 - HELD_OUT)} images, deployed files, test images"
     )
     for bits in (4, 2):
         for method in METHODS:
             activations = "float" if METHODS[method](bits)[1] == FLOAT else bits
-            print(f"{method:<8} {bits}/{activations:<5} {100 * run(recipe(bits, method), settings):6.2f} %", flush=True)
+            output = settings.output and settings.output / f"{method.lower()}-{bits}-{activations}.onnx"
+            if output is not None and output.exists():
+                share = lb.evaluate(lb.load(output), samples(settings.network, "test"), "top1")
+            else:
+                share = run(recipe(bits, method), settings, output)
+            print(f"{method:<8} {bits}/{activations:<5} {100 * share:6.2f} %", flush=True)
 
 
 # ---- what a step costs -------------------------------------------------------------------------------------------
@@ -229,7 +237,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--samples", type=int, default=50000)
-    parser.add_argument("--output", type=Path, help="of run: where to write the file")
+    parser.add_argument("--output", type=Path, help="of run: where to write the file; of methods: a folder of files")
     settings = parser.parse_args()
     if settings.what == "run":
         print(f"{settings.recipe}: {100 * run(settings.recipe, settings, settings.output):.2f} % of the test images")
