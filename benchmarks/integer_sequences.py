@@ -2,8 +2,8 @@
 
 silero       the LSTM of silero's voice detection (128 inputs and values), on its encoder's outputs for a recording:
              every second sequence of 32 frames calibrates, the others are measured
-suppressor   the shape of a noise suppressor: two GRUs of 400, 161 inputs, and gains before their sigmoid; random
-             weights and inputs
+suppressor   the shape of a noise suppressor, exported from torch: two GRUs of 400, 161 inputs, and gains before their
+             sigmoid; random weights and inputs
 transformer  a torch encoder: 2 layers of 64 values, 4 heads, 16 tokens; random weights and inputs
 minilm       the 6 layers of all-MiniLM-L6-v2 over 16 embedded tokens; STS-B sentences, those of the development part
              calibrate
@@ -17,13 +17,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from examples import sentences, voice_activity
 from torch import Tensor, nn
 
 import lowbit as lb
 from benchmarks.networks import FOLDER
+from benchmarks.recurrent import Layers
 from lowbit.engines.compile import ENGINES
 from lowbit.graph.weights import constant
 from lowbit.integer.c import write_c
@@ -63,29 +63,11 @@ def _initialisers(network: lb.Model) -> dict[str, np.ndarray]:
     return {name: array for name, array in found if array is not None}
 
 
-_SUPPRESSOR = """<ir_version: 10, opset_import: ["" : 21]>
-    suppressor (float[N,50,161] x) => (float[N,50,161] gains) {
-        t = Transpose <perm = [1,0,2]> (x)
-        a, ah = GRU <hidden_size = 400, linear_before_reset = 1> (t, w0, r0, b0)
-        b = Squeeze (a, one)
-        c, ch = GRU <hidden_size = 400, linear_before_reset = 1> (b, w1, r1, b1)
-        d = Squeeze (c, one)
-        e = Transpose <perm = [1,0,2]> (d)
-        f = MatMul (e, w2)
-        gains = Add (f, b2)
-    }"""
-
-
 def suppressor() -> Made:
-    random = np.random.default_rng(0)
-    shapes = {"w0": (1, 1200, 161), "r0": (1, 1200, 400), "b0": (1, 2400), "w1": (1, 1200, 400), "r1": (1, 1200, 400)}
-    shapes |= {"b1": (1, 2400), "w2": (400, 161), "b2": (161,)}
-    model = onnx.parser.parse_model(_SUPPRESSOR)
-    arrays = {name: random.uniform(-0.05, 0.05, shape).astype(np.float32) for name, shape in shapes.items()}
-    arrays["one"] = np.array([1])
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
-    samples = random.normal(size=(32, 50, 161)).astype(np.float32)
-    return lb.load(model), samples[:16], samples[16:]
+    torch.manual_seed(0)
+    layers = nn.GRU(161, 400, 2, batch_first=True)
+    samples = np.random.default_rng(0).normal(size=(32, 50, 161)).astype(np.float32)
+    return _loaded(Layers(layers, 400, 161), samples), samples[:16], samples[16:]
 
 
 def transformer() -> Made:
@@ -96,7 +78,7 @@ def transformer() -> Made:
     return _loaded(module, samples), samples[:64], samples[64:]
 
 
-class Layers(nn.Module):
+class Encoder(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
@@ -118,7 +100,7 @@ def minilm() -> Made:
     ]
     with torch.no_grad():
         embedded = [model.embeddings(torch.tensor(ids[:16])).numpy() for ids in parts]
-    return _loaded(Layers(model.encoder), embedded[0]), embedded[0], embedded[1]
+    return _loaded(Encoder(model.encoder), embedded[0]), embedded[0], embedded[1]
 
 
 def _loaded(module: nn.Module, samples: np.ndarray) -> lb.Model:

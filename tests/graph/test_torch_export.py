@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_networks import sqnr_db
 
 from lowbit.errors import InputError, ModelError, UnsupportedError
+from lowbit.flows.ptq import quantize
+from lowbit.graph.torch_projections import without_projections
 from lowbit.model import load
 
 
@@ -211,18 +214,49 @@ def test_the_second_recurrent_network_of_a_process_exports_like_the_first(kind):
 class Behind(nn.Module):
     """A recurrent layer over (time, batch, inputs) and a layer behind it."""
 
-    def __init__(self, cells):
+    def __init__(self, cells, states=None):
         super().__init__()
-        self.cells, self.head = cells, nn.Linear(cells.hidden_size, 3)
+        self.cells, self.head = cells, nn.Linear(states or cells.hidden_size, 3)
 
     def forward(self, x):
         return self.head(self.cells(x)[0])
 
 
-def test_a_projection_of_states_is_refused_by_name():
-    """ONNX has no such LSTM; torch writes one whose first states have the wrong width."""
-    with pytest.raises(UnsupportedError, match=r"'cells' is an LSTM with proj_size=2.*LSTMCell and Linear"):
-        load(Behind(nn.LSTM(4, 6, proj_size=2)), torch.zeros(7, 2, 4))
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("how", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}])
+def test_an_lstm_that_projects_its_states_is_one_without_a_projection(how):
+    torch.manual_seed(0)
+    cells = nn.LSTM(4, 6, proj_size=2, **how).eval()
+    around, x, count = nn.Sequential(cells), torch.randn(3, 3, 4), cells.num_layers * (1 + cells.bidirectional)
+    states = torch.randn(count, 3, 2), torch.randn(count, 3, 6)
+    with without_projections(around) as replaced, torch.no_grad():
+        assert replaced[0] is not cells
+        for given in ((x,), (x, states)):
+            (y, (h, c)), (wanted, (last_h, last_c)) = replaced[0](*given), cells(*given)
+            for ours, theirs in ((y, wanted), (h, last_h), (c, last_c)):
+                torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    assert around[0] is cells
+
+
+def test_first_states_of_a_projection_without_full_rank_are_refused():
+    cells = nn.LSTM(4, 6, proj_size=2).eval()
+    nn.init.zeros_(cells.weight_hr_l0)
+    states = torch.ones(1, 3, 2), torch.ones(1, 3, 6)
+    with without_projections(cells) as replaced, pytest.raises(UnsupportedError, match="weight_hr of layer 0 has less"):
+        replaced(torch.ones(5, 3, 4), states)
+
+
+@pytest.mark.slow  # torch's exporter
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_an_lstm_that_projects_its_states_is_exported_and_quantized():
+    torch.manual_seed(0)
+    module, x = Behind(nn.LSTM(4, 32, proj_size=8, batch_first=True), 8).eval(), torch.randn(2, 9, 4)
+    model = load(module, x)
+    exact = module(x).detach().numpy()
+    np.testing.assert_allclose(model.run({"x": x.numpy()})["output"], exact, atol=1e-6)
+    quantized = quantize(model, None, "int8-dynamic")
+    assert "DynamicQuantizeLSTM" in [node.op_type for node in quantized.program.graph]
+    assert sqnr_db(exact, quantized.run({"x": x.numpy()})["output"]) > 40
 
 
 @pytest.mark.slow  # two exports

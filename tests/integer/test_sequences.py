@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from compiled import codes_of, program_of, quantized, reference_bytes, run_c
 from toy_networks import network, sqnr_db
 
@@ -13,7 +14,7 @@ from lowbit.integer.engine import IntegerReference
 from lowbit.integer.program import Normalize, Program, Recurrent, Softmax, Tensor
 from lowbit.integer.reference import run
 from lowbit.integer.sequences import fixed
-from lowbit.model import Model
+from lowbit.model import Model, load
 
 BLOCK = """
     f (float[N,6,16] x) => (float[N,6,16] output) {
@@ -132,6 +133,32 @@ def test_recurrent_layers_with_16_bit_states_are_30_db_from_float_and_the_same_b
     codes = {t.name: rng.integers(-128, 128, (6, t.size)).astype(np.int8) for t in program.inputs}
     sanitized = ["-fsanitize=undefined,address", "-fno-sanitize-recover"]
     assert run_c(program, codes, tmp_path, "gcc", *sanitized) == reference_bytes(program, codes)
+
+
+class Suppressor(torch.nn.Module):
+    """The shape of a noise suppressor: two GRUs, gains behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.behind = torch.nn.GRU(16, 40, 2, batch_first=True), torch.nn.Linear(40, 16)
+
+    def forward(self, x):
+        return self.behind(self.layers(x)[0])
+
+
+@pytest.mark.slow
+def test_stacked_grus_exported_from_torch_are_30_db_from_float_and_the_same_bytes_in_c(tmp_path: Path):
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(24, 20, 16)).astype(np.float32)
+    model = load(Suppressor().eval(), torch.tensor(x[:1]))
+    batch = {model.inputs[0].name: x}
+    file = quantized(model, batch)
+    program = program_of(file)
+    assert [type(layer) for layer in program.layers].count(Recurrent) == 2
+    ((name, exact),) = model.run(batch).items()
+    assert sqnr_db(exact, IntegerReference().compile(file.program)(batch)[name]) > 30
+    codes = codes_of(program, batch)
+    assert run_c(program, codes, tmp_path, "gcc") == reference_bytes(program, codes)
 
 
 def test_a_recurrent_form_without_integers_is_named():

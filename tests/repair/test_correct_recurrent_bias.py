@@ -7,8 +7,10 @@ import pytest
 from toy_networks import network, sqnr_db
 
 import lowbit as lb
+from lowbit.flows.given import float_model_and_data
 from lowbit.network.calibrate import tensors
 from lowbit.network.network import Network
+from lowbit.presets import find_recipe
 from lowbit.repair.correct_recurrent_bias import correct_recurrent_bias
 from lowbit.repair.prove import Calibration
 
@@ -80,8 +82,16 @@ def test_without_data_only_networks_of_tokens_are_corrected():
         b=rng.normal(size=(1, 256)),
     )
     for model, corrected in ((tokens, True), (recurrence("LSTM", 1), False)):
-        notes = " ".join(json.loads(lb.quantize(model, None, "int8-dynamic").metadata["lowbit.passes"]))
+        quantized = lb.quantize(model, None, "int8-dynamic")
+        notes = " ".join(json.loads(quantized.metadata["lowbit.passes"]))
         assert ("corrected the biases of 1 recurrent layers" in notes) is corrected
+        assert ("left out: correct_recurrent_bias (1 layers) needs data" in notes) is not corrected
+        assert "correct_recurrent_bias" in quantized.metadata["lowbit.recipe"]  # what was asked for
+
+
+def test_made_up_data_say_so():
+    assert float_model_and_data(recurrence("LSTM"), None, find_recipe("int8-dynamic"))[1].made_up
+    assert not float_model_and_data(recurrence("LSTM"), [{"x": inputs(1)}], find_recipe("int8-dynamic"))[1].made_up
 
 
 def calibration(simulation: Network, x: np.ndarray) -> Calibration:

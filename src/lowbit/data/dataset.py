@@ -24,6 +24,7 @@ class Data:
     every batch has exactly the network's inputs, in their types, finite, on the stated axes
     samples come in the source's order: those from `skip` on, at most `limit` of them
     memory holds a batch or two, whatever the number of samples
+    made_up: the samples are made up by shape and type (`made_up.py`)
     """
 
     source: Source
@@ -31,6 +32,7 @@ class Data:
     skip: int = 0
     limit: int | None = None
     watch: Callable[[int], None] | None = None
+    made_up: bool = False
 
     @classmethod
     def of(

@@ -2,8 +2,8 @@
 
 The operators say what the codes mean: unpack, look up, scale. No engine needs to know the format: onnxruntime computes
 them once, when it loads the file, and runs at float speed from there. The expanded tensor is equal to
-`QuantTensor.dequantize` bit for bit: the same float32 operations in the same order. A table of which a Gather reads
-rows is unpacked at load only, and scaled row by row at each call. The codes for an integer kernel are unpacked to int8.
+`QuantTensor.dequantize` bit for bit: the same float32 operations in the same order. A large table whose rows a Gather
+reads is unpacked at load, and scaled row by row at each call. The codes for an integer kernel are unpacked to int8.
 
 Codes of 4, 8 and 16 bits use ONNX's own integer types; all others are split into planes of 8, 4, 2 and 1 bits, and the
 planes of 2 and 1 bits are divided out of bytes. So b bits take b bits, whatever b is.

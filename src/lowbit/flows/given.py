@@ -6,6 +6,7 @@ A model is a Model, whatever `load` takes, or a torch module; its example inputs
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def float_model_and_data(model: Any, data: Any, recipe: Recipe) -> tuple[Model, 
             raise InputError("a torch module needs example inputs to be read: lowbit.load(module, example_inputs).")
         model = model if isinstance(model, Model) else load(model)
         refuse_quantized(model)
-        return model, Data.of([made_up_batch(model)], model.inputs)
+        return model, replace(Data.of([made_up_batch(model)], model.inputs), made_up=True)
     model, found = model_and_data(model, data)
     refuse_quantized(model)
     return model, found

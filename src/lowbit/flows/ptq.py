@@ -138,11 +138,7 @@ def given(
 ) -> tuple[Model, Data, Recipe]:
     """What a flow is given, as it needs it."""
     chosen = find_recipe(recipe, target)
-    model, data = float_model_and_data(model, calibration, chosen)
-    if calibration is None and any(port.dtype.kind == "f" for port in model.inputs):
-        # Means of signals are not known without data. silero's outputs: 42 dB, and 9 with corrections to made-up ones.
-        chosen = replace(chosen, passes=tuple(p for p in chosen.passes if p != "correct_recurrent_bias"))
-    return model, data, chosen
+    return *float_model_and_data(model, calibration, chosen), chosen
 
 
 @dataclass(frozen=True)
@@ -205,6 +201,7 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
         observed=lambda: in_batches(chain(kept.judging, kept.fitting)),
         stage=stage,
         single=list(batches(data, first(data, kept.fitting, min(fitted, SAMPLES)), size, most_bytes=0)),
+        made_up_signals=data.made_up and any(port.dtype.kind == "f" for port in model.inputs),
     )
     if kept.shared and any(name in STEPS for name in chosen.passes):
         notes.append("judged by the samples that were fitted to: there are no others")

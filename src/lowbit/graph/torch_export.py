@@ -49,11 +49,10 @@ def export_module(
     ModelError says in one line what could not be exported and what to try. Where only the default dynamic batch is
     what fails, the shapes of the example are fixed, with a warning.
     """
-    from lowbit.graph.torch_recurrent import refuse_projections  # it imports torch
+    from lowbit.graph.torch_projections import without_projections  # it imports torch
 
-    refuse_projections(module)
     args, kwargs = _arguments(module, example_inputs)
-    with _evaluating(module):
+    with _evaluating(module), without_projections(module) as module:
         names = _output_names(_forward(module, args, kwargs))
         asked = dynamic_axes is not None or dynamic_shapes is not None
         if dynamic_shapes is None:

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from lowbit.errors import UnsupportedError
-
 
 @contextlib.contextmanager
 def recurrent_operators() -> Iterator[None]:
@@ -38,16 +36,6 @@ def recurrent_operators() -> Iterator[None]:
                 operator.py_kernels[traced] = kernel
         for operator in every:
             operator._dispatch_cache.clear()
-
-
-def refuse_projections(module: torch.nn.Module) -> None:
-    """UnsupportedError for an LSTM that projects its states: ONNX has none, and what torch 2.13 writes runs nowhere."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.LSTM) and layer.proj_size:
-            raise UnsupportedError(
-                f"'{name or type(module).__name__}' is an LSTM with proj_size={layer.proj_size}: ONNX has no operator "
-                "that projects the states. Leave proj_size out, or build the steps of LSTMCell and Linear."
-            )
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

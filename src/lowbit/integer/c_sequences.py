@@ -45,13 +45,16 @@ def _normalize(writer: Writer, layer: Normalize) -> Iterator[str]:
 def _recurrent(writer: Writer, layer: Recurrent) -> Iterator[str]:
     fields = {
         **{"steps": layer.steps, "hidden": layer.hidden, "reverse": int(layer.reverse)},
+        "cells": layer.hidden if layer.kind == "LSTM" else 0,
         "given": _gates(writer, f"{layer.name}_given", layer.weight, layer.bias, layer.rescale),
         "own": _gates(writer, f"{layer.name}_own", layer.recurrent, layer.bias_recurrent, layer.again),
+        "next": writer.function(layer.kind.lower()),
     }
     struct = writer.struct("recurrent", layer.name, fields)
+    writer.function("line", 16, 16)  # of tanh
     writer.function("gate", 16)  # h
-    function = writer.function(layer.kind.lower(), layer.input.bits)
-    states = [writer.place(state) for state in layer.initial] or ["NULL"] * (2 if layer.kind == "LSTM" else 1)
+    function = writer.function("recurrent", layer.input.bits)
+    states = [*map(writer.place, layer.initial), "NULL", "NULL"][:2]
     given = ", ".join((writer.place(layer.input), *states, writer.place(layer.output)))
     yield f"    {function}({struct}, {given}, (int32_t *)(void *)({writer.at(scratch_name(layer.name))}));"
 

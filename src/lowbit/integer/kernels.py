@@ -207,10 +207,15 @@ def largest(x: Ints, y: Ints, size: Any, out: Any, taps: Any, strides: Any, pads
 
 
 @kernel
+def line(x: int, table: Ints) -> int:
+    """The straight line between the two of 513 entries that x, of 16 bits, lies between; rounded half up."""
+    at = x + (1 << 15)
+    first = int(table[at >> 7])
+    return first + (((int(table[(at >> 7) + 1]) - first) * (at & 127) + 64) >> 7)
+
+
+@kernel
 def interpolate(x: Ints, y: Ints, table: Ints) -> None:
-    """y = the straight line between the two entries that x, of 16 bits, lies between; rounded half up."""
     for s in range(x.shape[0]):
         for i in range(x.shape[1]):
-            at = int(x[s, i]) + (1 << 15)
-            first = int(table[at >> 7])
-            y[s, i] = first + (((int(table[(at >> 7) + 1]) - first) * (at & 127) + 64) >> 7)
+            y[s, i] = line(int(x[s, i]), table)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.integer.kernels import Ints, once, rescale
+from lowbit.integer.kernels import Ints, line, once, rescale
 from lowbit.machine_code import kernel
 
 
@@ -86,10 +86,8 @@ def normalize(x: Ints, y: Ints, weight: Ints, bias: Ints, shift: int, epsilon: i
 
 @kernel
 def tanh(t: int, table: Ints) -> int:
-    """The straight line between two entries of the table; t is cut to 16 bits first."""
-    t = min(max(t, -(1 << 15)), (1 << 15) - 1) + (1 << 15)
-    first = int(table[t >> 7])
-    return first + (((int(table[(t >> 7) + 1]) - first) * (t & 127) + 64) >> 7)
+    """t is cut to 16 bits."""
+    return line(min(max(t, -(1 << 15)), (1 << 15) - 1), table)
 
 
 @kernel

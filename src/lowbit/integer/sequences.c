@@ -1,12 +1,17 @@
-/* section interpolate */
-/* y = the straight line between the two of 513 entries that x lies between. */
+/* section line */
+/* The straight line between the two of 513 entries that x, of 16 bits, lies between. */
+static int32_t line@(const Y_t *table, int32_t x)
+{
+    const int32_t at = x + 32768, first = table[at >> 7];
+    return first + (((table[(at >> 7) + 1] - first) * (at & 127) + 64) >> 7);
+}
+
+/* section interpolate: line */
 static void interpolate@(const Y_t *table, const X_t *x, Y_t *y, int count)
 {
     int i;
-    for (i = 0; i < count; i++) {
-        const int at = x[i] + 32768, first = table[at >> 7];
-        y[i] = (Y_t)(first + (((table[(at >> 7) + 1] - first) * (at & 127) + 64) >> 7));
-    }
+    for (i = 0; i < count; i++)
+        y[i] = (Y_t)line@(table, x[i]);
 }
 
 /* section matrices */
@@ -138,9 +143,11 @@ struct gates {
     int rows, inputs, left;
 };
 
+/* next: what a step makes of its gates, n of each kind, and of h. cells: n of an LSTM, else 0. */
 struct recurrent {
-    int steps, hidden, reverse;
+    int steps, hidden, reverse, cells;
     struct gates given, own;
+    void (*next)(int n, const int32_t *t, const int32_t *own, const int16_t *h, int16_t *row, int16_t *cell);
 };
 
 /* tanh from -8 to 8 in steps of 2^-15. */
@@ -148,13 +155,10 @@ static const int16_t tanh_table[513] = {
 TANH_ENTRIES
 };
 
-/* A straight line between two of 513 entries; t is cut to 16 bits, in steps of 2^-12. */
+/* t is cut to 16 bits, in steps of 2^-12. */
 static int32_t tanh_of(int32_t t)
 {
-    int32_t first;
-    t = clipped(t, -32768, 32767) + 32768;
-    first = tanh_table[t >> 7];
-    return first + (((tanh_table[(t >> 7) + 1] - first) * (t & 127) + 64) >> 7);
+    return line_16_16(tanh_table, clipped(t, -32768, 32767));
 }
 
 /* Of twice the argument. */
@@ -176,40 +180,17 @@ static void gate@(const struct gates *g, const X_t *x, int32_t *t)
     }
 }
 
-/* section lstm: gate */
-/* Rows of y: h after each step, then c. h is 0 before the first step where none is given; t has room for all gates. */
-static void lstm@(const struct recurrent *s, const X_t *x, const int16_t *h, const int16_t *c, int16_t *y, int32_t *t)
+/* section recurrent: gate */
+/* Rows of y: h after each step, then c. Both are 0 before the first where none is given; t holds all gates twice. */
+static void recurrent@(
+    const struct recurrent *s, const X_t *x, const int16_t *h, const int16_t *c, int16_t *y, int32_t *t)
 {
     const int n = s->hidden;
-    int32_t *const own = t + 4 * n;
+    int32_t *const own = t + s->own.rows;
     int16_t *const cell = y + s->steps * n;
     int step, i;
-    for (i = 0; i < n; i++)
+    for (i = 0; i < s->cells; i++)
         cell[i] = (int16_t)(c ? c[i] : 0);
-    for (step = 0; step < s->steps; step++) {
-        const int at = s->reverse ? s->steps - 1 - step : step;
-        int16_t *const row = y + at * n;
-        gate@(&s->given, x + at * s->given.inputs, t);
-        for (i = 0; i < n && !h; i++)
-            row[i] = 0;
-        gate_16(&s->own, h ? h : row, own);
-        for (i = 0; i < n; i++) {
-            const int32_t write = sigmoid_of(t[i] + own[i]), out = sigmoid_of(t[n + i] + own[n + i]);
-            const int32_t keep = sigmoid_of(t[2 * n + i] + own[2 * n + i]), fresh = tanh_of(t[3 * n + i] + own[3 * n + i]);
-            cell[i] = (int16_t)clipped((keep * cell[i] + ((write * fresh) >> 4) + 16384) >> 15, -32768, 32767);
-            row[i] = (int16_t)((out * tanh_of(2 * cell[i]) + 16384) >> 15);
-        }
-        h = row;
-    }
-}
-
-/* section gru: gate */
-/* Rows of y: h after each step. */
-static void gru@(const struct recurrent *s, const X_t *x, const int16_t *h, int16_t *y, int32_t *t)
-{
-    const int n = s->hidden;
-    int32_t *const own = t + 3 * n;
-    int step, i;
     for (step = 0; step < s->steps; step++) {
         const int at = s->reverse ? s->steps - 1 - step : step;
         int16_t *const row = y + at * n;
@@ -218,11 +199,32 @@ static void gru@(const struct recurrent *s, const X_t *x, const int16_t *h, int1
             row[i] = 0;
         h = h ? h : row;
         gate_16(&s->own, h, own);
-        for (i = 0; i < n; i++) {
-            const int32_t keep = sigmoid_of(t[i] + own[i]), reset = sigmoid_of(t[n + i] + own[n + i]);
-            const int32_t fresh = tanh_of(t[2 * n + i] + (int32_t)(((int64_t)reset * own[2 * n + i] + 16384) >> 15));
-            row[i] = (int16_t)((keep * h[i] + (32768 - keep) * fresh + 16384) >> 15);
-        }
+        s->next(n, t, own, h, row, cell);
         h = row;
+    }
+}
+
+/* section lstm: gates */
+static void lstm(int n, const int32_t *t, const int32_t *own, const int16_t *h, int16_t *row, int16_t *cell)
+{
+    int i;
+    (void)h;
+    for (i = 0; i < n; i++) {
+        const int32_t write = sigmoid_of(t[i] + own[i]), out = sigmoid_of(t[n + i] + own[n + i]);
+        const int32_t keep = sigmoid_of(t[2 * n + i] + own[2 * n + i]), fresh = tanh_of(t[3 * n + i] + own[3 * n + i]);
+        cell[i] = (int16_t)clipped((keep * cell[i] + ((write * fresh) >> 4) + 16384) >> 15, -32768, 32767);
+        row[i] = (int16_t)((out * tanh_of(2 * cell[i]) + 16384) >> 15);
+    }
+}
+
+/* section gru: gates */
+static void gru(int n, const int32_t *t, const int32_t *own, const int16_t *h, int16_t *row, int16_t *cell)
+{
+    int i;
+    (void)cell;
+    for (i = 0; i < n; i++) {
+        const int32_t keep = sigmoid_of(t[i] + own[i]), reset = sigmoid_of(t[n + i] + own[n + i]);
+        const int32_t fresh = tanh_of(t[2 * n + i] + (int32_t)(((int64_t)reset * own[2 * n + i] + 16384) >> 15));
+        row[i] = (int16_t)((keep * h[i] + (32768 - keep) * fresh + 16384) >> 15);
     }
 }
