@@ -137,6 +137,27 @@ def test_short_rows_and_few_channels_are_computed_together_to_the_same_bytes(com
     assert written == reference_bytes(program, codes)
 
 
+DEPTHWISE = """f (float[N,5,9,20] x) => (float[N,70,4,8] y) {
+    a = Conv <pads=[2,2,2,2], group=5> (x, wa)
+    b = Conv (a, wb)
+    c = Conv <pads=[0,1,1,0], strides=[2,2], group=24> (b, wc)
+    d = Conv (c, wd)
+    y = Conv <pads=[1,1,1,0], group=70> (d, wy)
+}"""
+
+
+def test_depthwise_layers_of_any_number_of_channels_and_taps_have_the_references_bytes(tmp_path: Path):
+    """5 and 24 channels do not fill a block of 64, 70 are more; 25 and 12 taps are not multiples of 9."""
+    shapes = {"wa": (5, 1, 5, 5), "wb": (24, 5, 1, 1), "wc": (24, 1, 3, 3), "wd": (70, 24, 1, 1), "wy": (70, 1, 3, 4)}
+    r = np.random.default_rng(0)
+    x = r.normal(size=(8, 5, 9, 20)).astype(np.float32)
+    model = network(DEPTHWISE, **{name: r.normal(size=shape) for name, shape in shapes.items()})
+    program = program_of(quantized(model, {"x": x}))
+    codes = codes_of(program, {"x": x})
+    sanitized = ["-fsanitize=undefined,address", "-fno-sanitize-recover"]
+    assert run_c(program, codes, tmp_path, "gcc", *sanitized) == reference_bytes(program, codes)
+
+
 def test_ties_go_to_the_even_code_as_in_float32(tmp_path: Path):
     """Half of all products are ties; of the second output no product has a fraction, and it reaches 2^24."""
     x = Tensor("x", (1, 1, 1, 1), (0, 2, 3, 1), 1.0, 0)

@@ -32,7 +32,7 @@ from lowbit.integer.program import (
     Table,
 )
 from lowbit.integer.reference import spatial, window_out
-from lowbit.integer.weights import BLOCK, LANES, TOGETHER, in_lanes, per_output, row_of, stored
+from lowbit.integer.weights import BLOCK, LANES, REACH, SHORT, TOGETHER, in_lanes, per_output, row_of, stored
 
 Library = Literal["none", "cmsis-nn"]
 
@@ -62,6 +62,7 @@ def write_c(program: Program, name: str, main: bool = False, library: Library = 
     placed = plan(program, own)
     writer = Writer(program, placed)
     steps = [line for layer in program.layers for line in _step(writer, layer, layer.name in own)]
+    most_taps = max((t.weight[0].size for t in program.layers if isinstance(t, Conv) and t.depthwise), default=0)
     code = "\n".join(
         [
             f"/* {name}: {len(program.layers)} layers in integers; written by lowbit. */",
@@ -69,7 +70,10 @@ def write_c(program: Program, name: str, main: bool = False, library: Library = 
             *(["", "#include <stdio.h>"] if main else []),
             *(include(program.rounding) if own else []),
             "",
-            f"enum {{ BLOCK = {BLOCK}, LANES = {LANES}, TOGETHER = {TOGETHER} }};",
+            "enum {",
+            f"    BLOCK = {BLOCK}, LANES = {LANES}, TOGETHER = {TOGETHER}, SHORT = {SHORT}, REACH = {REACH},",
+            f"    MOST_TAPS = {most_taps}",
+            "};",
             "",
             kernels(writer.used),
             *writer.tables,
@@ -104,7 +108,7 @@ def _conv(writer: Writer, layer: Conv) -> Iterator[str]:
     rows, weights = layer.weight.reshape(len(layer.weight), -1), stored(layer)
     wide, lanes = layer.input.bits > 8, in_lanes(layer)
     # What is read as it is has its zero taken off in the loop; rows read 8-bit codes lifted by 128 instead.
-    lifted = 0 if wide else layer.input.zero if lanes or layer.depthwise else -128
+    lifted = 0 if wide else layer.input.zero if lanes else 0 if layer.depthwise else -128
     bias = layer.bias + lifted * rows.astype(np.int64).sum(1)
     exact = writer.program.rounding == "onnxruntime" and in_float32(layer)
     rescale = layer.rescale

@@ -18,6 +18,7 @@ static struct taps inside(const struct window *a, int axis, int out)
     return t;
 }
 
+/* section at_once: window */
 /* Of a line of outputs, how many are computed at once at w: `many` where all their taps are inside, or 1.
    The last of them reach back over what is done: *w moves. */
 static int at_once(const struct window *a, int *w, int many)
@@ -31,34 +32,53 @@ static int at_once(const struct window *a, int *w, int many)
     return many;
 }
 
-/* section lanes: conv inside */
+/* section lanes: conv inside at_once */
 #ifdef __GNUC__
 #define APART __attribute__((noinline)) /* gcc vectorises it alone: inlined it took ten times as long */
 #else
 #define APART
 #endif
 
-/* acc[p][n] += (x[p][i] - zero) * weight[i][n]: LANES outputs of TOGETHER positions; count: of which are wanted. */
-APART static void multiply_lanes(const int8_t *x, int step, int length, int zero, const int8_t *weight, int count,
-                                 int32_t (*acc)[LANES])
-{
-    int i, p, n;
 #if defined(__SSE2__) || defined(__ARM_NEON)
-    int32_t sums[TOGETHER][LANES];
-    (void)count;
-    for (p = 0; p < TOGETHER; p++)
-        for (n = 0; n < LANES; n++)
-            sums[p][n] = acc[p][n];
+static inline void widen(const int8_t *restrict x, int count, int zero, int32_t *restrict wide)
+{
+    int i;
+    for (i = 0; i < count; i++)
+        wide[i] = x[i] - zero;
+}
+
+/* All numbers have 32 bits: then gcc and clang keep the accumulators in registers. */
+APART static void multiply_wide_lanes(const int32_t *restrict x, int step, int length, const int32_t *restrict weight,
+                                      int32_t (*restrict acc)[LANES])
+{
+    const int32_t *x4 = x + 4 * step;
+    int i, n;
     for (i = 0; i < length; i++, weight += LANES)
-        for (p = 0; p < TOGETHER; p++) {
-            const int value = x[p * step + i] - zero;
-            for (n = 0; n < LANES; n++)
-                sums[p][n] += value * weight[n];
+        for (n = 0; n < LANES; n++) {
+            acc[0][n] += x[i] * weight[n];
+            acc[1][n] += x[i + step] * weight[n];
+            acc[2][n] += x[i + 2 * step] * weight[n];
+            acc[3][n] += x[i + 3 * step] * weight[n];
+            acc[4][n] += x4[i] * weight[n];
+            acc[5][n] += x4[i + step] * weight[n];
+            acc[6][n] += x4[i + 2 * step] * weight[n];
+            acc[7][n] += x4[i + 3 * step] * weight[n];
         }
-    for (p = 0; p < TOGETHER; p++)
-        for (n = 0; n < LANES; n++)
-            acc[p][n] = sums[p][n];
+}
+#endif
+
+/* acc[p][n] += (x[p][i] - zero) * weight[i][n]: LANES outputs of TOGETHER positions; count: of which are wanted. */
+static void multiply_lanes(const int8_t *x, int step, int length, int zero, const int8_t *weight, int count,
+                           int32_t (*acc)[LANES])
+{
+#if defined(__SSE2__) || defined(__ARM_NEON)
+    int32_t values[REACH], weights[SHORT * LANES];
+    (void)count;
+    widen(x, (TOGETHER - 1) * step + length, zero, values);
+    widen(weight, length * LANES, 0, weights);
+    multiply_wide_lanes(values, step, length, weights, acc);
 #else /* without vectors: as many accumulators as there are registers for */
+    int i, p, n;
     for (p = 0; p < count; p++, x += step)
         for (n = 0; n < LANES; n += 4) {
             int32_t a0 = acc[p][n], a1 = acc[p][n + 1], a2 = acc[p][n + 2], a3 = acc[p][n + 3];
@@ -128,54 +148,108 @@ static void lanes@(const struct conv *c, const int8_t *x, Y_t *y)
             }
 }
 
-/* section depthwise: conv inside */
-/* Sums of `count` channels from `first`, each of the input channel of its number. Beyond the last channel come those
-   of the next position; where there are steps between, they are put beside each other first. */
-static inline void block@(const struct conv *c, const int8_t *weights, const X_t *x, const struct taps *i,
-                          const struct taps *j, const struct taps *k, int first, int count, Y_t *y)
+/* section depthwise: conv at_once */
+/* acc[o] += sum of from[t][o] * weight[t][o]. Called with literal numbers of lanes and taps, so that compilers unroll. */
+static inline void add_taps@(const X_t *const *from, int at, const int8_t *weight, int row, int lanes, int taps,
+                             ACC_t *restrict acc)
 {
-    const struct window *a = &c->at;
-    const int channels = a->in[3], zero = c->in_zero;
-    const int apart = count > channels && a->strides[2] > 1;
-    ACC_t acc[BLOCK];
-    X_t near[BLOCK];
-    int l, m, n, o, p, part;
-    for (o = 0; o < count; o++)
-        acc[o] = c->bias[first + o];
-    for (l = i->first; l < i->end; l++)
-        for (m = j->first; m < j->end; m++)
-            for (n = k->first; n < k->end; n++) {
-                const int row = (i->from + l * a->dilations[0]) * a->in[1] + j->from + m * a->dilations[1];
-                const X_t *from = x + (row * a->in[2] + k->from + n * a->dilations[2]) * channels + first;
-                const int8_t *weight = weights + ((l * a->taps[1] + m) * a->taps[2] + n) * c->row + first;
-                for (p = 0; apart && p < count; p += channels, from += a->strides[2] * channels)
-                    for (part = 0; part < channels; part += 8)
-                        for (o = 0; o < 8; o++)
-                            near[p + part + o] = from[part + o];
-                from = apart ? near : from;
-                for (o = 0; o < count; o++)
-                    acc[o] += (PRODUCT_t)((from[o] - zero) * weight[o]);
-            }
-    rescale@(acc, count, c, first, y + first);
+    int o, t;
+    for (o = 0; o < lanes; o++) {
+        ACC_t sum = acc[o];
+        for (t = 0; t < taps; t++)
+            sum += (PRODUCT_t)(from[t][at + o] * weight[t * row + o]);
+        acc[o] = sum;
+    }
 }
 
-/* weight: taps, c->row: the channels, or BLOCK where they are repeated for as many neighbours as fill a block. */
+static inline void add_lanes@(const X_t *const *from, const int8_t *weight, int row, int count, int taps, ACC_t *acc)
+{
+    int o = 0;
+    for (; o + BLOCK <= count; o += BLOCK)
+        add_taps@(from, o, weight + o, row, BLOCK, taps, acc + o);
+    for (; o + 16 <= count; o += 16)
+        add_taps@(from, o, weight + o, row, 16, taps, acc + o);
+    for (; o + 8 <= count; o += 8)
+        add_taps@(from, o, weight + o, row, 8, taps, acc + o);
+    if (o < count)
+        add_taps@(from, o, weight + o, row, count - o, taps, acc + o);
+}
+
+/* What a tap multiplies: line[w * step] for the column w of the input. Of a line that is outside, step is 0. */
+struct tap@ {
+    const X_t *line;
+    int step, column;
+};
+
+/* The taps of the outputs at (d, h), for the channels from `first`; column: of the output at w = 0. */
+static void taps_of@(const struct window *a, const X_t *x, int d, int h, int first, const X_t *outside, struct tap@ *tap)
+{
+    int i, j, k;
+    for (i = 0; i < a->taps[0]; i++)
+        for (j = 0; j < a->taps[1]; j++) {
+            const int from_d = d * a->strides[0] - a->pads[0] + i * a->dilations[0];
+            const int from_h = h * a->strides[1] - a->pads[1] + j * a->dilations[1];
+            const int off = from_d < 0 || from_d >= a->in[0] || from_h < 0 || from_h >= a->in[1];
+            for (k = 0; k < a->taps[2]; k++, tap++) {
+                tap->line = off ? outside : x + (from_d * a->in[1] + from_h) * a->in[2] * a->in[3] + first;
+                tap->step = off ? 0 : a->in[3];
+                tap->column = k * a->dilations[2] - a->pads[2];
+            }
+        }
+}
+
+/* acc += the products of one position, or of as many as lie beside each other; count: of codes. */
+static inline void add_position@(const struct conv *c, const struct tap@ *tap, int w, const X_t *outside,
+                                 const int8_t *weight, int count, ACC_t *acc)
+{
+    const struct window *a = &c->at;
+    const int taps = a->taps[0] * a->taps[1] * a->taps[2], column = w * a->strides[2], size = a->in[2];
+    const int inner = column + tap[0].column >= 0 && column + tap[taps - 1].column < size;
+    const X_t *from[MOST_TAPS];
+    int t;
+    for (t = 0; t < taps; t++) {
+        const int at = column + tap[t].column;
+        from[t] = inner || (at >= 0 && at < size) ? tap[t].line + at * tap[t].step : outside;
+    }
+    for (t = 0; t + 9 <= taps; t += 9)
+        add_lanes@(from + t, weight + t * c->row, c->row, count, 9, acc);
+    for (; t < taps; t++)
+        add_lanes@(from + t, weight + t * c->row, c->row, count, 1, acc);
+}
+
+/* weight: taps, c->row: the channels, repeated for as many neighbours as fit in a block. Outside is a line of in_zero. */
 static void depthwise@(const struct conv *c, const int8_t *weights, const X_t *x, Y_t *y)
 {
     const struct window *a = &c->at;
-    const int channels = a->in[3], together = c->row / channels;
-    int d, h, w, first, count;
+    const int channels = a->in[3], together = c->row / channels, size = channels < BLOCK ? channels : BLOCK;
+    struct tap@ tap[MOST_TAPS];
+    X_t outside[BLOCK];
+    ACC_t acc[BLOCK];
+    int d, h, w, first, count, o;
+    for (o = 0; o < BLOCK; o++)
+        outside[o] = (X_t)c->in_zero;
     for (d = 0; d < a->out[0]; d++)
         for (h = 0; h < a->out[1]; h++, y += a->out[2] * channels)
-            for (w = 0; w < a->out[2]; w += count) {
-                const struct taps i = inside(a, 0, d), j = inside(a, 1, h);
-                struct taps k;
-                count = together > 1 ? at_once(a, &w, together) : 1;
-                k = inside(a, 2, w);
-                for (first = 0; first + BLOCK <= count * channels; first += BLOCK)
-                    block@(c, weights, x, &i, &j, &k, first, BLOCK, y + w * channels);
-                if (first < channels)
-                    block@(c, weights, x, &i, &j, &k, first, channels - first, y + w * channels);
+            for (first = 0; first < channels; first += size) {
+                /* the last block reaches back over what is done */
+                const int begin = first + size > channels ? channels - size : first;
+                taps_of@(a, x, d, h, begin, outside, tap);
+                for (w = 0; w < a->out[2]; w += count) {
+                    Y_t *to;
+                    int total, wide, p;
+                    count = together > 1 ? at_once(a, &w, together) : 1;
+                    to = y + w * channels + begin; /* at_once moves w */
+                    total = count * size;
+                    wide = a->strides[2] == 1 ? total : size;
+                    for (o = 0; o < total; o++)
+                        acc[o] = c->bias[begin + o];
+                    for (p = 0; p < total; p += wide)
+                        add_position@(c, tap, w + p / size, outside, weights + begin, wide, acc + p);
+                    if (total == BLOCK)
+                        rescale@(acc, BLOCK, c, begin, to);
+                    else
+                        rescale@(acc, total, c, begin, to);
+                }
             }
 }
 

@@ -8,31 +8,33 @@ from lowbit.integer.reference import spatial
 BLOCK = 64  # accumulators on the stack
 TOGETHER = 8  # positions that share each weight that was read
 LANES = 16  # outputs that are computed together where rows are short
+SHORT = 32  # products of a short row
+REACH = 512  # codes of a line that TOGETHER positions of a short row read
 
 
 def in_lanes(layer: Conv) -> bool:
     """Whether outputs, not the products of one output, are what a vector register holds.
 
     A row of 32 products or less is too short for a loop of its own: 48 x 48 positions from 8 to 16 channels took
-    165 µs by rows, 13 µs so; of 64 products 144 positions take 13 µs by rows, 14 µs so. Positions at borders are
-    computed one by one, so that lines with borders have to be long.
+    165 µs by rows, 9 µs so. Positions at borders are computed one by one, so that lines with borders have to be long.
     """
-    short = layer.weight[0].size <= 32 and layer.dilations[2] == 1 and len(layer.weight) >= LANES // 2
+    short = layer.weight[0].size <= SHORT and layer.dilations[2] == 1 and len(layer.weight) >= LANES // 2
     plain = layer.groups == 1 and layer.input.bits <= 8 and not layer.packed
     single = layer.weight.shape[1:4] == (1, 1, 1) and layer.pads == (0, 0, 0)
     *lines, line, _ = spatial(layer.output)
     if single and layer.strides == (1, 1, 1):
         line *= int(np.prod(lines))
-    return short and plain and line >= (TOGETHER if single else 4 * TOGETHER)
+    near = ((TOGETHER - 1) * layer.strides[2] + layer.weight.shape[3]) * layer.weight.shape[4] <= REACH
+    return short and plain and near and line >= (TOGETHER if single else 4 * TOGETHER)
 
 
 def neighbours(layer: Conv) -> int:
     """Positions of a depthwise layer that are computed together, as if they were channels: they lie beside each other.
 
-    Loops of 64 are what gcc and clang turn into vector instructions: 48 x 48 positions of 8 channels took 153 µs.
+    Loops of 64 are what gcc and clang turn into vector instructions: 48 x 48 positions of 8 channels took 153 µs one
+    by one.
     """
-    few = not layer.packed and len(layer.weight) in (8, 16, 32)
-    return BLOCK // len(layer.weight) if layer.depthwise and few else 1
+    return max(1, BLOCK // len(layer.weight)) if layer.depthwise and not layer.packed else 1
 
 
 def per_output(layer: Conv, array: Ints) -> Ints:
