@@ -74,7 +74,7 @@ _FUSING = _kernels(  # engines whose convolutions fuse what follows them; a resi
     ABSORB="Relu Clip",
 )
 _WHOLE = _kernels(  # operators with a form in lowbit.integer; those of one value are tables of 256
-    CONVOLVE="Conv ConvTranspose MatMul Gemm LSTM GRU",
+    CONVOLVE="Conv ConvTranspose MatMul Gemm LSTM GRU RNN",
     FOLLOW="Add Sub Mul AveragePool GlobalAveragePool ReduceMean Sigmoid Tanh LeakyRelu Elu HardSigmoid HardSwish Gelu "
     "Softmax LayerNormalization",
     ABSORB="Relu Clip",

@@ -14,7 +14,7 @@ from lowbit.deploy.export import export
 from lowbit.deploy.proof import verify
 from lowbit.engines.compile import ENGINES
 from lowbit.engines.read_back import read_back
-from lowbit.errors import MismatchError, ModelError
+from lowbit.errors import DataError, MismatchError, ModelError
 from lowbit.report.ledger import Ledger
 
 STATES = 16
@@ -98,15 +98,62 @@ def test_the_file_takes_any_length_in_time(op, steps):
     assert np.abs(found["last"] - own["last"].numpy()).max() < 0.01
 
 
-def test_no_steps_at_all_are_refused_by_onnxruntime():
-    """Its float GRU ends the whole process there."""
+@pytest.mark.parametrize("recipe", [None, "int8-dynamic"])
+def test_an_lstm_without_a_sequence_is_refused_and_without_a_step_gives_none(recipe):
+    """onnxruntime ends the whole process where there is no sequence."""
+    rng = np.random.default_rng(0)
+    model = network(
+        "toy (float[T,batch,8] x) => (float[T,1,batch,4] y) { y = LSTM <hidden_size = 4> (x, w, r) }",
+        w=rng.normal(size=(1, 16, 8)),
+        r=rng.normal(size=(1, 16, 4)),
+    )
+    model = model if recipe is None else lb.quantize(model, None, recipe)
+    assert model.run({"x": np.zeros((0, 2, 8), np.float32)})["y"].shape == (0, 1, 2, 4)
+    with pytest.raises(DataError, match=r"input 'x' \(3, 0, 8\) is empty: .* Give one step of one sequence at least"):
+        model.run({"x": np.zeros((3, 0, 8), np.float32)})
+
+
+def test_no_steps_at_all_are_refused():
+    """onnxruntime's float GRU ends the whole process there."""
     model = recurrence("GRU", lengths=False)
     quantized, batch = lb.quantize(model, None, "int8-dynamic"), sequences(model, lengths=(0,) * 3, steps=0)
-    with pytest.raises(ModelError, match=r"onnxruntime failed while running the model: .* Scan node"):
+    with pytest.raises(ModelError, match=r"'x' \(3, 0, 24\) is empty, and onnxruntime failed .* Scan node"):
         quantized.run(batch)
+    with pytest.raises(DataError, match=r"input 'x' \(3, 0, 24\) is empty: .* Give one step of one sequence at least"):
+        model.run(batch)
     simulation = lb.simulation(model, None, "int8-dynamic")
     with simulation.mode("quantize"), torch.no_grad():
         assert simulation.module(*map(torch.from_numpy, batch.values()))["y"].shape == (3, 1, 0, STATES)
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("wrong", [21, -1])
+def test_a_length_outside_the_steps_is_refused(op, wrong):
+    model = recurrence(op)
+    batch = sequences(model) | {"lengths": np.array([20, 3, wrong, 1, 0], np.int32)}
+    for run in (model.run, lb.quantize(model, None, "int8-dynamic").run):
+        with pytest.raises(DataError, match="a sequence length lies outside 0 to 20, the number of steps"):
+            run(batch)
+    simulation = lb.simulation(model, None, "int8-dynamic")
+    with simulation.mode("quantize"), pytest.raises(DataError, match=f"outside 0 to 20, .*: .* {wrong}, 1, 0"):
+        simulation.module(*map(torch.from_numpy, batch.values()))
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_rows_of_one_element_are_what_the_simulation_computes(op):
+    rng, gates = np.random.default_rng(0), {"LSTM": 4, **GATES}[op]
+    model = network(
+        f"toy (float[T,batch,1] x) => (float[T,1,batch,1] y) {{ y = {op} <hidden_size = 1> (x, w, r, b) }}",
+        w=rng.normal(size=(1, gates, 1)),
+        r=rng.normal(size=(1, gates, 1)),
+        b=rng.normal(size=(1, 2 * gates)),
+    )
+    quantized, simulation = lb.quantize(model, None, "int8-dynamic"), lb.simulation(model, None, "int8-dynamic")
+    assert op not in {node.op_type for node in quantized.program.graph}
+    for x in (np.ones((1, 1, 1), np.float32), np.zeros((3, 1, 1), np.float32), rng.normal(size=(4, 1, 1))):
+        with simulation.mode("quantize"), torch.no_grad():
+            own = simulation.module(torch.tensor(x, dtype=torch.float32))["y"].numpy()
+        assert np.abs(quantized.run({"x": x.astype(np.float32)})["y"] - own).max() < 1e-6
 
 
 def test_what_stands_behind_the_end_of_a_sequence_does_not_count():

@@ -98,6 +98,12 @@ RECURRENT = {
         'y, h, c = LSTM <hidden_size = 24, direction = "bidirectional"> (x, w, r, b)',
     ),
     "GRU": ("float[M,1,24] y, float[D,1,24] h", "y, h = GRU <hidden_size = 24, linear_before_reset = 1> (x, w, r, b)"),
+    "GRU with its reset before": ("float[M,1,24] y, float[D,1,24] h", "y, h = GRU <hidden_size = 24> (x, w, r, b)"),
+    "GRU with its reset before and a state": (
+        "float[M,1,24] y, float[D,1,24] h",
+        "y, h = GRU <hidden_size = 24> (x, w, r, b, , h0)",
+    ),
+    "RNN": ("float[M,1,24] y, float[D,1,24] h", "y, h = RNN <hidden_size = 24> (x, w, r, b)"),
     "GRU backwards": (
         "float[D,1,24] h",
         'y, h = GRU <hidden_size = 24, linear_before_reset = 1, direction = "reverse"> (x, w, r, b)',
@@ -105,14 +111,14 @@ RECURRENT = {
 }
 
 
-FAST = ("LSTM with states", "GRU")  # a C compiler runs in each
+FAST = ("LSTM with states", "GRU", "GRU with its reset before and a state")  # a C compiler runs in each
 
 
 @pytest.mark.parametrize("case", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in RECURRENT])
 def test_recurrent_layers_with_16_bit_states_are_30_db_from_float_and_the_same_bytes_in_c(case: str, tmp_path: Path):
     outputs, body = RECURRENT[case]
-    gates, directions = 3 if "GRU" in case else 4, 2 if "both" in case else 1
-    states = ", float[1,1,24] h0, float[1,1,24] c0" if "states" in case else ""
+    gates, directions = {"GRU": 3, "RNN": 1, "LSTM": 4}[case.split()[0]], 2 if "both" in case else 1
+    states = ", float[1,1,24] h0" * ("state" in case) + ", float[1,1,24] c0" * ("states" in case)
     outputs = outputs.replace("M,1,24", "12,1,1,24").replace("M,2", "12,2").replace("D", str(directions))
     rng = np.random.default_rng(0)
     weights = {
@@ -162,8 +168,10 @@ def test_stacked_grus_exported_from_torch_are_30_db_from_float_and_the_same_byte
 
 
 def test_a_recurrent_form_without_integers_is_named():
-    text = "f (float[12,1,10] x) => (float[12,1,1,24] y) { y, h = GRU <hidden_size = 24> (x, w, r, b) }"
-    shapes = {"w": (1, 72, 10), "r": (1, 72, 24), "b": (1, 144)}
+    text = """f (float[12,1,10] x) => (float[12,1,1,24] y) {
+        y, h = RNN <hidden_size = 24, activations = ["Relu"]> (x, w, r, b)
+    }"""
+    shapes = {"w": (1, 24, 10), "r": (1, 24, 24), "b": (1, 48)}
     weights = {name: np.random.default_rng(0).normal(size=shape) for name, shape in shapes.items()}
-    with pytest.raises(UnsupportedError, match="its reset before the recurrent product"):
+    with pytest.raises(UnsupportedError, match="RNN with Relu, whose states have no bound"):
         quantized(network(text, **weights), [{"x": np.ones((12, 1, 10), np.float32)}])

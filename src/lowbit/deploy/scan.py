@@ -118,8 +118,9 @@ class _Recurrence:
         nodes.made[-1].name = self.node.name if d == 0 else f"{self.node.name}~{d}"
         if self.lengths is None:
             return y, last
+        y = self._within(y)
         last = nodes.one("ReduceSum", nodes.one("Where", self.ends, y, self._nothing()), nodes.numbers(0), keepdims=0)
-        return self._reversed(self._within(y)) if backwards else self._within(y), last
+        return self._reversed(y) if backwards else y, last
 
     def _body(self, d: int, codes: ir.Value) -> ir.Graph:
         """One step: the states and the gates of x → the next states, twice."""
@@ -159,7 +160,9 @@ class _Recurrence:
         count = nodes.one("Squeeze", nodes.one("Shape", x, start=0, end=1))
         times = nodes.one("Unsqueeze", nodes.one("Range", nodes.constant(np.array(0)), count, one), nodes.numbers(1, 2))
         limits = nodes.one("Unsqueeze", nodes.one("Cast", lengths, to=int(ir.DataType.INT64)), nodes.numbers(1))
-        return nodes.one("GreaterOrEqual", times, limits), nodes.one("Equal", times, nodes.one("Sub", limits, one))
+        # The first step, turned round; ReverseSequence refuses a length beyond the steps. Where it is 0, y is 0 there.
+        start = nodes.one("Equal", times, nodes.one("Sub", limits, limits))
+        return nodes.one("GreaterOrEqual", times, limits), self._reversed(start)
 
     def _within(self, value: ir.Value) -> ir.Value:
         return self.nodes.one("Where", self.past, self._nothing(), value)

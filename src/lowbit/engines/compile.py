@@ -80,9 +80,13 @@ class OnnxRuntime:
             source = str(model) if isinstance(model, Path) else model
             session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         names = [port.name for port in session.get_outputs()] if outputs is None else list(outputs)
+        never_empty = _never_empty(program) if isinstance(program, ir.Model) else set()
 
         def run(batch: Batch) -> Batch:
-            with _errors("onnxruntime failed while running the model"):
+            doing = "onnxruntime failed while running the model"
+            if any(0 in array.shape for array in batch.values()):
+                doing = f"{_allowed_empty(batch, never_empty)} is empty, and {doing}"
+            with _errors(doing):
                 return dict(zip(names, session.run(names, batch), strict=True))
 
         return run
@@ -155,6 +159,33 @@ def _import_openvino() -> Any:
     except ImportError as error:
         raise UnsupportedError("OpenVINO is not installed: pip install 'lowbit[openvino]'.") from error
     return openvino
+
+
+def _never_empty(program: ir.Model) -> set[tuple[str, int]]:
+    """(input, axis) that may not have the length 0: onnxruntime would end the process (seen with 1.31).
+
+    Its LSTM does so without a sequence, its GRU also without a step. Where shapes do not tell, all axes are named.
+    """
+    found = [n for n in program.graph.all_nodes() if n.op_type in ("LSTM", "GRU", "DynamicQuantizeLSTM")]
+    shapes = [None if node.inputs[0] is None else node.inputs[0].shape for node in found]
+    may: set[str] = set()
+    if all(shape is not None for shape in shapes) and all("LSTM" in node.op_type for node in found):
+        steps, batches = ({str(shape[axis]) for shape in shapes if shape is not None} for axis in (0, 1))
+        may = steps - batches
+    sides = [(str(v.name), axis, str(side)) for v in program.graph.inputs for axis, side in enumerate(v.shape or ())]
+    return {(name, axis) for name, axis, side in sides if side not in may} if found else set()
+
+
+def _allowed_empty(batch: Batch, never: set[tuple[str, int]]) -> str:
+    """The first input of a batch that is empty, in words; DataError where it may not be."""
+    axes = [(name, axis) for name, array in batch.items() for axis, side in enumerate(array.shape) if side == 0]
+    told = f"input '{axes[0][0]}' {batch[axes[0][0]].shape}"
+    if never.isdisjoint(axes):
+        return told
+    raise DataError(
+        f"{told} is empty: onnxruntime's LSTM and GRU end the whole process there. "
+        "Give one step of one sequence at least."
+    )
 
 
 def _port_names(ports: Sequence[Any]) -> list[str]:
@@ -238,6 +269,7 @@ def serialize(program: ir.Model) -> bytes:
 
 
 _OUTSIDE = re.compile(r"Name:'(.*?)'.*idx=(-?\d+) must be within the inclusive range \[-\d+,(\d+)\]", re.DOTALL)
+_LENGTH = re.compile(r"Invalid value/s in sequence_lens.*seq_length=(\d+)|Invalid sequence length: .*\[0,\s*(\d+)\]")
 # What OpenVINO says before it says what is wrong.
 _NO_NEWS = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't fully converted", "Summary:")
 
@@ -257,6 +289,9 @@ def _errors(doing: str) -> Iterator[None]:
                 f"{doing}: index {index} lies outside the table of {int(last) + 1} rows{reads}. "
                 f"Give indices from 0 to {last}."
             ) from None
+        if too_long := _LENGTH.search(str(error)):
+            steps = too_long[1] or too_long[2]
+            raise DataError(f"{doing}: a sequence length lies outside 0 to {steps}, the number of steps.") from None
         lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip()]
         first = next((line for line in lines if not line.startswith(_NO_NEWS)), type(error).__name__)
         raise ModelError(f"{doing}: {first[:400]}") from error

@@ -23,7 +23,7 @@ from lowbit.flows.given import float_model_and_data
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
 from lowbit.graph import PASSES
 from lowbit.graph.halves import round_to_halves, store_halves
-from lowbit.graph.layer import layer_names
+from lowbit.graph.layer import RECURRENT, layer_names
 from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.network.calibrate import observe, tensors
@@ -103,7 +103,7 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
     runs = read_back(program, find_target(final.target).engine)
     rows = ledger(network, runs)
     # The integer program has these in integers; onnxruntime, which reads its files back, only in float.
-    elsewhere = ("ConvTranspose", "LSTM", "GRU") if find_target(final.target).whole else ()
+    elsewhere = ("ConvTranspose", *RECURRENT) if find_target(final.target).whole else ()
     check_arithmetic(network, rows, runs, elsewhere)
     program.metadata_props.update(
         {

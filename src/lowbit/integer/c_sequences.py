@@ -1,4 +1,4 @@
-"""The steps of the C that call sequences.c: products of two values, Softmax, LayerNormalization, LSTM and GRU."""
+"""The steps of the C that call sequences.c: products of two values, Softmax, LayerNormalization, recurrences."""
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -43,12 +43,15 @@ def _normalize(writer: Writer, layer: Normalize) -> Iterator[str]:
 
 
 def _recurrent(writer: Writer, layer: Recurrent) -> Iterator[str]:
+    own = _gates(writer, f"{layer.name}_own", layer.recurrent, layer.bias_recurrent, layer.again)
+    if layer.kind == "gru_before":
+        own["rows"] = 2 * layer.hidden  # the others come behind the reset
     fields = {
         **{"steps": layer.steps, "hidden": layer.hidden, "reverse": int(layer.reverse)},
-        "cells": layer.hidden if layer.kind == "LSTM" else 0,
+        "cells": layer.hidden if layer.kind == "lstm" else 0,
         "given": _gates(writer, f"{layer.name}_given", layer.weight, layer.bias, layer.rescale),
-        "own": _gates(writer, f"{layer.name}_own", layer.recurrent, layer.bias_recurrent, layer.again),
-        "next": writer.function(layer.kind.lower()),
+        "own": own,
+        "next": writer.function(layer.kind),
     }
     struct = writer.struct("recurrent", layer.name, fields)
     writer.function("line", 16, 16)  # of tanh

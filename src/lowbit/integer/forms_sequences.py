@@ -98,7 +98,7 @@ def rescaled(layers: list[Layer], held: Tensor, name: str, scale: float, zero: i
 
 
 def recurrent(layers: list[Layer], node: ir.Node, read: Read) -> dict[str, Coded]:
-    """An LSTM or GRU: a layer for each direction, and its outputs as copies of rows of theirs."""
+    """An LSTM, GRU or RNN: a layer for each direction, and its outputs as copies of rows of theirs."""
     data = in_order(layers, Coded(forms.data_of(read)), tuple(range(3))).tensor
     batch = data.shape[0 if number(node, "layout") else 1]
     if batch != 1 or read.get(4) is not None:
@@ -107,8 +107,8 @@ def recurrent(layers: list[Layer], node: ir.Node, read: Read) -> dict[str, Coded
     gates, bias = w.array.shape[1], read.get(3)
     both = np.zeros((len(w.array), 2 * gates)) if bias is None else np.asarray(_constant(bias).real(), np.float64)
     steps = GATE * np.ones(gates)
-    halves = slice(0, gates * 3 // 4 if node.op_type == "LSTM" else gates * 2 // 3)
-    steps[halves] *= 2  # sigmoids read half their argument
+    sigmoids = gates - r.array.shape[2]
+    steps[:sigmoids] *= 2  # they read half their argument
     states, way, made = _states(layers, node, read), node.attributes.get_string("direction") or "forward", []
     for direction in range(len(w.array)):
         parts = [_part(weight, direction, side) for weight, side in ((w, data.scale), (r, STATE))]
@@ -122,12 +122,17 @@ def recurrent(layers: list[Layer], node: ir.Node, read: Read) -> dict[str, Coded
         first, second = (b.astype(np.int32) for b in biases)
         layers.append(
             Recurrent(
-                output.name, node.op_type, data, initial, output, weight, again, first, second,
+                output.name, _kind(node), data, initial, output, weight, again, first, second,
                 Rescale.of(given / steps), Rescale.of(own / steps), way == "reverse" or direction == 1,
             )
         )  # fmt: skip
         made.append(output)
     return _outputs(layers, node, made, way)
+
+
+def _kind(node: ir.Node) -> str:
+    before = node.op_type == "GRU" and not number(node, "linear_before_reset")
+    return node.op_type.lower() + "_before" * before
 
 
 def _rows(node: ir.Node, direction: int, steps: int, hidden: int) -> Tensor:

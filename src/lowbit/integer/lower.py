@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from lowbit.errors import LowbitError, ShapeError, UnsupportedError
 from lowbit.graph.fix_inputs import fix_inputs
-from lowbit.graph.layer import number
+from lowbit.graph.layer import RECURRENT, number
 from lowbit.graph.load import read_file
 from lowbit.graph.weights import constant
 from lowbit.integer import forms
@@ -302,7 +302,7 @@ class _Walk:
             self.known[name] = forms.ORDERED[node.op_type](node, operands | {0: first})
         elif node.op_type in SEQUENCES:
             self.known[name] = SEQUENCES[node.op_type](self.layers, node, operands)
-        elif node.op_type in ("LSTM", "GRU"):
+        elif node.op_type in RECURRENT:
             self.known |= recurrent(self.layers, node, operands)
         elif node.op_type in ("Add", "Sum", "Sub", "Mul") and len(node.inputs) == 2:
             self.known[name] = self._elementwise(node, operands)

@@ -25,7 +25,7 @@ from lowbit.integer.program import (
     Table,
     Tensor,
 )
-from lowbit.integer.sequences import HALVES, tanh_table
+from lowbit.integer.sequences import HALVES, KINDS, tanh_table
 
 Codes = dict[str, Ints]  # tensor name → (samples, size), as the codes lie in memory
 
@@ -142,7 +142,7 @@ def _recurrent(layer: Recurrent, x: Sequence[Ints], y: Ints, program: Program) -
     )
     sequence_kernels.recurrent(
         x[0].reshape(samples, layer.steps, -1), states[0], states[-1], y.reshape(samples, -1, hidden),
-        layer.kind == "LSTM", layer.reverse, (layer.weight, layer.recurrent), (layer.bias, layer.bias_recurrent),
+        KINDS.index(layer.kind), layer.reverse, (layer.weight, layer.recurrent), (layer.bias, layer.bias_recurrent),
         multipliers, shifts, tuple(factor.left for factor in factors), tanh_table(),
     )  # fmt: skip
 

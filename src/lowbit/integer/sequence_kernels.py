@@ -108,31 +108,60 @@ def gates(x: Ints, weight: Ints, bias: Ints, multiplier: Ints, shift: Ints, left
 
 @kernel
 def recurrent(
-    x: Ints, h: Ints, c: Ints, y: Ints, lstm: bool, reverse: bool, weights: Any, biases: Any, multipliers: Any,
+    x: Ints, h: Ints, c: Ints, y: Ints, kind: int, reverse: bool, weights: Any, biases: Any, multipliers: Any,
     shifts: Any, lefts: Any, table: Ints,
 ) -> None:  # fmt: skip
-    """x (samples, steps, inputs), y (samples, steps, or one more with c, hidden); h and c (samples, hidden) change."""
-    n = h.shape[1]
-    given, own = np.zeros(len(weights[0]), np.int64), np.zeros(len(weights[0]), np.int64)
+    """x (samples, steps, inputs), y (samples, steps, or one more with c, hidden); h and c (samples, hidden) change.
+
+    kind   a place in KINDS
+    """
+    n, rows = h.shape[1], len(weights[1])
+    given, own, reset = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.zeros(n, np.int64)
+    first = 2 * n if kind == 2 else rows  # gates whose product is with h
     for s in range(x.shape[0]):
         for step in range(x.shape[1]):
             at = x.shape[1] - 1 - step if reverse else step
             gates(x[s, at], weights[0], biases[0], multipliers[0], shifts[0], lefts[0], given)
-            gates(h[s], weights[1], biases[1], multipliers[1], shifts[1], lefts[1], own)
-            for i in range(n):
-                if lstm:
-                    write = sigmoid(given[i] + own[i], table)
-                    out = sigmoid(given[n + i] + own[n + i], table)
-                    keep = sigmoid(given[2 * n + i] + own[2 * n + i], table)
-                    new = tanh(given[3 * n + i] + own[3 * n + i], table)
-                    cell = (keep * int(c[s, i]) + ((write * new) >> 4) + (1 << 14)) >> 15
-                    c[s, i] = min(max(cell, -(1 << 15)), (1 << 15) - 1)
-                    h[s, i] = (out * tanh(2 * int(c[s, i]), table) + (1 << 14)) >> 15
-                else:
-                    keep = sigmoid(given[i] + own[i], table)
-                    reset = sigmoid(given[n + i] + own[n + i], table)
-                    new = tanh(given[2 * n + i] + ((reset * own[2 * n + i] + (1 << 14)) >> 15), table)
-                    h[s, i] = (keep * int(h[s, i]) + ((1 << 15) - keep) * new + (1 << 14)) >> 15
-                y[s, at, i] = h[s, i]
-        if lstm:
+            gates(
+                h[s], weights[1][:first], biases[1][:first], multipliers[1][:first], shifts[1][:first], lefts[1],
+                own[:first],
+            )  # fmt: skip
+            if kind == 2:
+                for i in range(n):
+                    reset[i] = (sigmoid(given[n + i] + own[n + i], table) * int(h[s, i]) + (1 << 14)) >> 15
+                gates(
+                    reset, weights[1][first:], biases[1][first:], multipliers[1][first:], shifts[1][first:], lefts[1],
+                    own[first:],
+                )  # fmt: skip
+            if kind == 0:
+                lstm(given + own, h[s], c[s], table)
+            elif kind == 3:
+                for i in range(n):
+                    h[s, i] = tanh(given[i] + own[i], table)
+            else:
+                gru(given, own, h[s], kind == 1, table)
+            y[s, at] = h[s]
+        if kind == 0:
             y[s, x.shape[1]] = c[s]
+
+
+@kernel
+def lstm(t: Ints, h: Ints, c: Ints, table: Ints) -> None:
+    n = len(h)
+    for i in range(n):
+        write, out, keep = sigmoid(t[i], table), sigmoid(t[n + i], table), sigmoid(t[2 * n + i], table)
+        cell = (keep * int(c[i]) + ((write * tanh(t[3 * n + i], table)) >> 4) + (1 << 14)) >> 15
+        c[i] = min(max(cell, -(1 << 15)), (1 << 15) - 1)
+        h[i] = (out * tanh(2 * int(c[i]), table) + (1 << 14)) >> 15
+
+
+@kernel
+def gru(given: Ints, own: Ints, h: Ints, resets: bool, table: Ints) -> None:
+    """resets: the candidate's product is multiplied here; else what it is the product of was."""
+    n = len(h)
+    for i in range(n):
+        keep, product = sigmoid(given[i] + own[i], table), own[2 * n + i]
+        if resets:
+            product = (sigmoid(given[n + i] + own[n + i], table) * product + (1 << 14)) >> 15
+        new = tanh(given[2 * n + i] + product, table)
+        h[i] = (keep * int(h[i]) + ((1 << 15) - keep) * new + (1 << 14)) >> 15

@@ -143,11 +143,12 @@ struct gates {
     int rows, inputs, left;
 };
 
-/* next: what a step makes of its gates, n of each kind, and of h. cells: n of an LSTM, else 0. */
+/* next: what a step makes of its gates and of h. cells: as many as h has values in an LSTM, else 0. */
 struct recurrent {
     int steps, hidden, reverse, cells;
     struct gates given, own;
-    void (*next)(int n, const int32_t *t, const int32_t *own, const int16_t *h, int16_t *row, int16_t *cell);
+    void (*next)(
+        const struct recurrent *s, const int32_t *t, int32_t *own, const int16_t *h, int16_t *row, int16_t *cell);
 };
 
 /* tanh from -8 to 8 in steps of 2^-15. */
@@ -161,6 +162,7 @@ static int32_t tanh_of(int32_t t)
     return line_16_16(tanh_table, clipped(t, -32768, 32767));
 }
 
+/* section sigmoid: gates */
 /* Of twice the argument. */
 static int32_t sigmoid_of(int32_t t)
 {
@@ -186,7 +188,7 @@ static void recurrent@(
     const struct recurrent *s, const X_t *x, const int16_t *h, const int16_t *c, int16_t *y, int32_t *t)
 {
     const int n = s->hidden;
-    int32_t *const own = t + s->own.rows;
+    int32_t *const own = t + s->given.rows;
     int16_t *const cell = y + s->steps * n;
     int step, i;
     for (i = 0; i < s->cells; i++)
@@ -199,14 +201,16 @@ static void recurrent@(
             row[i] = 0;
         h = h ? h : row;
         gate_16(&s->own, h, own);
-        s->next(n, t, own, h, row, cell);
+        s->next(s, t, own, h, row, cell);
         h = row;
     }
 }
 
-/* section lstm: gates */
-static void lstm(int n, const int32_t *t, const int32_t *own, const int16_t *h, int16_t *row, int16_t *cell)
+/* section lstm: sigmoid */
+static void lstm(
+    const struct recurrent *s, const int32_t *t, int32_t *own, const int16_t *h, int16_t *row, int16_t *cell)
 {
+    const int n = s->hidden;
     int i;
     (void)h;
     for (i = 0; i < n; i++) {
@@ -217,14 +221,57 @@ static void lstm(int n, const int32_t *t, const int32_t *own, const int16_t *h, 
     }
 }
 
-/* section gru: gates */
-static void gru(int n, const int32_t *t, const int32_t *own, const int16_t *h, int16_t *row, int16_t *cell)
+/* section update: sigmoid */
+/* A GRU's new h: as much of the old one as its gate keeps. */
+static int16_t update(int32_t t, int32_t h, int32_t fresh)
 {
+    const int32_t keep = sigmoid_of(t);
+    return (int16_t)((keep * h + (32768 - keep) * fresh + 16384) >> 15);
+}
+
+/* section gru: update */
+static void gru(
+    const struct recurrent *s, const int32_t *t, int32_t *own, const int16_t *h, int16_t *row, int16_t *cell)
+{
+    const int n = s->hidden;
     int i;
     (void)cell;
     for (i = 0; i < n; i++) {
-        const int32_t keep = sigmoid_of(t[i] + own[i]), reset = sigmoid_of(t[n + i] + own[n + i]);
+        const int32_t reset = sigmoid_of(t[n + i] + own[n + i]);
         const int32_t fresh = tanh_of(t[2 * n + i] + (int32_t)(((int64_t)reset * own[2 * n + i] + 16384) >> 15));
-        row[i] = (int16_t)((keep * h[i] + (32768 - keep) * fresh + 16384) >> 15);
+        row[i] = update(t[i] + own[i], h[i], fresh);
     }
+}
+
+/* section gru_before: update */
+/* The reset multiplies h, not its product, whose rows wait for it; where h lies in row it is 0. */
+static void gru_before(
+    const struct recurrent *s, const int32_t *t, int32_t *own, const int16_t *h, int16_t *row, int16_t *cell)
+{
+    const int n = s->hidden;
+    struct gates last = s->own;
+    int i;
+    (void)cell;
+    last.rows = n;
+    last.weight += 2 * n * n;
+    last.bias += 2 * n;
+    last.multiplier += 2 * n;
+    last.shift += 2 * n;
+    for (i = 0; i < n; i++)
+        row[i] = (int16_t)((sigmoid_of(t[n + i] + own[n + i]) * h[i] + 16384) >> 15);
+    gate_16(&last, row, own + 2 * n);
+    for (i = 0; i < n; i++)
+        row[i] = update(t[i] + own[i], h[i], tanh_of(t[2 * n + i] + own[2 * n + i]));
+}
+
+/* section rnn: gates */
+static void rnn(
+    const struct recurrent *s, const int32_t *t, int32_t *own, const int16_t *h, int16_t *row, int16_t *cell)
+{
+    const int n = s->hidden;
+    int i;
+    (void)h;
+    (void)cell;
+    for (i = 0; i < n; i++)
+        row[i] = (int16_t)tanh_of(t[i] + own[i]);
 }

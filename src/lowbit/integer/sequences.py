@@ -1,4 +1,4 @@
-"""Layers of transformers and recurrent networks: products of two values, Softmax, LayerNormalization, LSTM and GRU.
+"""Layers of transformers and recurrent networks: products of two values, Softmax, LayerNormalization, recurrences.
 
 Softmax and LayerNormalization follow I-BERT (Kim et al. 2021, arXiv 2101.01321): exponentials by halving and a
 polynomial, the root by Newton's method.
@@ -17,6 +17,7 @@ HALVES = (1 << 30, -744187942, 257211654, -57311496, 7419127)
 I-BERT has a square here, which is off by 1.9e-3: half a step of an 8-bit probability.
 """
 GATE, STATE = 2.0**-12, 2.0**-15  # one step of what tanh reads, and of what it gives
+KINDS = ("lstm", "gru", "gru_before", "rnn")  # before: the reset comes before the product
 CELL = 2.0**-11  # one step of an LSTM's cell state: ±16 in 16 bits
 
 
@@ -104,14 +105,17 @@ class Normalize(OneInput):
 
 @dataclass(frozen=True)
 class Recurrent:
-    """An LSTM or a GRU over a sequence. Rows of the output: the state h after each step, then an LSTM's cell state c.
+    """An LSTM, GRU or RNN over a sequence. Rows of the output: h after each step, then an LSTM's cell state c.
 
     h is in steps of 2^−15, c of 2^−11, both int16. What tanh reads, t, is in steps of 2^−12; sigmoid(t) is
     (1 + tanh(t / 2)) / 2, so the rescaling of its rows holds a half.
 
     LSTM, rows i o f g:  c = f · c + i · tanh(g),  h = o · tanh(c)
-    GRU, rows z r n:     h = (1 − z) · tanh(n) + z · h,  where the recurrent part of n is multiplied by r
+    GRU, rows z r n:     h = (1 − z) · tanh(n) + z · h,  where the recurrent part of n is multiplied by r, or what it is
+                         the product of, h
+    RNN:                 h = tanh(t)
 
+    kind                  one of KINDS
     weight, recurrent     int8, (gates · hidden, inputs) and (gates · hidden, hidden)
     bias, bias_recurrent  int32, (gates · hidden,), at the scale of either product; zero_x · Σ weight is taken off
     rescale, again        of either product to steps of t

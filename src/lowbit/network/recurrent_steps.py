@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit.errors import DataError
 from lowbit.network.operators_shape import reverse_sequence
 
 Outputs = Tensor | tuple[Tensor, ...]
@@ -57,6 +58,8 @@ def in_steps(
     round_   what becomes of the factors of products
     """
     lengths = torch.full((x.shape[1],), len(x)) if sequence_lens is None else sequence_lens
+    if bool(((lengths < 0) | (lengths > len(x))).any()):
+        raise DataError(f"a sequence length lies outside 0 to {len(x)}, the number of steps: {lengths.tolist()}.")
     count = 2 if run is lstm_steps else 1
     zeros = x.new_zeros(x.shape[1], r.shape[2])
     found = []

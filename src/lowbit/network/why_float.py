@@ -47,9 +47,10 @@ def _product_in_float(node: ir.Node, weights: TensorSpec, activations: TensorSpe
         return f"{node.op_type} of two activations, which target '{target.name}' computes in float"
     if float_constant(node.inputs[0]) is not None:
         return f"{node.op_type} of two constants"
-    before = node.op_type == "GRU" and not number(node, "linear_before_reset") and not activations.dynamic
-    if node.op_type in ("LSTM", "GRU", "RNN") and (before or not is_standard(node)):
-        return f"a {node.op_type} with other activations, clips, peepholes or its reset before the recurrent product"
+    if node.op_type in RECURRENT and not is_standard(node):
+        return f"{node.op_type} with other activations, clips or peepholes"
+    if node.op_type == "RNN" and "Relu" in node.attributes.get_strings("activations", ()) and not activations.dynamic:
+        return "RNN with Relu, whose states have no bound"
     if layer.weight.ndim < 2:
         return f"{node.op_type} with a vector, which is not worth an integer kernel"
     if number(node, "alpha", 1) != 1 or number(node, "beta", 1) != 1 or number(node, "transA"):
