@@ -141,6 +141,22 @@ def test_recurrent_layers_with_16_bit_states_are_30_db_from_float_and_the_same_b
     assert run_c(program, codes, tmp_path, "gcc", *sanitized) == reference_bytes(program, codes)
 
 
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_one_step_of_one_value_is_40_db_from_float(op: str, gates: int):
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(1, gates, 1)),
+        "r": rng.normal(size=(1, gates, 1)),
+        "b": rng.normal(size=(1, 2 * gates)),
+    }
+    text = f"f (float[1,1,1] x) => (float[1,1,1,1] y) {{ y = {op} <hidden_size = 1> (x, w, r, b) }}"
+    model = network(text, **weights)
+    samples = [{"x": rng.uniform(-1, 1, (1, 1, 1)).astype(np.float32)} for _ in range(8)]
+    run_integers = IntegerReference().compile(quantized(model, samples).program)
+    exact, ours = (np.array([run(x)["y"].item() for x in samples]) for run in (model.run, run_integers))
+    assert sqnr_db(exact, ours) > 40
+
+
 class Suppressor(torch.nn.Module):
     """The shape of a noise suppressor: two GRUs, gains behind them."""
 
