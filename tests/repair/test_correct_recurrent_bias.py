@@ -13,6 +13,7 @@ from lowbit.network.network import Network
 from lowbit.presets import find_recipe
 from lowbit.repair.correct_recurrent_bias import correct_recurrent_bias
 from lowbit.repair.prove import Calibration
+from lowbit.report.ledger import Ledger
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -85,8 +86,9 @@ def test_without_data_only_networks_of_tokens_are_corrected():
         quantized = lb.quantize(model, None, "int8-dynamic")
         notes = " ".join(json.loads(quantized.metadata["lowbit.passes"]))
         assert ("corrected the biases of 1 recurrent layers" in notes) is corrected
-        assert ("left out: correct_recurrent_bias (1 layers) needs data" in notes) is not corrected
         assert "correct_recurrent_bias" in quantized.metadata["lowbit.recipe"]  # what was asked for
+        why = "left out: correct_recurrent_bias of 1 layers needs data: made-up signals tell no mean"
+        assert Ledger.of(quantized).left_out == (() if corrected else (why,))
 
 
 def test_made_up_data_say_so():

@@ -42,9 +42,7 @@ def correct_recurrent_bias(network: Network, calibration: Calibration) -> list[s
         return []
     if calibration.made_up_signals:
         # silero's outputs without data: 42 dB, and 9 with corrections to the means of made-up signals.
-        raise LeftOut(
-            f"correct_recurrent_bias ({len(layers)} layers) needs data: inputs made up tell no mean of a signal"
-        )
+        raise LeftOut(f"correct_recurrent_bias of {len(layers)} layers needs data: made-up signals tell no mean")
     calibration.stage("correcting biases of recurrent layers")
     with torch.no_grad():
         exact, _ = both_walks(network, calibration.together)

@@ -31,6 +31,7 @@ class Ledger:
     """Rows of {tensor, role, layer, format, bits, range, solver, bytes, status, reason}.
 
     own is True where lowbit wrote the file, with its recipe; else the rows are read off the stored tensors
+    left_out: steps that could not do their work, and why
     """
 
     rows: tuple[Row, ...]
@@ -38,6 +39,7 @@ class Ledger:
     recipe: str = ""
     version: str = ""
     calibration: Mapping[str, Any] | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: "Model") -> "Ledger":
@@ -52,11 +54,12 @@ class Ledger:
             calibration = json.loads(metadata.get("lowbit.calibration", "{}"))
             if not isinstance(calibration, dict):
                 raise ValueError("its calibration is no table")
+            notes = [str(note) for note in json.loads(metadata.get("lowbit.passes", "[]"))]
         except (ValueError, RecursionError) as problem:
             raise InputError(f"'{model.source}': its ledger cannot be read: {problem}.") from None
-        return cls(
-            tuple(rows), True, metadata.get("lowbit.recipe", ""), metadata.get("lowbit.version", ""), calibration
-        )
+        left_out = tuple(note for note in notes if note.startswith("left out: "))
+        recipe, version = metadata.get("lowbit.recipe", ""), metadata.get("lowbit.version", "")
+        return cls(tuple(rows), True, recipe, version, calibration, left_out)
 
     def stored(self, *status: str) -> list[Row]:
         """Rows of tensors that take bytes in the file, of all or of these statuses."""
@@ -98,6 +101,7 @@ class Ledger:
             "calibration": self.calibration or {},
             "bytes_by_kind": self.bytes_by_kind(),
             **self.counts(),
+            "left_out": list(self.left_out),
             "tensors": list(self.rows),
         }
 
@@ -123,7 +127,7 @@ class Ledger:
         kinds["graph, scales and the ledger itself"] = size - sum(kinds.values())
         shares = [(kind, f"{n:,}", f"{100 * n / size:.1f} %") for kind, n in kinds.items() if n > 0]
         parts += ["", table(("bytes of", ">", ">share"), shares)]
-        if told := self.float_text():
+        for told in filter(None, (self.float_text(), *self.left_out)):
             parts.append(f"\n{told}.")
         if not self.own:
             parts.append("\nNot written by lowbit: no ledger. 'lowbit quantize' makes it smaller.")
@@ -143,6 +147,7 @@ class Ledger:
         ]
         for reason, count in counts["float_reasons"].items():
             lines.append(f"in float: {count} tensor{'s' * (count != 1)}: {reason}")
+        lines += self.left_out
         return "\n".join(filter(None, lines))
 
     def _activations(self) -> list[Row]:
