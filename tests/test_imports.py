@@ -54,7 +54,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "storage",
         "model",
         "data",
-        "solve",
         "integer",
         "report",
         "flows",

@@ -106,7 +106,7 @@ def fit_size(
     inputs = tensors(network, batches[0])
     alive = footprint(network.module, inputs).alive * sum(x.nbytes for x in inputs)
     batches = batches[: max(1, int(MEMORY // alive))]
-    search = Search(_weights(network, batches), wanted, measure)
+    search = MultiplierSearch(_weights(network, batches), wanted, measure)
     multiplier = search.run(search.by_entropy(), lambda tried: _store(network, search.weights, tried, ()))
     # Feedback changes the size by a percent or two, and takes a pass over the samples.
     fed = replace(search, tried=[], told=lambda tries: progress("fit", tries, TRIES))
@@ -142,7 +142,7 @@ def _store(network: Network, weights: Mapping[str, Weight], multiplier: float, b
 
 
 @dataclass
-class Search:
+class MultiplierSearch:
     """The Lagrange multiplier at which a file comes out as large as wanted.
 
     wanted       bytes

@@ -4,6 +4,7 @@ For each ratio all layers share one Lagrange multiplier (`fit_size`), which deci
 how many become zero. So one number is searched for, by bisection; each trial is measured on samples kept apart.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ import numpy as np
 import torch
 
 from lowbit.data import Data
-from lowbit.errors import DataError, InputError, TooSmallError
-from lowbit.flows.compress import Compression, Progress, compress
+from lowbit.errors import DataError, TooSmallError
+from lowbit.flows.compress import compress
+from lowbit.flows.compression import Progress, compression
 from lowbit.flows.evaluate import evaluate, predict
 from lowbit.flows.given import model_and_data
 from lowbit.flows.metrics import points_lost
 from lowbit.model import Model
+from lowbit.numerics import Format
+from lowbit.recipe import Recipe
+from lowbit.solve.prune import Pruning
 from lowbit.training.samples import Samples
+from lowbit.training.schedule import Schedule
 
 Arrays = dict[str, np.ndarray]
 SMALLEST_RATIO, LARGEST_RATIO = 4.0, 128.0
@@ -62,21 +68,21 @@ def shrink(
     model: Any,
     data: Any,
     max_drop: float,
-    settings: Compression | None = None,
+    recipe: "str | Path | Format | Recipe | None" = None,
+    schedule: "str | Path | Mapping[str, Any] | Schedule | None" = None,
     *,
+    prune: "Pruning | float | None" = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Found:
     """The smallest compression whose metric is at most `max_drop` points (of a hundred) below the float network's.
 
-    settings   what else is asked for: pruning, epochs of training in each trial; its ratio is what is searched
+    recipe, schedule, prune   as in `compress`, for each trial; the recipe's ratio is what is searched
 
     The metric is the share of right classes, or without labels of classes that the float network chooses too, on the
     last fifth of the data, which is not trained on.
     """
-    base = settings or Compression()
-    if base.codebook is not None or base.layers:
-        raise InputError("a budget decides how many values each weight has: leave out codebook and layers.")
+    compression(recipe, SMALLEST_RATIO, prune)  # InputError for a recipe whose formats a ratio would contradict
     model, given = model_and_data(model, data)
     training, judging, metric = _split(model, Samples.of(given.batches(256)))
     before = evaluate(model, judging, "top1")
@@ -88,7 +94,8 @@ def shrink(
         state = None if checkpoint is None else Path(f"{checkpoint}.{number}")
         told = None if progress is None else _numbered(progress, number)
         try:
-            small = compress(model, training, base, ratio=ratio, checkpoint=state, progress=told)
+            how: dict[str, Any] = {"ratio": ratio, "prune": prune, "checkpoint": state, "progress": told}
+            small = compress(model, training, recipe, schedule, **how)
         except TooSmallError:
             if number == 0:
                 raise
