@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from lowbit.data import Data
+from lowbit.engines.compile import ENGINES
 from lowbit.errors import DataError, TooSmallError
 from lowbit.flows.compress import compress
 from lowbit.flows.compression import Progress, compression
-from lowbit.flows.evaluate import evaluate, predict
 from lowbit.flows.given import model_and_data
+from lowbit.flows.judge import Judge
 from lowbit.flows.metrics import points_lost
 from lowbit.model import Model
 from lowbit.numerics import Format
@@ -84,8 +85,8 @@ def shrink(
     """
     compression(recipe, SMALLEST_RATIO, prune)  # InputError for a recipe whose formats a ratio would contradict
     model, given = model_and_data(model, data)
-    training, judging, metric = _split(model, Samples.of(given.batches(256)))
-    before = evaluate(model, judging, "top1")
+    training, test = _split(model, Samples.of(given.batches(256)))
+    judge = Judge.of(model, test, None, "onnxruntime")
     trials: list[Trial] = []
     best: tuple[Model, float, bool] | None = None
     low, high = np.log2(SMALLEST_RATIO), np.log2(LARGEST_RATIO)
@@ -101,8 +102,8 @@ def shrink(
                 raise
             after, within = None, False
         else:
-            after = evaluate(small, judging, "top1")
-            within = points_lost(before, after, "higher") <= max_drop + 1e-9
+            after = judge.value_of(ENGINES["onnxruntime"].compile(small.program))
+            within = judge.drop(after) <= max_drop + 1e-9
             if best is None or within:  # ratios within the budget only grow
                 best = small, after, within
         trials.append(Trial(ratio, after, within))
@@ -110,26 +111,20 @@ def shrink(
             break
         low, high = (np.log2(ratio), high) if within else (low, np.log2(ratio))
     assert best is not None
-    return Found(best[0], metric, before, best[1], max_drop, best[2], tuple(trials))
+    return Found(best[0], judge.metric.name, judge.before, best[1], max_drop, best[2], tuple(trials))
 
 
 def _numbered(progress: Progress, number: int) -> Progress:
     return lambda phase, done, total: progress(f"trial {number + 1}, {phase}", done, total)
 
 
-def _split(model: Model, every: Samples) -> tuple[Arrays, Arrays, str]:
-    """What is trained on, the last fifth to judge on, and what is judged: labels, or the float network's classes."""
+def _split(model: Model, every: Samples) -> tuple[Arrays, Data]:
+    """What is trained on, and the last fifth to judge on."""
     if len(every) < 20:
         raise DataError(f"{len(every)} samples are too few to train on some and judge on others; give 20 or more.")
     rows, kept = torch.arange(len(every)), max(10, len(every) // 5)
     training, judging = (_arrays(model, every.take(part)) for part in (rows[:-kept], rows[-kept:]))
-    if "labels" in judging:
-        return training, judging, "top1"
-    outputs, _ = predict(model, Data.of(judging, model.inputs))
-    scores = next(iter(outputs.values()))
-    if scores.ndim < 2:
-        raise DataError("a budget of accuracy needs a network whose first output is a row of scores for each sample.")
-    return training, judging | {"labels": scores.argmax(axis=-1)}, "agreement with float"
+    return training, Data.of(judging, model.inputs)
 
 
 def _arrays(model: Model, samples: Samples) -> Arrays:
