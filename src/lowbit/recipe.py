@@ -5,7 +5,7 @@ A recipe is a value: `==`, `repr` that can be pasted back, TOML that round-trips
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from json import dumps
@@ -205,7 +205,7 @@ class Recipe:
                 activations = rule.activations or activations
         return weights, activations
 
-    def prunings(self, layers: Mapping[str, Iterable[str]]) -> list[tuple[Pruning, tuple[str, ...]]]:
+    def prunings(self, layers: Mapping[str, Sequence[str]]) -> list[tuple[Pruning, tuple[str, ...]]]:
         """How weights are pruned, and those that are compared with each other. layers: weight → names of its layer"""
         found: dict[int, list[str]] = {}
         for weight, names in layers.items():

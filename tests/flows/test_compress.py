@@ -369,6 +369,14 @@ def test_a_recipe_of_activations_and_a_schedule_of_training_are_refused(trained:
         compress(trained, named(trained, data(64)), schedule="average=0.9")
 
 
+def test_constants_that_stay_float_take_two_bytes_where_the_recipe_says_so(trained: Model) -> None:
+    recipe = lb.Recipe((lb.Rule("*", "int8 channel:0"),), compression().passes, rest="float16")
+    small = compress(trained, named(trained, data(64)), recipe, code_epochs=0.5)
+    kinds = [v.const_value.dtype.name for v in small.program.graph.initializers.values() if v.const_value.size == 72]
+    assert kinds == ["FLOAT16"]  # the convolution's weights, which are too few for codes
+    assert abs(accuracy(small) - accuracy(trained)) < 0.01
+
+
 def test_a_rule_that_prunes_compares_its_own_weights_and_the_last_rule_wins() -> None:
     model = wide_and_narrow()
     first, second, third = compressible(model.program)

@@ -99,7 +99,7 @@ def compress(
     told = progress or (lambda *_: None)
     run = Compressor(network, batches, training, asked, how, measure, told, checkpoint)
     run.to_end()
-    _shorten_mantissas(network, asked.mantissa_bits)
+    _shorten(network, asked)
     small = _written(network, model.source, asked)
     if training is not None:
         small.program.metadata_props["lowbit.schedule"] = how.to_toml()
@@ -155,21 +155,25 @@ def _written(network: Network, source: str, recipe: Recipe) -> Model:
 
 
 def _packed_bytes(network: Network, source: str, recipe: Recipe) -> int:
-    """Bytes of the file that the network would make as it is now, its mantissas shortened."""
-    _shorten_mantissas(network, recipe.mantissa_bits)
+    """Bytes of the file that the network would make as it is now, its constants shortened."""
+    _shorten(network, recipe)
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
         return pack(_written(network, source, recipe), Path(folder) / "0.lowbit")
 
 
 @torch.no_grad()
-def _shorten_mantissas(network: Network, bits: int) -> None:
-    """Round float parameters and tables in the network; pruned weights that stay float keep their mantissas."""
-    constants = network.constants()
+def _shorten(network: Network, recipe: Recipe) -> None:
+    """Round float parameters and tables in the network as the recipe's rest says.
+
+    Pruned weights that stay float keep their mantissas.
+    """
+    constants, bits = network.constants(), recipe.mantissa_bits
     for name in network.module.meta["keys"]:
         if name not in constants:
             parameter = network.parameter(name)
             if parameter.dtype == torch.float32 and parameter.requires_grad:
-                parameter.copy_(fewer_mantissa_bits(parameter, bits))
+                half = parameter.half().float() if recipe.rest == "float16" else parameter
+                parameter.copy_(fewer_mantissa_bits(half if bool(half.isfinite().all()) else parameter, bits))
     for _, quantizer in constants.values():
         stored = quantizer.stored
         if stored is not None and stored.table is not None:

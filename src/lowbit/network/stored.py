@@ -51,13 +51,14 @@ def _with_parts(stored: QuantTensor, parts: Mapping[str, Tensor]) -> QuantTensor
 
 def _with_zeros(stored: QuantTensor, mask: Tensor) -> QuantTensor:
     """The same codes, but that of 0 where the mask is False."""
-    none = stored.encode(torch.zeros(stored.shape))
+    codes = torch.as_tensor(stored.codes)
+    none = stored.encode(torch.zeros(stored.shape, device=codes.device))
     if bool(torch.as_tensor(none.dequantize())[~mask].any()):
         raise InputError(
             f"{describe_format(stored.format)} has no 0, which pruned weights need: choose another format, or for a "
             "codebook the solver 'kmeans'."
         )
-    return replace(stored, codes=torch.where(mask, torch.as_tensor(stored.codes), torch.as_tensor(none.codes)))
+    return replace(stored, codes=torch.where(mask, codes, torch.as_tensor(none.codes)))
 
 
 PIECE = 1 << 20  # numbers that are decoded at a time, of what is too large to be decoded at once
