@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import lowbit as lb
-from lowbit.flows.compress import Compression, compress
 from lowbit.model import Model
 from lowbit.storage.container import pack
 from lowbit.storage.inspect import inspect
@@ -39,13 +38,14 @@ Arrays = dict[str, np.ndarray]
 class Case:
     """A network, what it learns from, what it is judged on, and the compressions to try.
 
+    settings arguments of `lb.compress`, by label
     judge    "labels": error on the test set; "agreement": share of classes that differ from the float network's
     """
 
     model: Callable[[Path], Model]
     training: Callable[[Model], Any]
     test: Callable[[Model], Any]
-    settings: dict[str, Compression]
+    settings: dict[str, dict[str, Any]]
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     judge: str = "labels"
     bar: str = ""
@@ -151,31 +151,37 @@ def photos(first: int, count: int) -> Callable[[Model], Any]:
 
 
 # The float LeNets never saw a shifted digit: what they say of one is worth less than its label.
-DIGITS = Compression(batch=128, distill=0.0, prune_epochs=16, code_epochs=3, value_epochs=1)
-TRAINED = Compression(batch=100, code_epochs=4, learning_rate=0.002)
+DIGITS = {"schedule": "batch=128 distill=0 prune_epochs=16 code_epochs=3 value_epochs=1"}
+SMALL = {"schedule": "batch=128 distill=0 prune_epochs=6 code_epochs=2 value_epochs=0.5"}
+TRAINED = {"schedule": "batch=100 code_epochs=4 rate=0.002"}
+
+
+def shared(prune: float) -> lb.Recipe:
+    """16 values for each weight, chosen by their bits too: 2 % of a weight's mean square is worth one bit."""
+    rule = lb.Rule("*", lb.TensorSpec("codebook4:linear:0.02", solve="kmeans"), prune=prune)
+    return lb.Recipe((rule,), ("recognize_operators", "fold_batchnorm", "fuse_gemm"), rest="mantissa:7")
+
 
 CASES = {
     "lenet-300-100": Case(
         lenet("lenet-300-100", fully_connected, 20), mnist("train"), mnist("test"),
-        {"ratio 40": Compression(ratio=40)} | {f"prune {p:.1%}": replace(DIGITS, prune=p) for p in (0.94, 0.96)},
+        {"ratio 40": {"ratio": 40}} | {f"prune {p:.1%}": DIGITS | {"prune": p} for p in (0.94, 0.96)},
         shifted_digits, bar="60x at no more error than float (paper: 40x)",
     ),
     "lenet-5": Case(
         lenet("lenet-5", convolutional, 6), mnist("train"), mnist("test"),
-        {"ratio 40": Compression(ratio=40)}
-        | {f"prune {p:.1%}": replace(DIGITS, prune=p, multiplier=0.02, prune_epochs=6, code_epochs=2, value_epochs=0.5)
-           for p in (0.967, 0.98)},
+        {"ratio 40": {"ratio": 40}} | {f"prune {p:.1%}": SMALL | {"recipe": shared(p)} for p in (0.967, 0.98)},
         shifted_digits, bar="100x at no more error than float (paper: 39x)",
     ),
     "resnet20": Case(
         lambda _: lb.load(FOLDER / "cifar10-resnet20.onnx"), cifar("train-0", "train-1"), cifar("test"),
-        {f"ratio {r}": Compression(ratio=r) for r in (6, 8, 10, 12, 16, 20)}
-        | {f"ratio {r}, trained": replace(TRAINED, ratio=r) for r in (16, 20, 24)},
+        {f"ratio {r}": {"ratio": r} for r in (6, 8, 10, 12, 16, 20)}
+        | {f"ratio {r}, trained": TRAINED | {"ratio": r} for r in (16, 20, 24)},
         shifted_pictures, bar="16x within 0.5, 10x within 0.1 of 91.73 %",
     ),
     "squeezenet": Case(
         lambda _: lb.load(FOLDER / "imagenet-squeezenet1_1.onnx"), photos(0, 300), photos(300, 200),
-        {f"ratio {r}": Compression(ratio=r) for r in (4, 6, 8, 10)},
+        {f"ratio {r}": {"ratio": r} for r in (4, 6, 8, 10)},
         judge="agreement", bar="the curve at 4x, 6x, 8x, without labels",
     ),
 }  # fmt: skip
@@ -221,8 +227,8 @@ def rows(name: str, case: Case, folder: Path, only: str | None) -> Iterator[dict
                     tasks[phase] = tasks[phase] if phase in tasks else bars.add_task(phase, total=total)
                     bars.update(tasks[phase], completed=done)
 
-                small = compress(
-                    network, training, settings, checkpoint=folder / f"{stem}.state", progress=show,
+                small = lb.compress(
+                    network, training, **settings, checkpoint=folder / f"{stem}.state", progress=show,
                     augment=case.augment,
                 )  # fmt: skip
                 pack(small, path)

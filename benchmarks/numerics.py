@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lowbit.flows.fit_size import entropy_bits
 from lowbit.numerics import Format, Int, KMeans, encode_rows, fake_quantize_rows, parse_format, quantize
 from lowbit.numerics.grids import E4M3, Float
 from lowbit.numerics.kernels.cpu import fresh
 from lowbit.ranges import Histogram, error
+from lowbit.storage.tables import entropy_bits
 
 ELEMENTS = 1 << 24
 
@@ -181,7 +181,9 @@ def entropy_coded(x: Tensor, bits: int) -> float:
     fine, coarse = 2.0**-12, 4.0
     for _ in range(40):
         step = (fine * coarse) ** 0.5
-        fine, coarse = (step, coarse) if entropy_bits(torch.round(x / step)) > bits * len(x) else (fine, step)
+        codes = torch.round(x / step).numpy().astype(int)
+        bits_now = entropy_bits(np.bincount(codes - codes.min()))
+        fine, coarse = (step, coarse) if bits_now > bits * len(x) else (fine, step)
     return float(10 * torch.log10(x.square().mean() / (torch.round(x / coarse) * coarse - x).square().mean()))
 
 

@@ -16,7 +16,7 @@ FLOWS = {
     *("quantize_tensor", "error", "simulation", "parse_range", "stochastic"),
 }
 VALUES = {
-    *("Model", "Data", "Preprocessing", "Comparison", "Diagnosis", "Search", "Compression", "Pruning", "LowbitError"),
+    *("Model", "Data", "Preprocessing", "Comparison", "Diagnosis", "Search", "Pruning", "LowbitError"),
     *("Sensitivity", "Prepared", "Schedule"),
     *("Recipe", "Rule", "TensorSpec", "FLOAT", "Target", "Format", "Int", "QuantTensor"),
     *("Float", "Codebook", "KMeans", "Bases", "Piecewise", "Pow2", "SignedPow2", "AdditivePow2", "parse_format"),

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from lowbit.flows.budget import mixed_precision as mixed_precision
     from lowbit.flows.compare import Comparison as Comparison
     from lowbit.flows.compare import compare as compare
-    from lowbit.flows.compress import Compression as Compression
     from lowbit.flows.compress import compress as compress
     from lowbit.flows.compress import compress_tensors as compress_tensors
     from lowbit.flows.diagnose import diagnose as diagnose

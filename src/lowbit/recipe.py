@@ -3,8 +3,9 @@
 A recipe is a value: `==`, `repr` that can be pasted back, TOML that round-trips and travels inside the deployed file.
 """
 
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from json import dumps
@@ -17,6 +18,7 @@ from lowbit.graph import PASSES
 from lowbit.numerics import UINT8, Format, Int, parse_format, spell_format
 from lowbit.ranges import MSE, MinMax, Range, parse_range, range_words
 from lowbit.solve import NEED_MOMENTS, SOLVERS
+from lowbit.solve.prune import Pruning
 from lowbit.targets import TARGETS, find_target
 
 _MSE = MSE()
@@ -79,21 +81,28 @@ class Rule:
     layers                a glob over a layer's names: its ONNX node, its weight tensor (with or without '.weight'), or
                           'op:Conv'
     weights, activations  specs, or the words of a format: Rule("head.*", "codebook:4")
+    prune                 a Pruning, or the share of the weights that become zero. Weights that one rule prunes are
+                          compared with each other
     """
 
     layers: str
     weights: TensorSpec | None
     activations: TensorSpec | None
+    prune: Pruning | None
 
     def __init__(
         self,
         layers: str = "*",
         weights: "TensorSpec | Format | str | None" = None,
         activations: "TensorSpec | Format | str | None" = None,
+        prune: "Pruning | float | None" = None,
     ) -> None:
         if not isinstance(layers, str):
             raise InputError(f"a rule's layers are a glob over their names, as 'encoder.*', not {layers!r}.")
         object.__setattr__(self, "layers", layers)
+        if not isinstance(prune, (Pruning, int, float, type(None))) or isinstance(prune, bool):
+            raise InputError(f"rule '{layers}': prune={prune!r} is neither a share of the weights nor a Pruning.")
+        object.__setattr__(self, "prune", Pruning(prune) if isinstance(prune, (int, float)) else prune)
         for name, spec in (("weights", weights), ("activations", activations)):
             if not isinstance(spec, (TensorSpec, Format, str, type(None))):
                 raise InputError(
@@ -110,9 +119,12 @@ class Rule:
             )
 
     def to_toml(self) -> str:
-        """Lines that may stand at the end of a recipe; each spec on a line of its own."""
-        pairs = {"layers": self.layers, "weights": self.weights, "activations": self.activations}
-        told = {key: value if isinstance(value, str) else _spell(value) for key, value in pairs.items() if value}
+        """Lines that may stand at the end of a recipe; each spec on a line of its own, defaults left out."""
+        specs = {"weights": self.weights, "activations": self.activations}
+        told: dict[str, Any] = {} if self.layers == "*" else {"layers": self.layers}
+        told |= {key: _spell(spec) for key, spec in specs.items() if spec is not None}
+        if self.prune is not None:
+            told["prune"] = self.prune.told()
         return "[[rules]]\n" + "".join(f"{key} = {_inline(value)}\n" for key, value in told.items())
 
     def matches(self, names: Iterable[str]) -> bool:
@@ -125,13 +137,17 @@ class Recipe:
     """Rules, the passes that run before them, and the target they are for. All names exist: InputError otherwise.
 
     passes   names in lowbit.graph.PASSES, in order, and in IMPROVE, which also look at the calibration data
-    rest     what constants that stay float are stored in: "float32" or "float16"; computed is in float32
+    rest     what constants that stay float are stored in: "float32", "float16", or float32 with 1 … 23 bits of
+             mantissa, as "mantissa:7", whose zeros cost nothing in a .lowbit file; computed is in float32
+    ratio    of `compress`: float32 bytes of the parameters over bytes of the packed file. Weights are then multiples of
+             a step, as fine as that allows. 0: formats decide
     """
 
     rules: tuple[Rule, ...]
     passes: tuple[str, ...] = ()
     target: str = "onnxruntime"
     rest: str = "float32"
+    ratio: float = 0.0
 
     def __post_init__(self) -> None:
         for name, values, kind, what in (
@@ -145,8 +161,16 @@ class Recipe:
         if unknown := [name for name in self.passes if name not in known]:
             raise InputError(f"pass '{unknown[0]}' does not exist. Passes are: {', '.join(known)}.")
         find_target(self.target)
-        if self.rest not in ("float32", "float16"):
-            raise InputError(f"rest={self.rest!r} is neither 'float32' nor 'float16'.")
+        kept = re.fullmatch(r"float32|float16|mantissa:(\d+)", self.rest) if isinstance(self.rest, str) else None
+        if kept is None or (kept[1] and not 1 <= int(kept[1]) <= 23):
+            raise InputError(f"rest={self.rest!r} is none of 'float32', 'float16', and 'mantissa:1' to 'mantissa:23'.")
+        if not isinstance(self.ratio, (int, float)) or (self.ratio and not self.ratio > 1):
+            raise InputError(f"a ratio is how many times smaller the file should be, above 1; not {self.ratio!r}.")
+
+    @property
+    def mantissa_bits(self) -> int:
+        """Bits of mantissa that constants which stay float keep."""
+        return int(self.rest.partition(":")[2] or 23)
 
     def check_deployable(self) -> None:
         """Raise UnsupportedError for what can be simulated only, before anything is calibrated."""
@@ -181,6 +205,32 @@ class Recipe:
                 activations = rule.activations or activations
         return weights, activations
 
+    def prunings(self, layers: Mapping[str, Sequence[str]]) -> list[tuple[Pruning, tuple[str, ...]]]:
+        """How weights are pruned, and those that are compared with each other. layers: weight → names of its layer"""
+        found: dict[int, list[str]] = {}
+        for weight, names in layers.items():
+            matching = [n for n, rule in enumerate(self.rules) if rule.prune is not None and rule.matches(names)]
+            if matching:
+                found.setdefault(matching[-1], []).append(weight)
+        told = [(self.rules[n].prune, tuple(weights)) for n, weights in found.items()]
+        return [(prune, weights) for prune, weights in told if prune is not None and prune.sparsity]
+
+    def pruned(self, prune: "Pruning | float") -> "Recipe":
+        """The same recipe with this pruning in all its rules that prune, or in a new one for all layers.
+
+        A share alone leaves the rules' patterns and scopes.
+        """
+        if not any(rule.prune for rule in self.rules):
+            return replace(self, rules=(*self.rules, Rule("*", prune=prune)))
+
+        def changed(rule: Rule) -> Rule:
+            if rule.prune is None:
+                return rule
+            new = prune if isinstance(prune, Pruning) else replace(rule.prune, sparsity=prune)
+            return Rule(rule.layers, rule.weights, rule.activations, new)
+
+        return replace(self, rules=tuple(map(changed, self.rules)))
+
     def keep_float(self, *layers: str) -> "Recipe":
         """The same recipe with these layers (globs) left in float."""
         return replace(self, rules=(*self.rules, *(Rule(layer, FLOAT, FLOAT) for layer in layers)))
@@ -196,8 +246,8 @@ class Recipe:
         return f"the recipe's pass '{looking[0]}' looks at calibration data" if looking else None
 
     def to_toml(self) -> str:
-        rest = {} if self.rest == "float32" else {"rest": self.rest}
-        head = tomli_w.dumps({"target": self.target, "passes": list(self.passes)} | rest)
+        given = {"passes": list(self.passes)} | {key: getattr(self, key) for key in ("target", "rest", "ratio")}
+        head = tomli_w.dumps({key: value for key, value in given.items() if value not in (getattr(Recipe, key), [])})
         return "\n".join([head, *(rule.to_toml() for rule in self.rules)])
 
     @staticmethod
@@ -207,15 +257,19 @@ class Recipe:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{source} is not TOML: {error}.") from None
-        _check_keys(table, ("target", "passes", "rest", "rules"), source)
+        _check_keys(table, ("target", "passes", "rest", "ratio", "rules"), source)
         rows = table.get("rules", [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise InputError(f"{source}: rules are tables, each under [[rules]], not {rows!r}.")
         rules = []
         for row in rows:
-            _check_keys(row, ("layers", "weights", "activations"), f"{source}, rule '{row.get('layers', '*')}'")
-            specs = {key: _parse(value) for key, value in row.items() if key != "layers"}
-            rules.append(Rule(row.get("layers", "*"), **specs))
+            where = f"{source}, rule '{row.get('layers', '*')}'"
+            _check_keys(row, ("layers", "weights", "activations", "prune"), where)
+            given = {key: _parse(value) for key, value in row.items() if key in ("weights", "activations")}
+            if isinstance(prune := row.get("prune"), dict):
+                _check_keys(prune, ("sparsity", "scope", "pattern"), where)
+                prune = Pruning(**prune)
+            rules.append(Rule(row.get("layers", "*"), **given, prune=prune))
         return Recipe(**table | {"rules": tuple(rules)})
 
 
@@ -227,8 +281,10 @@ def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) ->
 def _spell(spec: TensorSpec) -> str | dict[str, Any]:
     if spec.format is None:
         return "float"
-    rest = {key: value for key in ("solve", "dynamic") if (value := getattr(spec, key)) != getattr(FLOAT, key)}
-    return {"format": spell_format(spec.format), "range": range_words(spec.range)} | rest
+    told = {"format": spell_format(spec.format)}
+    if spec.range != FLOAT.range:
+        told["range"] = range_words(spec.range)
+    return told | {key: value for key in ("solve", "dynamic") if (value := getattr(spec, key)) != getattr(FLOAT, key)}
 
 
 def _inline(value: Any) -> str:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import nn
 
 import lowbit as lb
 from lowbit.errors import DataError, InputError, UnsupportedError
-from lowbit.flows.compress import Compression, Layer, compress, compressible
+from lowbit.flows.compress import compress
+from lowbit.flows.compression import compression
+from lowbit.flows.masks import compressible
 from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.network.network import Network
@@ -26,6 +29,7 @@ from lowbit.solve.prune import Pruning
 from lowbit.storage.container import pack
 from lowbit.storage.inspect import inspect
 from lowbit.training.checkpoints import Checkpoints
+from lowbit.training.schedule import Schedule
 
 CLASSES = 5
 
@@ -78,8 +82,8 @@ def codes_of(model: Model) -> list[ir.Value]:
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "distilled"])
 def test_a_compressed_file_reopens_small_and_nearly_as_good(trained: Model, labels: bool, tmp_path: Path) -> None:
     trained.save(tmp_path / "float.onnx")
-    settings = Compression(prune=0.9, codebook=4, prune_epochs=6, value_epochs=2)
-    small = compress(trained, named(trained, data(), labels), settings)
+    samples = named(trained, data(), labels)
+    small = compress(trained, samples, prune=0.9, codebook=4, prune_epochs=6, value_epochs=2)
     small.save(tmp_path / "net.onnx")
     size = pack(tmp_path / "net.onnx", tmp_path / "net.lowbit")
     assert size < (tmp_path / "float.onnx").stat().st_size / 12
@@ -101,8 +105,8 @@ def test_without_training_it_is_prune_and_share_alone(trained: Model) -> None:
 
 
 def test_a_pattern_survives_training(trained: Model) -> None:
-    chosen = Compression(prune=Pruning(0.5, pattern="2:4"), codebook=0, prune_epochs=1)
-    small = compress(trained, named(trained, data(300)), chosen)
+    pruning = Pruning(0.5, pattern="2:4")
+    small = compress(trained, named(trained, data(300)), prune=pruning, codebook=0, prune_epochs=1)
     value = next(v for v in small.program.graph.initializers.values() if v.const_value.size == 512 * 32)
     weight = value.const_value.numpy()
     rows = weight if weight.shape[1] == 512 else weight.T
@@ -136,8 +140,8 @@ def test_a_file_is_as_small_as_the_ratio_says_and_no_smaller(ratio: float, tmp_p
 
 
 def test_a_ratio_prunes_too_where_it_is_asked_to(trained: Model, tmp_path: Path) -> None:
-    chosen = Compression(ratio=12, prune=Pruning(0.5, pattern="2:4"), prune_epochs=2, code_epochs=1, value_epochs=1)
-    small = compress(trained, named(trained, data(600)), chosen)
+    chosen = "prune_epochs=2 code_epochs=1 value_epochs=1"
+    small = compress(trained, named(trained, data(600)), None, chosen, ratio=12, prune=Pruning(0.5, pattern="2:4"))
     assert accuracy(small) > accuracy(trained) - 0.03
     (codes,) = [v.const_value.numpy().astype(int) for v in codes_of(small)]
     zero = np.bincount(codes.reshape(-1)).argmax()
@@ -148,12 +152,14 @@ def test_a_ratio_prunes_too_where_it_is_asked_to(trained: Model, tmp_path: Path)
 def test_a_ratio_that_cannot_be_reached_is_an_error(trained: Model) -> None:
     with pytest.raises(InputError, match="the smallest that was found takes"):
         compress(trained, named(trained, data(64)), ratio=1000)
-    with pytest.raises(InputError, match="leave out codebook, tables and layers"):
-        Compression(ratio=8, codebook=4)
+    with pytest.raises(InputError, match="leave out codebook"):
+        compression(ratio=8, codebook=4)
+    with pytest.raises(InputError, match="rule 'head': a ratio decides how many values each weight"):
+        compression(lb.Recipe((lb.Rule("head", "codebook2"),)), ratio=8)
     with pytest.raises(InputError, match=r"above 1; not 0\.5"):
-        Compression(ratio=0.5)
+        compression(ratio=0.5)
     with pytest.raises(InputError, match="a ratio needs a network and samples"):
-        lb.compress_tensors({"weight": torch.randn(64, 64)}, ratio=8)
+        lb.compress_tensors({"weight": torch.randn(64, 64)}, lb.Recipe((), ratio=8))
 
 
 def test_weights_that_are_all_zero_or_constant_are_codes_too(tmp_path: Path) -> None:
@@ -202,7 +208,10 @@ def test_a_network_without_large_weights_has_nothing_to_fit() -> None:
 
 
 def test_several_tables_deploy(trained: Model) -> None:
-    small = compress(trained, named(trained, data(64)), prune=0, codebook=3, tables=8, prune_epochs=0, value_epochs=0)
+    (layer,) = compressible(trained.program).values()
+    values = f"codebook3:linear tile:{layer.weight.shape[0] // 8}x0"
+    rule = lb.Rule("*", lb.TensorSpec(values, solve="kmeans"))
+    small = compress(trained, named(trained, data(64)), lb.Recipe((rule,)), value_epochs=0)
     assert (8 * 8,) in {tuple(v.const_value.shape) for v in small.program.graph.initializers.values()}  # 8 tables of 8
     assert accuracy(small) > accuracy(trained) - 0.02  # that the file computes what was meant, compress itself verifies
 
@@ -282,21 +291,35 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert (tmp_path / "resumed.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("phase", ["prune", "codes", "values"])
-@pytest.mark.parametrize("how", [{"ratio": 8.0, "prune": 0.5}, {"codebook": 3, "tables": 4}], ids=["ratio", "codebook"])
+PRUNED = {
+    "ratio": {"ratio": 8.0, "prune": 0.5},
+    "codebook": {
+        "recipe": lb.Recipe((lb.Rule("*", lb.TensorSpec("codebook3 tile:128x0", solve="kmeans"), prune=0.9),))
+    },
+    "int4": {"recipe": lb.Recipe((lb.Rule("*", "int4 channel:0", prune=0.5),)), "value_epochs": 0},  # no table to train
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "phase"),
+    [
+        *((how, phase) for how in ("ratio", "codebook") for phase in ("prune", "codes", "values")),
+        *(("int4", phase) for phase in ("prune", "codes")),
+    ],
+)
 def test_a_run_that_is_interrupted_in_any_phase_ends_with_the_same_codes(
-    trained: Model, how: dict[str, float], phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Model, how: str, phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoints.__init__, "__defaults__", (0.0, *Checkpoints.__init__.__defaults__[1:]))
     samples = named(trained, data(130))
-    epochs = {"prune_epochs": 2, "code_epochs": 1, "value_epochs": 1}
+    asked = {"prune_epochs": 2, "code_epochs": 1, "value_epochs": 1} | PRUNED[how]
 
     def run(state: Path, stop: bool = False) -> Model:
         def interrupt(name: str, done: int, total: int) -> None:
             if stop and name == phase and done == 2:
                 raise KeyboardInterrupt
 
-        return compress(trained, samples, **how, **epochs, checkpoint=state, progress=interrupt)
+        return compress(trained, samples, **asked, checkpoint=state, progress=interrupt)
 
     whole = run(tmp_path / "whole.state")
     with pytest.raises(KeyboardInterrupt):
@@ -318,7 +341,7 @@ def test_a_checkpoint_of_another_run_is_refused(trained: Model, tmp_path: Path) 
 
 def test_settings_that_contradict_are_refused(trained: Model) -> None:
     with pytest.raises(InputError, match="1 to 8 bits, or 0 for none; not 9"):
-        Compression(codebook=9)
+        compression(codebook=9)
     with pytest.raises(InputError, match="below 1, not 1"):
         compress(trained, named(trained, data(64)), prune=1.0)
     wrong = named(trained, data(64)) | {"labels": np.full(64, 7)}
@@ -329,14 +352,44 @@ def test_settings_that_contradict_are_refused(trained: Model) -> None:
 
 
 def test_settings_are_words_of_a_toml_file_and_travel_in_the_model(trained: Model) -> None:
-    chosen = Compression(prune=Pruning(0.5, pattern="2:4"), codebook=3, prune_epochs=0.5, layers=())
-    assert Compression.from_toml(chosen.to_toml()) == chosen
-    layers = (Layer("fc1.weight", 0.9, 2),)
-    assert Compression.from_toml(Compression(layers=layers).to_toml()).layers == layers
+    chosen = compression(prune=Pruning(0.5, pattern="2:4"), codebook=3)
+    assert lb.Recipe.from_toml(chosen.to_toml()) == chosen
+    own = replace(chosen, rules=(*chosen.rules, lb.Rule("fc1.weight", "codebook2:linear:0.02", prune=0.9)))
+    assert lb.Recipe.from_toml(own.to_toml()) == own
     small = compress(trained, named(trained, data(64)), prune=0.5, prune_epochs=0, code_epochs=0, value_epochs=0)
-    assert Compression.from_toml(small.metadata["lowbit.recipe"]).prune == 0.5
-    with pytest.raises(InputError, match="unexpected keyword argument 'pruning'"):
-        Compression.from_toml("pruning = 0.5", "net.toml")
+    assert lb.Recipe.from_toml(small.metadata["lowbit.recipe"]) == compression(prune=0.5)
+    with pytest.raises(InputError, match=r"net\.toml: unknown key 'pruning'"):
+        lb.Recipe.from_toml("pruning = 0.5", "net.toml")
+
+
+def test_a_recipe_of_activations_and_a_schedule_of_training_are_refused(trained: Model) -> None:
+    with pytest.raises(UnsupportedError, match=r"'\*' quantizes activations, and a compressed network"):
+        compress(trained, named(trained, data(64)), "int8")
+    with pytest.raises(InputError, match="compress has no 'average'"):
+        compress(trained, named(trained, data(64)), schedule="average=0.9")
+
+
+def test_constants_that_stay_float_take_two_bytes_where_the_recipe_says_so(trained: Model) -> None:
+    recipe = lb.Recipe((lb.Rule("*", "int8 channel:0"),), compression().passes, rest="float16")
+    small = compress(trained, named(trained, data(64)), recipe, code_epochs=0.5)
+    kinds = [v.const_value.dtype.name for v in small.program.graph.initializers.values() if v.const_value.size == 72]
+    assert kinds == ["FLOAT16"]  # the convolution's weights, which are too few for codes
+    assert abs(accuracy(small) - accuracy(trained)) < 0.01
+
+
+def test_a_rule_that_prunes_compares_its_own_weights_and_the_last_rule_wins() -> None:
+    model = wide_and_narrow()
+    first, second, third = compressible(model.program)
+    rules = lb.Rule("*", "codebook3", prune=0.5), lb.Rule(second, prune=0.9), lb.Rule(first, prune=0.0)
+    recipe = lb.Recipe(rules)
+    names = {name: (name,) for name in (first, second, third)}
+    assert recipe.prunings(names) == [(Pruning(0.9), (second,)), (Pruning(0.5), (third,))]
+    samples = named(model, data(64), labels=False)
+    small = compress(model, samples, recipe, prune_epochs=0, code_epochs=0, value_epochs=0)
+    zeros = {row["tensor"]: row.get("sparsity") for row in from_text(small.metadata["lowbit.ledger"])}
+    assert zeros[first] is None
+    assert zeros[second] == pytest.approx(0.9, abs=0.001)
+    assert zeros[third] == pytest.approx(0.5, abs=0.001)
 
 
 def test_the_program_given_is_left_alone(trained: Model) -> None:
@@ -379,7 +432,7 @@ def test_a_network_with_labels_for_every_step_is_trained_for_them() -> None:
     model = lb.load(net, torch.randn(2, 6, 16))
     x = np.random.default_rng(0).normal(size=(40, 6, 16)).astype(np.float32)
     labels = (x[:, :, 0] > 0).astype(np.int64) + 2 * (x[:, :, 1] > 0)
-    chosen = Compression(prune=0.3, prune_epochs=60, code_epochs=20, value_epochs=10, batch=10, distill=0.0)
-    small = compress(model, {model.inputs[0].name: x, "labels": labels}, chosen)
+    chosen = Schedule(prune_epochs=60, code_epochs=20, value_epochs=10, batch=10, distill=0.0)
+    small = compress(model, {model.inputs[0].name: x, "labels": labels}, schedule=chosen, prune=0.3)
     classes = next(iter(small.run({model.inputs[0].name: x}).values())).argmax(axis=-1)
     assert (classes == labels).mean() > 0.9  # an untrained network starts at a quarter

@@ -42,5 +42,5 @@ def test_rest_travels_in_the_recipe():
 
 
 def test_an_unknown_rest_is_told():
-    with pytest.raises(InputError, match="rest='bfloat16' is neither 'float32' nor 'float16'"):
+    with pytest.raises(InputError, match="rest='bfloat16' is none of 'float32', 'float16'"):
         replace(find_recipe("int8"), rest="bfloat16")

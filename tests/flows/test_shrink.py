@@ -10,8 +10,8 @@ from test_compress import data, named, trained  # noqa: F401
 
 import lowbit as lb
 from lowbit.cli.app import main
-from lowbit.errors import DataError, InputError, TooSmallError
-from lowbit.flows.compress import Compression, Layer, compress
+from lowbit.errors import DataError, InputError, TooSmallError, UnusedRuleError
+from lowbit.flows.compress import compress
 from lowbit.flows.shrink import shrink
 from lowbit.model import Model
 
@@ -51,10 +51,10 @@ def test_a_network_that_is_mostly_graph_is_refused() -> None:
 def test_too_few_samples_and_unknown_layers_are_named(trained: Model) -> None:  # noqa: F811
     with pytest.raises(DataError, match="10 samples are too few"):
         shrink(trained, named(trained, data(10)), 1)
-    with pytest.raises(InputError, match="leave out codebook and layers"):
-        shrink(trained, named(trained, data(64)), 1, Compression(codebook=4))
-    with pytest.raises(InputError, match="'nothing' is not a weight that can be compressed"):
-        compress(trained, named(trained, data(64)), layers=(Layer("nothing", 0.5, 4),))
+    with pytest.raises(InputError, match="leave out weights, or the codebook, or the ratio"):
+        shrink(trained, named(trained, data(64)), 1, "codebook4")
+    with pytest.raises(UnusedRuleError, match="rule 'nothing' matched no layer"):
+        compress(trained, named(trained, data(64)), lb.Recipe((lb.Rule("nothing", "codebook4", prune=0.5),)))
 
 
 @pytest.mark.slow
@@ -66,10 +66,10 @@ def test_compress_on_the_command_line(
     trained.save(tmp_path / "net.onnx")
     np.savez(tmp_path / "train.npz", **named(trained, data(400)))
     words = ["compress", tmp_path / "net.onnx", "--data", tmp_path / "train.npz", "-o", tmp_path / "net.lowbit"]
-    recipe, wrong = tmp_path / "short.toml", tmp_path / "wrong.toml"
-    recipe.write_text("prune_epochs = 1\nvalue_epochs = 0.5\n")
-    wrong.write_text('prune = {pattern = "zigzag"}')
-    common = ["--recipe", recipe, "--json"]
+    schedule, wrong = tmp_path / "short.toml", tmp_path / "wrong.toml"
+    schedule.write_text("prune_epochs = 1\nvalue_epochs = 0.5\n")
+    wrong.write_text('[[rules]]\nprune = {pattern = "zigzag"}')
+    common = ["--schedule", schedule, "--json"]
 
     def run(*more: object) -> int:
         with pytest.raises(SystemExit) as stop:

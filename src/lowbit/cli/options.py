@@ -58,6 +58,13 @@ ModelOutputOption = Annotated[
 ]
 ENGINE = "Engine to write for: onnxruntime, onnxruntime-avx2, openvino, tensorrt, generic, integer."
 TargetOption = Annotated[str | None, typer.Option(help=ENGINE, show_default="the recipe's")]
+ScheduleOption = Annotated[
+    str,
+    typer.Option(
+        metavar="'NAME=VALUE …'",
+        help="Fields of lowbit.Schedule, as 'rate=0.02 batch=64 augment=crop-flip', or a .toml file of them.",
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`lowbit quantize`: a trained network in, a quantized one out."""
 
 import time
+from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,33 @@ if TYPE_CHECKING:
     from lowbit.recipe import Recipe
 
 
+@dataclass(frozen=True)
+class BudgetOptions:
+    """Mixed precision under a budget: the arguments of `lb.mixed_precision`."""
+
+    bits: Annotated[
+        float | None,
+        typer.Option(help="Mixed precision: formats by layer, with this mean of bits a weight at most."),
+    ] = None
+    size: Annotated[
+        float | None, typer.Option(help="The same, with this share of the float file's bytes at most, as 0.2.")
+    ] = None
+    latency: Annotated[
+        float | None,
+        typer.Option(help="Layers in float where they matter most, as this share of the float network's time allows."),
+    ] = None
+
+    def given(self, data: str | None) -> dict[str, Any] | None:
+        """The arguments; None where there is no budget."""
+        if self == BudgetOptions():
+            return None
+        if data is None:
+            raise InputError(
+                "--bits, --size and --latency measure what each format costs: give --data, some hundred typical inputs."
+            )
+        return asdict(self)
+
+
 @with_groups
 def quantize(
     model: TrainedArgument,
@@ -46,17 +74,7 @@ def quantize(
         ),
     ] = None,
     target: TargetOption = None,
-    bits: Annotated[
-        float | None,
-        typer.Option(help="Mixed precision: formats by layer, with this mean of bits a weight at most."),
-    ] = None,
-    size: Annotated[
-        float | None, typer.Option(help="The same, with this share of the float file's bytes at most, as 0.2.")
-    ] = None,
-    latency: Annotated[
-        float | None,
-        typer.Option(help="Layers in float where they matter most, as this share of the float network's time allows."),
-    ] = None,
+    budget: BudgetOptions,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -85,22 +103,17 @@ def quantize(
         raise InputError(
             "--test and --metric judge the tries of --max-drop: give it too, or run `lowbit compare` after."
         )
-    budget: dict[str, Any] = {"bits": bits, "size": size, "latency": latency}
-    mixed = any(value is not None for value in budget.values())
-    if mixed and data is None:
-        raise InputError(
-            "--bits, --size and --latency measure what each format costs: give --data, some hundred typical inputs."
-        )
-    recipe = recipe or ("w4a8-fast" if mixed and latency is None else "int8")
-    stem = "mixed" if mixed else Path(recipe).stem.replace(" ", "-").replace(":", "")
+    asked = budget.given(data)
+    recipe = recipe or ("int8" if asked is None or budget.latency is not None else "w4a8-fast")
+    stem = Path(recipe).stem.replace(" ", "-").replace(":", "") if asked is None else "mixed"
     output = output or Path(f"{model.stem}.{stem}.onnx")
     check_output(output, [model, data, test, recipe], MODEL_FILES)
 
     if max_drop is not None:
         options = {"metric": metric, "max_drop": max_drop, "recipe": recipe, "target": target}
-        answer_search(model, data, test, output, samples, json, None, budget, **options)
+        answer_search(model, data, test, output, samples, json, None, asked, **options)
     else:
-        _answer_file(model, data, output, recipe, target, budget if mixed else None, samples, json)
+        _answer_file(model, data, output, recipe, target, asked, samples, json)
 
 
 def _answer_file(

@@ -88,7 +88,7 @@ def answer_search(
     """Search, show the tries, and exit with status 2 where the drop was not reached, with 130 after Ctrl-C.
 
     recipe_file   where to write the best recipe
-    budget        of `lb.mixed_precision`, whose recipe is tried first; all None: there is none
+    budget        of `lb.mixed_precision`, whose recipe is tried first
     options       of `lb.search`
     """
     if data is None or test is None:
@@ -109,7 +109,7 @@ def answer_search(
     network = load(model)
     with progress(json) as bar:
         opened = samples.open(data, network.inputs)
-        if budget is not None and any(value is not None for value in budget.values()):
+        if budget is not None:
             options["recipe"] = mixed_precision(
                 network, opened, options["recipe"], **budget, target=options["target"], stage=bar
             )

@@ -14,6 +14,7 @@ from lowbit.cli.options import (
     MetricOption,
     ModelOutputOption,
     SampleOptions,
+    ScheduleOption,
     TargetOption,
     TrainedArgument,
     with_groups,
@@ -49,13 +50,13 @@ def train(
     epochs: Annotated[
         float | None, typer.Option(min=0, help="Passes over the data.", show_default="the schedule's, or 10")
     ] = None,
-    schedule: Annotated[
-        str,
+    schedule: ScheduleOption = "",
+    prune: Annotated[
+        float | None,
         typer.Option(
-            metavar="'NAME=VALUE …'",
-            help="Fields of lowbit.Schedule, as 'rate=0.02 batch=64 augment=crop-flip', or a .toml file of them.",
+            min=0, max=0.999, help="Share of the weights that become zero.", show_default="the recipe's, or 0"
         ),
-    ] = "",
+    ] = None,
     target: TargetOption = None,
     metric: MetricOption = None,
     samples: SampleOptions,
@@ -77,7 +78,7 @@ def train(
     check_output(checkpoint, [*inputs, output])
 
     changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
-    settings = {"recipe": recipe, "schedule": schedule, "metric": metric, "target": target, **changes}
+    settings = {"recipe": recipe, "schedule": schedule, "metric": metric, "target": target, "prune": prune, **changes}
     _answer_training(model, data, test, output, checkpoint, samples, json, settings)
 
 

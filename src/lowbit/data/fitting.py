@@ -105,7 +105,7 @@ class Fitting:
         if self.preprocess is not None:
             if len(self.inputs) > 1:
                 raise DataError("preprocess is for networks of one input; prepare several inputs in module:function.")
-            array = _prepared(array, self.preprocess, port)
+            array = _prepared(array, self.preprocess)
         array = _cast(array, port, what, stated=self.preprocess is not None)
         if not array.flags.writeable:  # torch.from_numpy warns of arrays over borrowed memory
             array = array.copy()
@@ -124,7 +124,7 @@ class Fitting:
         return array
 
 
-def _prepared(array: np.ndarray, preprocess: Preprocessing, port: "Port") -> np.ndarray:
+def _prepared(array: np.ndarray, preprocess: Preprocessing) -> np.ndarray:
     """Values or images of an array prepared as stated; a single image gets a batch axis."""
     if not preprocess.of_images:
         return preprocess.values(array)

@@ -29,7 +29,7 @@ class Bench:
     memory: int
     told: Stage
     title: str = ""
-    _observed: dict[tuple[tuple[str, ...], bool], Observed] = field(default_factory=dict)
+    _observed: dict[Recipe, Observed] = field(default_factory=dict)
 
     def stage(self, phase: str) -> None:
         """Another phase of what is tried begins."""
@@ -48,20 +48,21 @@ class Bench:
         return settled(self.observed(recipe).again(recipe), recipe)
 
     def observed(self, recipe: Recipe) -> Observed:
-        """The network after the recipe's passes, with what its activations have observed.
+        """The network after the recipe's passes and pruning, with what its activations have observed.
 
         All of them observe where any does: what a recipe gets does not depend on which were tried before it.
         """
         recipe.check_deployable()
         passes = tuple(name for name in recipe.passes if name not in STEPS)
         quantized = any(rule.activations is not None and rule.activations.format for rule in recipe.rules)
-        if (passes, quantized) not in self._observed:
+        own = find_target(recipe.target)
+        rules = [Rule("*", own.weights, own.activations if quantized else None)]
+        rules += [Rule(rule.layers, prune=rule.prune) for rule in recipe.rules if rule.prune is not None]
+        every = replace(recipe, rules=tuple(rules), passes=passes)
+        if every not in self._observed:
             self.stage("calibrating")
-            own = find_target(recipe.target)
-            every = replace(recipe, rules=(Rule("*", own.weights, own.activations if quantized else None),))
-            found = observed(self.model, self.data, every, self.memory, self.stage)
-            self._observed[passes, quantized] = found
-        return self._observed[passes, quantized]
+            self._observed[every] = observed(self.model, self.data, every, self.memory, self.stage)
+        return self._observed[every]
 
 
 def read_again(name: str, data: Data) -> Data:

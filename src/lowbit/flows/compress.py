@@ -5,6 +5,7 @@ rises by a cubic (Zhu and Gupta 2017), and the float network teaches where label
 """
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
+from torch import Tensor
 
 import lowbit
 from lowbit.data import Data
@@ -22,36 +23,44 @@ from lowbit.deploy.export import export, ledger
 from lowbit.deploy.proof import verify
 from lowbit.engines.compile import Batch
 from lowbit.errors import InputError, UnsupportedError
-from lowbit.flows.compression import Compression, Layer, Progress
+from lowbit.flows.compression import Progress, compression, schedule_of, trains
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES
 from lowbit.flows.given import model_and_data, refuse_quantized, samples_lead
+from lowbit.flows.masks import SMALLEST, compressible
 from lowbit.flows.prune_and_share import Compressor
 from lowbit.graph import PASSES
-from lowbit.graph.layer import layers_of
+from lowbit.graph.halves import store_halves
+from lowbit.graph.layer import layer_names
 from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.network.build import build
+from lowbit.network.idle_rules import idle_rules
 from lowbit.network.network import Network
 from lowbit.network.sites import Placement, Site
+from lowbit.network.weights import orient
+from lowbit.numerics import Format
 from lowbit.numerics.mantissa import fewer_mantissa_bits
-from lowbit.solve.kmeans import codebook_format, kmeans
+from lowbit.recipe import Recipe
+from lowbit.solve import SOLVERS
+from lowbit.solve.prune import Pruning
 from lowbit.storage.container import pack
+from lowbit.targets import find_target
+from lowbit.training.augment import AUGMENTS
 from lowbit.training.distill import Task
 from lowbit.training.loop import Augment, Training
 from lowbit.training.samples import Samples
-
-__all__ = ["Compression", "Layer", "Progress", "compress", "compress_tensors", "compressible"]
-
-SMALLEST = 256
-"""Weights of fewer elements stay as they are: nodes and tables would cost more than they save."""
-PREPARE = ("recognize_operators", "fold_batchnorm", "fuse_gemm")
+from lowbit.training.schedule import Schedule
 
 
 def compress(
     model: Any,
     data: Any,
-    settings: Compression | None = None,
+    recipe: "str | Path | Format | Recipe | None" = None,
+    schedule: "str | Path | Mapping[str, Any] | Schedule | None" = None,
     *,
+    ratio: float | None = None,
+    prune: "Pruning | float | None" = None,
+    codebook: int | None = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
     augment: Augment | None = None,
@@ -61,92 +70,110 @@ def compress(
 
     model        a Model, whatever `load` takes, or a torch module: its example inputs are the first of the data
     data         samples, with class labels where there are any; to train, all of them are kept in memory
-    settings     a Compression; `changes` are its fields: `prune=0.95, codebook=3`, or `ratio=8` for a size
+    recipe       as in `quantize`, for weights: formats, pruning, a ratio. Its steps that repair are left out. None:
+                 what `ratio`, `prune` and `codebook` ask for
+    schedule     a Schedule, its words 'prune_epochs=16 batch=128', or a TOML file; `changes` are its fields
+    ratio        float32 bytes of the parameters over bytes of the packed file; overrides the recipe's
+    prune        share of weights that become zero, or a Pruning; None: the recipe's. Without: 0.9, or 0 with a ratio
+    codebook     bits of a code where there is neither recipe nor ratio, 1 … 8; 0: weights stay float32. None: 4
     checkpoint   a file to keep the state in: an interrupted run resumes to the same result, bit for bit
     progress     called with (phase, steps done, steps of the phase)
-    augment      (images, generator) → images, for each training batch
+    augment      (images, generator) → images, for each training batch; None: the schedule's
 
     The written program is run in onnxruntime and compared with what was trained: MismatchError if they differ.
     """
-    chosen = replace(settings or Compression(), **changes)
+    asked, how = compression(recipe, ratio, prune, codebook), schedule_of(schedule, **changes)
     model, given = model_and_data(model, data)
     refuse_quantized(model)
     prepared = model.copy()
-    for name in PREPARE:
-        PASSES[name](prepared.program)
-    axes = compressible(prepared.program)
-    network = Network(prepared.program, _placement(prepared, axes, chosen))
-    samples, batches = _samples(model, given, chosen)
+    for name in asked.passes:
+        if name in PASSES:
+            PASSES[name](prepared.program)
+    network = Network(prepared.program, _placement(prepared, asked))
+    samples, batches = _samples(model, given, asked, how)
     training = None
     if samples is not None:
-        task = Task.of(build(prepared.program).eval(), samples, chosen.distill, chosen.temperature)
-        training = Training(task, samples, chosen.batch, augment)
-    measure = partial(_packed_bytes, network, model.source, chosen)
+        task = Task.of(build(prepared.program).eval(), samples, how.distill, how.temperature)
+        training = Training(task, samples, how.batch, augment or AUGMENTS.get(how.augment))
+    measure = partial(_packed_bytes, network, model.source, asked)
     told = progress or (lambda *_: None)
-    run = Compressor(network, axes, batches, training, chosen, measure, told, checkpoint)
+    run = Compressor(network, batches, training, asked, how, measure, told, checkpoint)
     run.to_end()
-    _shorten_mantissas(network, chosen.mantissa_bits)
-    small = _written(network, model.source, chosen)
+    _shorten(network, asked)
+    small = _written(network, model.source, asked)
+    if training is not None:
+        small.program.metadata_props["lowbit.schedule"] = how.to_toml()
     verify(network, small.program, batches[:2])
     run.checkpoints.remove()
     return small
 
 
-def _samples(model: Model, data: Data, settings: Compression) -> tuple[Samples | None, list[Batch]]:
+def _samples(model: Model, data: Data, recipe: Recipe, schedule: Schedule) -> tuple[Samples | None, list[Batch]]:
     """What is trained on, if anything is; and batches that sensitivities and moments are measured on."""
-    if settings.trains:
+    if trains(recipe, schedule):
         samples_lead(model, "compress takes", "`lb.compress_tensors` prunes and shares the weights without training.")
-        samples = Samples.of(data.batches(max(settings.batch, 64)))
+        samples = Samples.of(data.batches(max(schedule.batch, 64)))
         names = [port.name for port in model.inputs]
         parts = samples.parts(BATCH, MOST_SAMPLES)
         return samples, [{n: x.numpy() for n, x in zip(names, part, strict=True)} for part in parts]
     return None, [inputs for inputs, _ in data.take(MOST_SAMPLES).batches(BATCH)]
 
 
-def _placement(model: Model, weights: Mapping[str, int], settings: Compression) -> Placement:
-    """A site on every weight. UnsupportedError where there is none, InputError for a layer that is none of them."""
-    if not weights:
+def _placement(model: Model, recipe: Recipe) -> Placement:
+    """A site on every weight that the recipe stores or prunes. UnsupportedError where there is none."""
+    nodes = list(model.program.graph)
+    for told in idle_rules(nodes, recipe, find_target(recipe.target)):
+        warnings.warn(told, stacklevel=3)
+    sites = {}
+    for name, layer in compressible(model.program).items():
+        names = layer_names(layer.node)
+        spec = recipe.specs(names)[0]
+        if spec.format is not None:
+            kind = orient(spec.format, layer.output_axis, layer.summed_axis, layer.weight.shape)
+            spec = replace(spec, format=kind)
+        if spec.format is not None or recipe.prunings({name: names}):
+            sites[name] = Site(name, "weight", spec, str(layer.node.name), name)
+    if not sites:
         raise UnsupportedError(
             f"'{model.source}' has no weight of {SMALLEST} elements or more in a layer that can be compressed. "
             "`lowbit pack` codes the file as it is."
         )
-    if unknown := [layer.name for layer in settings.layers if layer.name not in weights]:
-        raise InputError(f"'{unknown[0]}' is not a weight that can be compressed; these are: {', '.join(weights)}.")
-    sites = {}
-    for name in weights:
-        value = model.program.graph.initializers[name]
-        assert value.const_value is not None
-        spec = settings.spec(name, tuple(value.const_value.shape.numpy()))
-        sites[name] = Site(name, "weight", spec, str(next(iter(value.uses())).node.name), name)
     return Placement(sites, {})
 
 
-def _written(network: Network, source: str, settings: Compression) -> Model:
+def _written(network: Network, source: str, recipe: Recipe) -> Model:
     """The program of what the network holds, with its recipe and ledger."""
-    program = compact(export(network, whole_codes=True), network.program)
+    program = export(network, whole_codes=True)
+    if recipe.rest == "float16":
+        store_halves(program, set(network.program.graph.initializers))
+    program = compact(program, network.program)
     program.metadata_props["lowbit.version"] = lowbit.__version__
-    program.metadata_props["lowbit.recipe"] = settings.to_toml()
+    program.metadata_props["lowbit.recipe"] = recipe.to_toml()
     rows = [row | {"range": ""} for row in ledger(network)]  # steps and tables do not come from a range
     program.metadata_props["lowbit.ledger"] = to_text(rows)
     return Model(program, source)
 
 
-def _packed_bytes(network: Network, source: str, settings: Compression) -> int:
-    """Bytes of the file that the network would make as it is now, its mantissas shortened."""
-    _shorten_mantissas(network, settings.mantissa_bits)
+def _packed_bytes(network: Network, source: str, recipe: Recipe) -> int:
+    """Bytes of the file that the network would make as it is now, its constants shortened."""
+    _shorten(network, recipe)
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-        return pack(_written(network, source, settings), Path(folder) / "0.lowbit")
+        return pack(_written(network, source, recipe), Path(folder) / "0.lowbit")
 
 
 @torch.no_grad()
-def _shorten_mantissas(network: Network, bits: int) -> None:
-    """Round float parameters and tables in the network; pruned weights that stay float keep their mantissas."""
-    constants = network.constants()
+def _shorten(network: Network, recipe: Recipe) -> None:
+    """Round float parameters and tables in the network as the recipe's rest says.
+
+    Pruned weights that stay float keep their mantissas.
+    """
+    constants, bits = network.constants(), recipe.mantissa_bits
     for name in network.module.meta["keys"]:
         if name not in constants:
             parameter = network.parameter(name)
             if parameter.dtype == torch.float32 and parameter.requires_grad:
-                parameter.copy_(fewer_mantissa_bits(parameter, bits))
+                half = parameter.half().float() if recipe.rest == "float16" else parameter
+                parameter.copy_(fewer_mantissa_bits(half if bool(half.isfinite().all()) else parameter, bits))
     for _, quantizer in constants.values():
         stored = quantizer.stored
         if stored is not None and stored.table is not None:
@@ -156,26 +183,24 @@ def _shorten_mantissas(network: Network, bits: int) -> None:
             quantizer.store(replace(stored, table=table))
 
 
-def compressible(program: ir.Model) -> dict[str, int]:
-    """Initialisers that are weights of some layer and large enough → the axis of their output channels."""
-    found: dict[str, int] = {}
-    for layer in (layer for node in program.graph for layer in layers_of(node)):
-        value = layer.value
-        if not value.is_graph_output() and layer.weight.dtype == np.float32 and layer.weight.size >= SMALLEST:
-            found[str(value.name)] = layer.output_axis
-    return found
-
-
-def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = None, **changes: Any) -> dict[str, Any]:
+def compress_tensors(
+    tensors: Mapping[str, Any],
+    recipe: "str | Path | Format | Recipe | None" = None,
+    *,
+    prune: "Pruning | float | None" = None,
+    codebook: int | None = None,
+) -> dict[str, Any]:
     """A state dict whose weights are pruned and shared without training, for a module that cannot be exported.
 
     tensors   name → torch tensor or numpy array
+    recipe, prune, codebook   as in `compress`; rules match the names of the tensors
     return    the same names, shapes and types; `pack` stores the few different values of each weight as codes
 
-    Weights are float tensors of two axes or more and 256 elements or more; all else is returned as it is.
+    Weights are float tensors of two axes or more and 256 elements or more; all else is returned as it is. Their outputs
+    lie along the first axis.
     """
-    chosen = replace(settings or Compression(), **changes)
-    if chosen.ratio:
+    asked = compression(recipe, None, prune, codebook)
+    if asked.ratio:
         raise InputError("a ratio needs a network and samples; for a state dict say how: prune=0.8, codebook=4.")
     weights = {
         name: torch.as_tensor(tensor).detach().float().cpu()
@@ -183,15 +208,16 @@ def compress_tensors(tensors: Mapping[str, Any], settings: Compression | None = 
         if torch.as_tensor(tensor).is_floating_point() and torch.as_tensor(tensor).dim() > 1
         and torch.as_tensor(tensor).numel() >= SMALLEST
     }  # fmt: skip
-    masks = chosen.pruning.masks(weights) if weights and chosen.pruning.sparsity else {}
+    names = {name: (name, name.removesuffix(".weight")) for name in weights}
+    masks: dict[str, Tensor] = {}
+    for pruning, together in asked.prunings(names):
+        masks |= pruning.masks({name: weights[name] for name in together})
     found = dict(tensors)
     for name, weight in weights.items():
-        mask = masks.get(name)
-        if chosen.bits:
-            kind = codebook_format(chosen.bits, chosen.start, 1, tuple(weight.shape))
-            weight = torch.as_tensor(kmeans(weight, kind, mask, chosen.multiplier).dequantize())
-        elif mask is not None:
-            weight = weight * mask
+        spec, weight = asked.specs(names[name])[0], weight * masks.get(name, 1)
+        if spec.format is not None:
+            spec = replace(spec, format=orient(spec.format, 0, 1, tuple(weight.shape)))
+            weight = torch.as_tensor(SOLVERS[spec.solve](weight, spec, None).dequantize())
         original = tensors[name]
         is_array = isinstance(original, np.ndarray)
         found[name] = weight.numpy().astype(original.dtype) if is_array else weight.to(original.dtype)

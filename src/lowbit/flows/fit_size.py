@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from lowbit.numerics.formats import UINT4, UINT8
 from lowbit.repair.sensitivity import squared_gradients
 from lowbit.solve import Moments
 from lowbit.solve.gptq import Feedback, make_up
+from lowbit.storage.tables import entropy_bits
 
 BATCH = 8
 MOST_SAMPLES = 1024
@@ -106,7 +108,7 @@ def fit_size(
     inputs = tensors(network, batches[0])
     alive = footprint(network.module, inputs).alive * sum(x.nbytes for x in inputs)
     batches = batches[: max(1, int(MEMORY // alive))]
-    search = Search(_weights(network, batches), wanted, measure)
+    search = MultiplierSearch(_weights(network, batches), wanted, measure)
     multiplier = search.run(search.by_entropy(), lambda tried: _store(network, search.weights, tried, ()))
     # Feedback changes the size by a percent or two, and takes a pass over the samples.
     fed = replace(search, tried=[], told=lambda tries: progress("fit", tries, TRIES))
@@ -142,7 +144,7 @@ def _store(network: Network, weights: Mapping[str, Weight], multiplier: float, b
 
 
 @dataclass
-class Search:
+class MultiplierSearch:
     """The Lagrange multiplier at which a file comes out as large as wanted.
 
     wanted       bytes
@@ -184,7 +186,7 @@ class Search:
         low, high = math.log2(min(multipliers)), math.log2(max(multipliers))
         for _ in range(30):
             middle = (low + high) / 2
-            bits = sum(entropy_bits(torch.as_tensor(w.rounded(2**middle).codes)) for w in weights)
+            bits = sum(entropy_bits(np.bincount(np.ravel(w.rounded(2**middle).codes))) for w in weights)
             low, high = (middle, high) if bits > 8 * self.wanted else (low, middle)
         return float(2**high)
 
@@ -203,10 +205,3 @@ class Search:
         least = 0.25 if len(logs) < 3 else 2.0
         ahead = 16 * (size - aim) / sum(weight.value.numel() for weight in self.weights.values())
         return float(2 ** (log + (max(ahead, least) if size > aim else min(ahead, -least))))
-
-
-def entropy_bits(codes: Tensor) -> float:
-    """Bits of all codes at their zero-order entropy. codes: whole numbers."""
-    counts = torch.bincount((codes - codes.min()).long().reshape(-1)).double()
-    counts = counts[counts > 0]
-    return float(-(counts * (counts / codes.numel()).log2()).sum())

@@ -87,7 +87,7 @@ class Judge:
     def measure(self, file: Path) -> Measured:
         """Run a written file."""
         network = Subject.of(file, load(file))
-        metric = self._metric_of(network.compiled(self.engine))
+        metric = self.value_of(network.compiled(self.engine))
         float_ms, own_ms = self._latencies(network.compiled(self.engine, 1))
         return Measured(metric, self.drop(metric), _network_bytes(file), own_ms, float_ms / own_ms)
 
@@ -102,7 +102,8 @@ class Judge:
         """How much worse than the float network, in points: see `points_lost`."""
         return points_lost(self.before, metric, self.metric.better)
 
-    def _metric_of(self, run: Run) -> float:
+    def value_of(self, run: Run) -> float:
+        """The metric of another network on the test data."""
         tally = self.metric.tally()
         answers: Iterator[np.ndarray | None] = repeat(None) if self.answers is None else iter(self.answers)
         for (inputs, labels), own in zip(self.test.batches(), answers, strict=False):

@@ -59,7 +59,8 @@ def prepare(
     model            a torch module, a Model, or whatever `load` takes
     example_inputs   of a torch module: a tensor, a tuple, or a dict by argument, as torch.onnx.export takes them. Data
                      of any other kind, and any for a Model, is taken for `calibration`
-    recipe           as in `quantize`; its steps that repair without training are left out
+    recipe           as in `quantize`; its steps that repair without training are left out. `train` prunes as its rules
+                     say; a loop of your own has masks by lowbit.Pruning
     calibration      data as in `quantize`, from which ranges begin. None: ranges begin in calibration mode, or with the
                      first batch in training mode
     batchnorm        "keep": batch norms of the model stay alive. "restore": convolutions whose batch norm a file has
@@ -79,7 +80,7 @@ def prepare(
         if data is None:  # nothing is chosen from what the example shows
             warnings.filterwarnings("ignore", "input '.*' is .* throughout")
             data = Data.of([dict(calls.example)], given.inputs)
-        seen = observed(given, data, chosen, memory, stage)
+        seen = observed(given, data, chosen, memory, stage, prunes=False)
     _warn_of_stopped_gradients(seen.network)
     restore = batchnorm == "restore" or (batchnorm is None and has_data and not is_module(model))
     restore = restore and not (batchnorm is None and any(FOLDED in n.meta for n in seen.network.program.graph))

@@ -1,26 +1,27 @@
 """Deep Compression of a network, phase after phase: masks, codes, values; and how a run that was killed resumes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lowbit.engines.compile import Batch
-from lowbit.flows.compression import Compression, Progress
+from lowbit.flows.compression import Progress, epochs, rate
 from lowbit.flows.fit_size import fit_size
 from lowbit.flows.masks import Masks
+from lowbit.network.calibrate import solve_weights
 from lowbit.network.network import Network
 from lowbit.network.stored import WeightQuant
 from lowbit.numerics import QuantTensor, parse_format, spell_format
-from lowbit.repair.sensitivity import squared_gradients
-from lowbit.solve.kmeans import as_codebook, kmeans, refit
+from lowbit.recipe import Recipe
+from lowbit.solve import NEED_MOMENTS
+from lowbit.solve.kmeans import as_codebook, refit
 from lowbit.training.checkpoints import Checkpoints, State
 from lowbit.training.loop import Loop, Training
 from lowbit.training.optimizer import Optimizer, Pace, trainable
-from lowbit.training.schedule import cosine
+from lowbit.training.schedule import Schedule, cosine
 
 PHASES = {"prune": 1.0, "codes": 0.5, "values": 0.25}
 """In order: masks change; codes change; the values that codes mean change. Learning rates relative to the first."""
@@ -30,7 +31,6 @@ REFIT_STEPS = 32
 class Compressor:
     """A network on its way from float to codes; `to_end` takes it there.
 
-    axes      of the outputs, for every weight that is compressed
     batches   inputs that sensitivities and moments are measured on
     training  None where nothing is trained
     measure   bytes of the packed file of what the network holds
@@ -39,29 +39,28 @@ class Compressor:
     def __init__(
         self,
         network: Network,
-        axes: Mapping[str, int],
         batches: Sequence[Batch],
         training: Training | None,
-        settings: Compression,
+        recipe: Recipe,
+        schedule: Schedule,
         measure: Callable[[], int],
         progress: Progress,
         checkpoint: str | Path | None = None,
     ) -> None:
-        self.network, self.axes, self.batches, self.training = network, axes, batches, training
-        self.settings, self.measure, self.progress = settings, measure, progress
+        self.network, self.batches, self.training = network, batches, training
+        self.recipe, self.schedule, self.measure, self.progress = recipe, schedule, measure, progress
         self.weights: dict[str, WeightQuant] = {name: q for name, (_, q) in network.constants().items()}
-        alone = {layer.name: layer.sparsity for layer in settings.layers}
-        self.masks = Masks(network, axes, settings.pruning, alone)
-        if self.masks.prunes and settings.pruning.scope == "sensitivity":
-            self.masks = replace(self.masks, sensitivity=squared_gradients(network, self.weights, batches))
-        happens = {"prune": self.masks.prunes, "codes": settings.shares, "values": settings.shares}
+        self.masks = Masks.of(network, recipe, batches)
+        stored = any(quantizer.spec.format is not None for quantizer in self.weights.values())
+        happens = {"prune": bool(self.masks.groups), "codes": stored, "values": stored}
         self.steps = {
-            phase: math.ceil(epochs * training.steps_an_epoch) if training and happens[phase] else 0
-            for phase, epochs in settings.epochs.items()
+            phase: math.ceil(passes * training.steps_an_epoch) if training and happens[phase] else 0
+            for phase, passes in epochs(recipe, schedule).items()
         }
         inputs = [] if training is None else training.samples.inputs
         identity = {
-            "settings": asdict(settings),
+            "recipe": recipe.to_toml(),
+            "schedule": asdict(schedule),
             "source": {key: float(p.detach().double().abs().sum()) for key, p in network.module.named_parameters()},
             "samples": [(len(x), float(x[0].double().sum())) for x in inputs],
         }
@@ -85,7 +84,7 @@ class Compressor:
         total = self.steps[phase]
         if self.training is not None and start < total:
             moving = optimizer or Optimizer.relative(self.network.module)
-            highest = self.settings.rate_of_learning * PHASES[phase]
+            highest = rate(self.recipe, self.schedule) * PHASES[phase]
             loop = Loop(
                 self.network.module,
                 self.training,
@@ -93,43 +92,41 @@ class Compressor:
                 rate=lambda step: highest * cosine(step, total),
                 checkpoints=self.checkpoints,
                 state=lambda done: self._state(phase, done, moving),
-                seed=3 * self.settings.seed + list(PHASES).index(phase),
+                seed=3 * self.schedule.seed + list(PHASES).index(phase),
                 before=lambda step: self._before(phase, step),
                 after=lambda done, _: self.progress(phase, done, total),
+                clip=self.schedule.clip,
             )
             with self.network.mode("quantize"):
                 loop.run(start, total)
-        if phase == "prune" and self.masks.prunes:
+        if phase == "prune":
             self.masks.update(total, total)
-            self.masks.settle()
+            self.masks.prune()
 
     def _before(self, phase: str, step: int) -> None:
         """What changes besides parameters, and when."""
         if phase == "prune":
             self.masks.update(step, self.steps[phase])
-        elif phase == "codes" and step % REFIT_STEPS == 0 and not self.settings.ratio:
+        elif phase == "codes" and step % REFIT_STEPS == 0:
             self._refit()
 
     def _choose_codes(self) -> None:
-        """Codes for every weight: multiples of a step where the size is given, else k-means."""
-        settings = self.settings
-        trains: Any = "codes" if self.steps["codes"] else None
-        if settings.ratio:
-            fit_size(self.network, self.batches, settings.ratio, self.measure, self.progress)
+        """Codes for every weight: multiples of a step where the size is given, else by its format and solver."""
+        if self.recipe.ratio:
+            fit_size(self.network, self.batches, self.recipe.ratio, self.measure, self.progress)
+        else:
+            solve_weights(self.network, self.batches)
         for name, quantizer in self.weights.items():
-            weight = self.network.parameter(name)
-            if quantizer.stored is not None:
-                quantizer.store(quantizer.stored, trains)
-                if trains:  # from where feedback brought it
+            if self.steps["codes"] and quantizer.stored is not None:
+                quantizer.store(quantizer.stored, "codes")
+                if quantizer.spec.solve in NEED_MOMENTS:  # from where feedback brought it
                     with torch.no_grad():
-                        weight.copy_(torch.as_tensor(quantizer.stored.dequantize()))
-            elif quantizer.spec.format is not None:
-                quantizer.store(kmeans(weight, quantizer.format, quantizer.mask, settings.multiplier), trains)
+                        self.network.parameter(name).copy_(torch.as_tensor(quantizer.stored.dequantize()))
 
     def _refit(self) -> None:
         """Shared values move to the means of the weights that round to them."""
         for name, quantizer in self.weights.items():
-            if quantizer.stored is not None:
+            if quantizer.stored is not None and quantizer.stored.table is not None:
                 weight = self.network.parameter(name).detach()
                 quantizer.store(refit(quantizer.current(weight), weight), quantizer.trains)
 

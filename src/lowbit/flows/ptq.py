@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch
 
 import lowbit
 from lowbit.data import Data
@@ -21,6 +22,7 @@ from lowbit.engines.read_back import read_back
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.given import float_model_and_data
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
+from lowbit.flows.masks import prune_once
 from lowbit.graph import PASSES
 from lowbit.graph.halves import round_to_halves, store_halves
 from lowbit.graph.layer import RECURRENT, layer_names
@@ -33,6 +35,7 @@ from lowbit.network.place import place
 from lowbit.network.sites import Placement
 from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
+from lowbit.numerics.mantissa import fewer_mantissa_bits
 from lowbit.presets import find_recipe
 from lowbit.recipe import Recipe, TensorSpec
 from lowbit.repair.normalize import normalize_inputs
@@ -162,8 +165,13 @@ class Observed:
         return replace(self, network=self.network.placed(placed(self.network.program, recipe, self.source)))
 
 
-def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, stage: Stage = _silent) -> Observed:
-    """The recipe's passes and placement, and one pass over the data."""
+def observed(
+    model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, stage: Stage = _silent, *, prunes: bool = True
+) -> Observed:
+    """The recipe's passes and placement, and one pass over the data.
+
+    prunes   weights are pruned at once, as the recipe's rules say; else later, while they train
+    """
     if not isinstance(memory, int) or memory < LEAST_MEMORY:
         raise InputError(f"memory={memory!r} is no number of bytes that calibration can work with: 1024 or more.")
     prepared = model.copy()
@@ -182,9 +190,15 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
             notes += normalize_inputs(prepared.program, activations, inputs)
         elif name in PASSES:
             notes += PASSES[name](prepared.program)
+    notes += prune_once(prepared.program, chosen) if prunes else []
     if chosen.rest == "float16":
         notes.append(f"{round_to_halves(prepared.program)} constants rounded to float16, before any is quantized")
-    network = Network(prepared.program, placed(prepared.program, chosen, model.source))
+    placement = placed(prepared.program, chosen, model.source)
+    if chosen.mantissa_bits < 23:
+        notes.append(
+            f"{_shorten(prepared.program, placement, chosen.mantissa_bits)} constants rounded to {chosen.rest}"
+        )
+    network = Network(prepared.program, placement)
     one = next(first(data, kept.judging, 1))
     size = footprint(network.module, tensors(network, one.inputs))
     in_batches = partial(batches, data, footprint=size, most_bytes=memory // 2)
@@ -209,6 +223,18 @@ def observed(model: Model, data: Data, chosen: Recipe, memory: int = MEMORY, sta
     return Observed(model.source, network, calibration, notes, proof)
 
 
+def _shorten(program: ir.Model, placement: Placement, bits: int) -> int:
+    """Round, in place, the mantissas of the constants that stay float; how many numbers that are."""
+    count = 0
+    for name, value in program.graph.initializers.items():
+        held = value.const_value
+        if held is not None and held.dtype == ir.DataType.FLOAT and name not in placement.sites:
+            numbers = fewer_mantissa_bits(torch.from_numpy(held.numpy().copy()), bits)
+            value.const_value = ir.tensor(numbers.numpy(), name=name)
+            count += numbers.numel()
+    return count
+
+
 def settled(seen: Observed, chosen: Recipe) -> Observed:
     """The network with every scale and code chosen, in place, and what was done."""
     steps = [name for name in chosen.passes if name in STEPS]
@@ -219,6 +245,8 @@ def settled(seen: Observed, chosen: Recipe) -> Observed:
 
 def placed(program: ir.Model, recipe: Recipe, source: str) -> Placement:
     """Where the recipe puts quantizers; UnsupportedError where it can put none."""
+    if recipe.ratio:
+        raise InputError("the recipe's ratio is the size of a packed file: `lowbit compress` takes it.")
     placement = place(program, recipe)
     for told in placement.idle_rules:
         warnings.warn(told, stacklevel=4)

@@ -4,6 +4,7 @@ For each ratio all layers share one Lagrange multiplier (`fit_size`), which deci
 how many become zero. So one number is searched for, by bisection; each trial is measured on samples kept apart.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ import numpy as np
 import torch
 
 from lowbit.data import Data
-from lowbit.errors import DataError, InputError, TooSmallError
-from lowbit.flows.compress import Compression, Progress, compress
-from lowbit.flows.evaluate import evaluate, predict
+from lowbit.engines.compile import ENGINES
+from lowbit.errors import DataError, TooSmallError
+from lowbit.flows.compress import compress
+from lowbit.flows.compression import Progress, compression
 from lowbit.flows.given import model_and_data
+from lowbit.flows.judge import Judge
 from lowbit.flows.metrics import points_lost
 from lowbit.model import Model
+from lowbit.numerics import Format
+from lowbit.recipe import Recipe
+from lowbit.solve.prune import Pruning
 from lowbit.training.samples import Samples
+from lowbit.training.schedule import Schedule
 
 Arrays = dict[str, np.ndarray]
 SMALLEST_RATIO, LARGEST_RATIO = 4.0, 128.0
@@ -62,24 +69,24 @@ def shrink(
     model: Any,
     data: Any,
     max_drop: float,
-    settings: Compression | None = None,
+    recipe: "str | Path | Format | Recipe | None" = None,
+    schedule: "str | Path | Mapping[str, Any] | Schedule | None" = None,
     *,
+    prune: "Pruning | float | None" = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Found:
     """The smallest compression whose metric is at most `max_drop` points (of a hundred) below the float network's.
 
-    settings   what else is asked for: pruning, epochs of training in each trial; its ratio is what is searched
+    recipe, schedule, prune   as in `compress`, for each trial; the recipe's ratio is what is searched
 
     The metric is the share of right classes, or without labels of classes that the float network chooses too, on the
     last fifth of the data, which is not trained on.
     """
-    base = settings or Compression()
-    if base.codebook is not None or base.layers:
-        raise InputError("a budget decides how many values each weight has: leave out codebook and layers.")
+    compression(recipe, SMALLEST_RATIO, prune)  # InputError for a recipe whose formats a ratio would contradict
     model, given = model_and_data(model, data)
-    training, judging, metric = _split(model, Samples.of(given.batches(256)))
-    before = evaluate(model, judging, "top1")
+    training, test = _split(model, Samples.of(given.batches(256)))
+    judge = Judge.of(model, test, None, "onnxruntime")
     trials: list[Trial] = []
     best: tuple[Model, float, bool] | None = None
     low, high = np.log2(SMALLEST_RATIO), np.log2(LARGEST_RATIO)
@@ -88,14 +95,15 @@ def shrink(
         state = None if checkpoint is None else Path(f"{checkpoint}.{number}")
         told = None if progress is None else _numbered(progress, number)
         try:
-            small = compress(model, training, base, ratio=ratio, checkpoint=state, progress=told)
+            how: dict[str, Any] = {"ratio": ratio, "prune": prune, "checkpoint": state, "progress": told}
+            small = compress(model, training, recipe, schedule, **how)
         except TooSmallError:
             if number == 0:
                 raise
             after, within = None, False
         else:
-            after = evaluate(small, judging, "top1")
-            within = points_lost(before, after, "higher") <= max_drop + 1e-9
+            after = judge.value_of(ENGINES["onnxruntime"].compile(small.program))
+            within = judge.drop(after) <= max_drop + 1e-9
             if best is None or within:  # ratios within the budget only grow
                 best = small, after, within
         trials.append(Trial(ratio, after, within))
@@ -103,26 +111,20 @@ def shrink(
             break
         low, high = (np.log2(ratio), high) if within else (low, np.log2(ratio))
     assert best is not None
-    return Found(best[0], metric, before, best[1], max_drop, best[2], tuple(trials))
+    return Found(best[0], judge.metric.name, judge.before, best[1], max_drop, best[2], tuple(trials))
 
 
 def _numbered(progress: Progress, number: int) -> Progress:
     return lambda phase, done, total: progress(f"trial {number + 1}, {phase}", done, total)
 
 
-def _split(model: Model, every: Samples) -> tuple[Arrays, Arrays, str]:
-    """What is trained on, the last fifth to judge on, and what is judged: labels, or the float network's classes."""
+def _split(model: Model, every: Samples) -> tuple[Arrays, Data]:
+    """What is trained on, and the last fifth to judge on."""
     if len(every) < 20:
         raise DataError(f"{len(every)} samples are too few to train on some and judge on others; give 20 or more.")
     rows, kept = torch.arange(len(every)), max(10, len(every) // 5)
     training, judging = (_arrays(model, every.take(part)) for part in (rows[:-kept], rows[-kept:]))
-    if "labels" in judging:
-        return training, judging, "top1"
-    outputs, _ = predict(model, Data.of(judging, model.inputs))
-    scores = next(iter(outputs.values()))
-    if scores.ndim < 2:
-        raise DataError("a budget of accuracy needs a network whose first output is a row of scores for each sample.")
-    return training, judging | {"labels": scores.argmax(axis=-1)}, "agreement with float"
+    return training, Data.of(judging, model.inputs)
 
 
 def _arrays(model: Model, samples: Samples) -> Arrays:

@@ -67,6 +67,7 @@ def suggested(trial: "optuna.Trial", asked: Recipe, groups: list[list[str]]) -> 
     weights = TensorSpec(target.weights, trial.suggest_categorical("range of weights", ("minmax", "mse")), solve)
     activations = TensorSpec(target.activations, trial.suggest_categorical("range of activations", RANGES))
     rules = [Rule("*", weights, activations)]
+    rules += [Rule("*", prune=rule.prune) for rule in asked.rules if rule.layers == "*" and rule.prune is not None]
     for number, layers in enumerate(groups, 1):
         stored = trial.suggest_categorical(f"weights of group {number}", WEIGHTS)
         if stored == "float":

@@ -158,15 +158,13 @@ def tensor_facts(
             continue
         done.add(id(quantizer))
         if isinstance(quantizer, FakeQuant):
-            found.append(_activation(network, site, quantizer, costs.get(site.group), walked, moved.get(site.group)))
+            found.append(_activation(site, quantizer, costs.get(site.group), walked, moved.get(site.group)))
         elif isinstance(quantizer, WeightQuant) and quantizer.stored is not None:
             found.append(_weight(network, site, quantizer, costs.get(site.value)))
     return found
 
 
-def _activation(
-    network: Network, site: Site, q: FakeQuant, cost: float | None, walked: Walked, moved: float | None
-) -> TensorFacts:
+def _activation(site: Site, q: FakeQuant, cost: float | None, walked: Walked, moved: float | None) -> TensorFacts:
     statistics = q.statistics
     values, weights = (t.reshape(-1).double().numpy() for t in statistics.points())
     low, high = (-inf, inf) if q.dynamic else q.limits()

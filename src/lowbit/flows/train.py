@@ -11,7 +11,7 @@ from typing import Any
 
 from lowbit import processes
 from lowbit.data import Data
-from lowbit.errors import DataError
+from lowbit.errors import DataError, InputError
 from lowbit.flows.given import model_and_data, refuse_quantized, samples_lead
 from lowbit.flows.metrics import Metric
 from lowbit.flows.prepare import convert
@@ -21,11 +21,12 @@ from lowbit.model import Model
 from lowbit.numerics import Format
 from lowbit.presets import find_recipe
 from lowbit.recipe import Recipe
+from lowbit.solve.prune import Pruning
 from lowbit.training.augment import AUGMENTS
 from lowbit.training.checkpoints import Checkpoints
 from lowbit.training.loop import Augment
 from lowbit.training.samples import Samples
-from lowbit.training.schedule import Schedule
+from lowbit.training.schedule import COMPRESSING, Schedule
 
 LEAST = 2  # samples of a batch: a batch norm has no variance of one
 
@@ -39,6 +40,7 @@ def train(
     test: Any = None,
     metric: "str | Metric | Callable[..., float] | None" = None,
     augment: str | Augment | None = None,
+    prune: "Pruning | float | None" = None,
     target: str | None = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
@@ -54,6 +56,7 @@ def train(
                 unless training is interrupted, which gives those of the best epoch
     metric      of the test; None: top1 where there are class labels
     augment     the schedule's word, or a function (inputs, generator) → inputs, for each batch
+    prune       share of the weights that become zero while it trains, or a Pruning; None: the recipe's
     checkpoint  a file to keep the state in: an interrupted run resumes to the same bytes. A finished run's gives its
                 model at once. A run that diverged goes on from it with another rate
     progress    called with (phase, steps done, steps of the phase, note)
@@ -61,7 +64,11 @@ def train(
     Under torchrun all processes share each batch. DivergedError where the loss or a gradient is not finite.
     """
     chosen = replace(Schedule.of(schedule), **changes | ({"augment": augment} if isinstance(augment, str) else {}))
-    recipes = [find_recipe(one, target) for one in (*chosen.recipes, recipe)]
+    if unused := [name for name in COMPRESSING if getattr(chosen, name) != getattr(Schedule, name)]:
+        raise InputError(f"schedule: '{unused[0]}' is of compress; train has 'epochs'.")
+    last = find_recipe(recipe, target)
+    recipes = [find_recipe(one, target) for one in chosen.recipes]
+    recipes.append(last if prune is None else last.pruned(prune))
     with processes.joined():
         given_model, given = model_and_data(model, data)
         refuse_quantized(given_model)

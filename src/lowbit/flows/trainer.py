@@ -15,7 +15,6 @@ from lowbit.flows.masks import Masks
 from lowbit.flows.prepare import prepare
 from lowbit.flows.prepared import Prepared
 from lowbit.flows.watched import Watched
-from lowbit.graph.layer import layers_of
 from lowbit.model import Model
 from lowbit.network.build import build
 from lowbit.network.quantizers import Quantizer
@@ -23,7 +22,6 @@ from lowbit.network.rectifier import plain
 from lowbit.network.stored import WeightQuant
 from lowbit.numerics import to_rows
 from lowbit.recipe import Recipe
-from lowbit.solve.prune import Pruning
 from lowbit.training.average import Average
 from lowbit.training.checkpoints import Checkpoints, State
 from lowbit.training.distill import Task
@@ -115,8 +113,7 @@ class _Stage:
         self.optimizer = Optimizer(schedule.optimizer, trainable(prepared), paces(prepared, schedule))
         self.average = Average(prepared, schedule.average) if schedule.average else None
         self.weights = [module for module in prepared.modules() if isinstance(module, WeightQuant)]
-        pruning = Pruning(schedule.prune if self.last else 0.0, pattern=schedule.pattern)
-        self.masks = Masks(prepared.network, prunable(prepared), pruning)
+        self.masks = Masks.of(prepared.network, trainer.recipes[number], [prepared.calls.example])
 
     def train(self, start: int) -> None:
         """Steps start … end; the prepared module then holds what is to be deployed."""
@@ -238,13 +235,6 @@ def paces(prepared: Prepared, schedule: Schedule) -> dict[str, Pace]:
         decay = 0.0 if is_vector or of_range else schedule.weight_decay
         found[key] = Pace(schedule.range_rate if of_range else 1.0, decay)
     return found
-
-
-def prunable(prepared: Prepared) -> dict[str, int]:
-    """Weights of layers that are quantized → the axis of their outputs."""
-    weights = prepared.network.constants()
-    layers = (layer for node in prepared.network.program.graph for layer in layers_of(node))
-    return {name: layer.output_axis for layer in layers if (name := str(layer.value.name)) in weights}
 
 
 def regularizers(prepared: Prepared) -> Tensor:

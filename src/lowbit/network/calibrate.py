@@ -80,6 +80,8 @@ def solve_weights(simulation: Network, batches: "Sequence[Batch]" = ()) -> None:
     """
     waits = False
     for name, (site, quantizer) in simulation.constants().items():
+        if site.spec.format is None:  # pruned, and stored in float
+            continue
         weight, solve = simulation.parameter(name), site.spec.solve
         quantizer.store(SOLVERS[solve](weight, site.spec, None))
         if solve in NEED_MOMENTS:

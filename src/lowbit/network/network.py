@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from lowbit.graph.layer import RECURRENT
+from lowbit.graph.layer import RECURRENT, layer_names, layers_of
 from lowbit.network.build import build
 from lowbit.network.dynamic_recurrence import STEPS, DynamicRecurrence
 from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
@@ -48,8 +48,20 @@ class Network:
         self.recurrent = frozenset(str(call.meta["node"]) for call in calls)
         for call in calls:
             self._measure_states(call)
+        self._keep_zeros()
         self.module.graph.lint()
         self.module.recompile()
+
+    def _keep_zeros(self) -> None:
+        """Weights that the recipe's rules have pruned stay zero, whatever solver or step finds their codes."""
+        layers = [layer for node in self.program.graph for layer in layers_of(node)]
+        names = {str(layer.value.name): layer_names(layer.node) for layer in layers}
+        recipe = self.placement.recipe
+        for _, weights in recipe.prunings(names) if recipe is not None else ():
+            for name in weights:
+                quantizer, kept = self.quantizers.get(name), self.parameter(name) != 0
+                if isinstance(quantizer, WeightQuant) and not bool(kept.all()):
+                    quantizer.mask = kept
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
         """Another module with its own parameters and quantizers, of the same program and placement."""

@@ -19,7 +19,7 @@ from lowbit.network.learned_weights import WeightLearner
 from lowbit.network.learners import weight_learner
 from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
 from lowbit.network.straight_through import straight_through
-from lowbit.numerics import QuantTensor
+from lowbit.numerics import QuantTensor, describe_format
 from lowbit.numerics.rows import expand_tiles, from_rows
 from lowbit.ranges import Learned
 from lowbit.recipe import TensorSpec
@@ -47,6 +47,18 @@ def _with_parts(stored: QuantTensor, parts: Mapping[str, Tensor]) -> QuantTensor
         inner = {name.removeprefix("scale_"): t for name, t in parts.items() if name.startswith("scale_")}
         changed["scale"] = _with_parts(stored.scale, inner)
     return replace(stored, **changed)
+
+
+def _with_zeros(stored: QuantTensor, mask: Tensor) -> QuantTensor:
+    """The same codes, but that of 0 where the mask is False."""
+    codes = torch.as_tensor(stored.codes)
+    none = stored.encode(torch.zeros(stored.shape, device=codes.device))
+    if bool(torch.as_tensor(none.dequantize())[~mask].any()):
+        raise InputError(
+            f"{describe_format(stored.format)} has no 0, which pruned weights need: choose another format, or for a "
+            "codebook the solver 'kmeans'."
+        )
+    return replace(stored, codes=torch.where(mask, codes, torch.as_tensor(none.codes)))
 
 
 PIECE = 1 << 20  # numbers that are decoded at a time, of what is too large to be decoded at once
@@ -95,7 +107,12 @@ class WeightQuant(Quantizer):
         return torch.as_tensor(self.stored.scale_values()) if self.learner is None else self.learner.scale
 
     def store(self, stored: QuantTensor, trains: Literal["codes", "values"] | None = None) -> None:
-        """Take codes with the scales or tables that belong to them, and say what of them trains from now on."""
+        """Take codes with the scales or tables that belong to them, and say what of them trains from now on.
+
+        Pruned weights get the code of 0; InputError where there is none.
+        """
+        if self.mask is not None:
+            stored = _with_zeros(stored, self.mask)
         self.stored, self.trains, self.decoded, self.table, self.positions = stored, trains, None, None, None
         self.latent = self.factor = self.learner = None
         for name in [n for n in self._buffers if n.startswith(HELD)]:

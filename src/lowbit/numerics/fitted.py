@@ -35,16 +35,20 @@ class KMeans:
     start  "optimal": the best partition of a fine summary of the data, by dynamic programming
            "linear":  equally spaced from the least to the greatest value, the best start of Han et al. 2016
                       (arXiv 1510.00149), section 3.2
+    multiplier  Lagrange multiplier of the solver "kmeans": see lowbit.solve.kmeans
     Each start is followed by exact Lloyd steps on all of the data, until no value changes its cluster.
     Source: Lloyd 1982; Max 1960.
     """
 
     bits: int
     start: str = "optimal"
+    multiplier: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise InputError(f"{self!r}: bits must be 1 to 8.")
+        if self.multiplier < 0:
+            raise InputError(f"{self!r}: the multiplier is 0 or more.")
         if self.start not in STARTS:
             raise InputError(f"{self!r}: start must be one of {', '.join(STARTS)}.")
 

@@ -22,13 +22,22 @@ _FAMILIES: dict[type, tuple[str, str, Callable[..., Grid | Fitted], Callable[[An
     SignedPow2: ("logN", r"log(\d+)", lambda bits: SignedPow2(int(bits)), lambda grid: f"log{grid.bits}"),
     AdditivePow2: ("apotN", r"apot(\d+)", lambda bits: AdditivePow2(int(bits)), lambda grid: f"apot{grid.bits}"),
     KMeans: (
-        *("codebookN[:START]", r"codebook:?(\d+)(?::([a-z]+))?"),
-        lambda bits, start: KMeans(int(bits), start or "optimal"),
-        lambda grid: f"codebook{grid.bits}" + (f":{grid.start}" if grid.start != "optimal" else ""),
+        *("codebookN[:START[:MULTIPLIER]]", r"codebook:?(\d+)(?::([a-z]+))?(?::([0-9.e-]+))?"),
+        lambda bits, start, multiplier: KMeans(int(bits), start or "optimal", float(multiplier or 0)),
+        lambda grid: ":".join([f"codebook{grid.bits}", *_start(grid)]),
     ),
     Bases: ("basesN", r"bases:?(\d+)", lambda count: Bases(int(count)), lambda grid: f"bases{grid.count}"),
     Piecewise: ("pwlqN", r"pwlq:?(\d+)", lambda bits: Piecewise(int(bits)), lambda grid: f"pwlq{grid.bits}"),
 }
+
+
+def _start(grid: KMeans) -> list[str]:
+    """The words of a codebook's start and multiplier, where they differ from the defaults."""
+    if grid.multiplier:
+        return [grid.start, f"{grid.multiplier:g}"]
+    return [grid.start] if grid.start != "optimal" else []
+
+
 _OPTIONS = (
     "tensor, element, channel:AXIS, group:LENGTH[:AXIS], axis:AXIS, tile:LENGTHxLENGTH, affine, symmetric, narrow, "
     "scale:FORMAT, scale_channel:AXIS, scale_tensor, reach:NUMBER, rounding:NAME"

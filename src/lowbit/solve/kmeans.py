@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.numerics import Format, KMeans, QuantTensor, tile
-from lowbit.numerics.rows import WHOLE, from_rows, tiles_to_rows
+from lowbit.numerics import Format, KMeans, QuantTensor
+from lowbit.numerics.rows import from_rows, tiles_to_rows
 from lowbit.numerics.sorted_points import SortedPoints
 from lowbit.solve.moments import Moments
 
@@ -22,25 +22,14 @@ if TYPE_CHECKING:
     from lowbit.recipe import TensorSpec
 
 
-def codebook_format(bits: int, start: str, tables: int, shape: tuple[int, ...]) -> Format:
-    """Codes of so many bits, and a table for each of `tables` equal parts of the first axis."""
-    if not 1 <= bits <= 8:
-        raise InputError(f"a codebook has 1 to 8 bits, not {bits}.")
-    if shape[0] % tables:
-        raise InputError(f"{tables} tables do not fit an axis of {shape[0]}: the number must divide it.")
-    if tables == 1:
-        return Format(KMeans(bits, start))
-    others = {axis - len(shape): WHOLE for axis in range(1, len(shape))}
-    return Format(KMeans(bits, start), tile({-len(shape): shape[0] // tables} | others))
-
-
-def kmeans(weight: Tensor, format: Format, mask: Tensor | None = None, multiplier: float = 0.0) -> QuantTensor:
+def kmeans(weight: Tensor, format: Format, mask: Tensor | None = None) -> QuantTensor:
     """Codes of a weight, and the values that they mean: a table for each tile of a format whose grid is KMeans.
 
-    mask        False where the weight is pruned: 0 is then one of the values
-    multiplier  Lagrange multiplier: squared error, relative to the weights' mean square, that one more bit must save.
-                Above 0, a frequent code, which is a short one, also gets weights that lie nearer to another value.
-                Source: Chou, Lookabaugh and Gray 1989 (entropy-constrained vector quantization)
+    mask   False where the weight is pruned: 0 is then one of the values
+
+    The grid's Lagrange multiplier is the squared error, relative to the weights' mean square, that one more bit must
+    save. Above 0, a frequent code, which is a short one, also gets weights that lie nearer to another value.
+    Source: Chou, Lookabaugh and Gray 1989 (entropy-constrained vector quantization)
     """
     assert isinstance(format.grid, KMeans)
     assert format.block is not None
@@ -50,7 +39,7 @@ def kmeans(weight: Tensor, format: Format, mask: Tensor | None = None, multiplie
     kept = tiles_to_rows(torch.ones(shape, dtype=torch.bool) if mask is None else mask, lengths)
     pruned = not bool(kept.all())
     values = (1 << format.grid.bits) - pruned
-    found = [_fit(row[keep], format.grid, values, multiplier) for row, keep in zip(rows, kept, strict=True)]
+    found = [_fit(row[keep], format.grid, values) for row, keep in zip(rows, kept, strict=True)]
     below = [int(torch.searchsorted(table, 0.0)) if pruned else 0 for table, _ in found]
     zero, above = max(below), max(len(table) - n for (table, _), n in zip(found, below, strict=True))
     codes = torch.full(rows.shape, zero, dtype=torch.uint8)  # the same code for 0 in all tiles: it is the most frequent
@@ -66,10 +55,11 @@ def kmeans(weight: Tensor, format: Format, mask: Tensor | None = None, multiplie
 
 
 def codebook(weight: Tensor, spec: TensorSpec, moments: Moments | None = None) -> QuantTensor:
-    """`kmeans` as a solver."""
+    """`kmeans` as a solver. A weight that is exactly 0 is pruned."""
     if spec.format is None or not isinstance(spec.format.grid, KMeans):
         raise InputError(f"k-means finds the values of a codebook: it does not serve {spec.format!r}.")
-    return kmeans(weight, spec.format)
+    kept = weight != 0
+    return kmeans(weight, spec.format, kept if bool(kept.any()) and not bool(kept.all()) else None)
 
 
 def refit(stored: QuantTensor, weight: Tensor) -> QuantTensor:
@@ -93,7 +83,7 @@ def as_codebook(stored: QuantTensor) -> QuantTensor:
     return QuantTensor(codes, Format(KMeans(stored.format.grid.bits)), stored.tile, None, table=table)
 
 
-def _fit(points: Tensor, grid: KMeans, values: int, multiplier: float) -> tuple[Tensor, Tensor]:
+def _fit(points: Tensor, grid: KMeans, values: int) -> tuple[Tensor, Tensor]:
     """At most `values` shared values for the points, sorted, and which point gets which."""
     distinct = torch.unique(points)
     if len(distinct) <= values:
@@ -101,8 +91,8 @@ def _fit(points: Tensor, grid: KMeans, values: int, multiplier: float) -> tuple[
     fitted = grid.fit(SortedPoints.of_rows(points.reshape(1, -1)), values)[0]
     table = torch.from_numpy(np.sort(fitted).astype(np.float32))
     codes = torch.searchsorted((table[1:] + table[:-1]) / 2, points)
-    if multiplier > 0:
-        table, codes = _entropy_constrained(points, table, codes, multiplier)
+    if grid.multiplier > 0:
+        table, codes = _entropy_constrained(points, table, codes, grid.multiplier)
     used = torch.bincount(codes, minlength=len(table)) > 0
     return table[used], (torch.cumsum(used, 0) - 1)[codes]
 

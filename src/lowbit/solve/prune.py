@@ -44,6 +44,13 @@ class Pruning:
         if not re.fullmatch(r"any|channels|[1-9]\d*:[1-9]\d*|block:[1-9]\d*x[1-9]\d*", self.pattern):
             raise InputError(f"no pattern '{self.pattern}'; there are any, channels, N:M (2:4), block:RxC (block:4x1).")
 
+    def told(self) -> float | dict[str, Any]:
+        """As a recipe has it: the share alone, or what differs from the defaults."""
+        changed = {
+            name: value for name in ("scope", "pattern") if (value := getattr(self, name)) != getattr(Pruning, name)
+        }
+        return {"sparsity": self.sparsity} | changed if changed else self.sparsity
+
     @property
     def n_of_m(self) -> tuple[int, int] | None:
         """(n, m) of an n:m pattern."""

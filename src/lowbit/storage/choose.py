@@ -7,7 +7,7 @@ import numpy as np
 
 from lowbit.storage.ans import Ans, histogram
 from lowbit.storage.codecs import Codec, Elements, Palette, Planes, Raw, Sparse
-from lowbit.storage.tables import Counts
+from lowbit.storage.tables import entropy_bits
 
 SMALLEST_TABLE_BITS = 64
 Choice = tuple[float, Codec]
@@ -41,19 +41,13 @@ def _bytes(symbols: Elements, sparse: bool = True) -> Choice:
     choices: list[Choice] = [(8 + 8 * symbols.size, Raw())]
     if symbols.size > 8:
         counts = histogram(symbols)
-        if _entropy_bits(counts) < 8 * symbols.size - SMALLEST_TABLE_BITS:
+        if entropy_bits(counts) < 8 * symbols.size - SMALLEST_TABLE_BITS:
             ans = Ans.fit(counts)
             choices.append((8 + ans.table.size_bits() + ans.payload_bits(counts), ans))
         background = int(counts.argmax())
         if sparse and SPARSE_SHARE * symbols.size < counts[background] < symbols.size:
             choices.append(_sparse(symbols, background))
     return _smallest(choices)
-
-
-def _entropy_bits(counts: Counts) -> float:
-    """What no code without a memory of symbols stays below: the zero-order entropy."""
-    used = counts[counts > 0]
-    return float(-(used * np.log2(used / used.sum())).sum())
 
 
 def _sparse(elements: Elements, background: int) -> Choice:
@@ -91,7 +85,7 @@ def _planes(elements: Elements, bits: int, rotate: bool, sparse: bool) -> Choice
 def _rotation(elements: Elements) -> bool:
     """Whether the planes have less entropy when the sign goes to the end."""
     bits = [
-        sum(_entropy_bits(histogram(plane)) for plane in Planes(elements.itemsize, 8, rotate, ()).split(elements))
+        sum(entropy_bits(histogram(plane)) for plane in Planes(elements.itemsize, 8, rotate, ()).split(elements))
         for rotate in (False, True)
     ]
     return bits[1] < bits[0]

@@ -11,6 +11,7 @@ from lowbit.errors import InputError
 from lowbit.storage.codecs import Codec, Sparse, describe
 from lowbit.storage.container import Container
 from lowbit.storage.index import squeeze
+from lowbit.storage.tables import entropy_bits
 from lowbit.storage.tensors import Tensor
 from lowbit.storage.wire import Reader
 
@@ -59,12 +60,6 @@ class ContainerReport:
     unpacked_size: int
     bytes_by_use: dict[str, int]
     tensors: list[TensorReport]
-
-
-def tensor_names(path: str | os.PathLike[str]) -> list[str]:
-    """The names of all tensors in a container, in the order of its file; no payload is read."""
-    with Container(path) as container:
-        return [tensor.name for tensor in container.tensors()]
 
 
 def read_tensor(path: str | os.PathLike[str], name: str) -> NDArray[Any]:
@@ -120,8 +115,8 @@ def _statistics(array: NDArray[Any]) -> tuple[float, float | None]:
     width = array.dtype.itemsize
     words = np.ascontiguousarray(array).reshape(-1).view(f"u{width}") if width in (1, 2, 4, 8) else array.reshape(-1)
     _, counts = np.unique(words, return_counts=True)
-    share = counts / array.size
-    return float(share.max()), float(-(share * np.log2(share)).sum()) if len(counts) <= MOST_DIFFERENT else None
+    entropy = entropy_bits(counts) / array.size if len(counts) <= MOST_DIFFERENT else None
+    return float(counts.max() / array.size), entropy
 
 
 def _bytes_by_use(container: Container) -> dict[str, int]:

@@ -26,6 +26,12 @@ MAX_OCTAVE = 40
 """A level's weight is below 2**MAX_OCTAVE, so that weight × table size stays in 63 bits."""
 
 
+def entropy_bits(counts: Counts) -> float:
+    """Zero-order entropy of all symbols: what no code without a memory of symbols stays below."""
+    used = counts[counts > 0]
+    return float(-(used * np.log2(used / used.sum())).sum())
+
+
 @lru_cache
 def weights(mantissa: int) -> NDArray[np.int64]:
     """The weight of every level: 0, 1, 2, 3 … in steps of one, then 2**mantissa steps an octave."""

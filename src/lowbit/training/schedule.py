@@ -4,7 +4,7 @@ import math
 import shlex
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lowbit.errors import InputError, did_you_mean
 from lowbit.training.augment import AUGMENTS
 from lowbit.training.optimizer import OPTIMIZERS
 
+COMPRESSING = ("prune_epochs", "code_epochs", "value_epochs")
 RATES = {"sgd": 0.01, "adam": 1e-3, "adamw": 1e-3}
 
 
@@ -35,14 +36,15 @@ class Schedule:
     temperature   of that agreement
     features      globs over values inside the network that should agree too, as 'relu_*'
     damping       oscillation damping, as a weight of the loss; it rises from 0 to this as a cosine (0: none)
-    prune         share of the weights that become zero while it trains; their sparsity rises over the first half
-    pattern       of pruning, as in lowbit.Pruning: "any", "2:4", "block:4x1", "channels"
     augment       "crop-flip" for images; "" for none
     recipes       progressive bits: recipes that are trained through before the wanted one, each for as many epochs
     channels_last images lie in memory pixel by pixel; on two cores of a CPU with AVX-512 it gained nothing
     bfloat16      products are computed in bfloat16; None: where the CPU has instructions for it (ResNet-20's float step
                   took 70 ms, 126 in float32)
     seed          of the samples' order and of augmentation
+    prune_epochs, code_epochs, value_epochs   of `compress`: while sparsity rises and masks change; while weights train,
+                  rounded to their codes, and may change these; while codes stay and the values that they mean train.
+                  None: 2 and 3, or 0 where there is a ratio
     """
 
     epochs: float = 10
@@ -58,13 +60,14 @@ class Schedule:
     temperature: float = 2.0
     features: tuple[str, ...] = ()
     damping: float = 0.0
-    prune: float = 0.0
-    pattern: str = "any"
     augment: str = ""
     recipes: tuple[str, ...] = ()
     channels_last: bool = False
     bfloat16: bool | None = None
     seed: int = 0
+    prune_epochs: float = 8
+    code_epochs: float | None = None
+    value_epochs: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("features", "recipes"):
@@ -77,8 +80,8 @@ class Schedule:
                 )
         if not self.epochs > 0 or self.batch < 1 or not self.highest > 0:
             raise InputError(f"epochs={self.epochs:g}, batch={self.batch}, rate={self.highest:g}: all are above 0.")
-        for name in ("range_rate", "weight_decay", "warm_up", "clip", "damping"):
-            if getattr(self, name) < 0:
+        for name in ("range_rate", "weight_decay", "warm_up", "clip", "damping", *COMPRESSING):
+            if (getattr(self, name) or 0) < 0:
                 raise InputError(f"{name}={getattr(self, name):g}: it is 0 or more.")
         if not 0 <= self.distill <= 1 or not 0 <= self.average < 1 or not self.temperature > 0:
             raise InputError(
@@ -108,21 +111,26 @@ class Schedule:
         return tomli_w.dumps({key: value for key, value in asdict(self).items() if value != getattr(Schedule, key)})
 
     @staticmethod
-    def of(given: "str | Path | Mapping[str, Any] | Schedule | None") -> "Schedule":
-        """From 'rate=0.02 optimizer=adamw', a TOML file of its fields, a table, or as it is."""
+    def of(given: "str | Path | Mapping[str, Any] | Schedule | None", default: "Schedule | None" = None) -> "Schedule":
+        """From 'rate=0.02 optimizer=adamw', a TOML file of its fields, a table, or as it is.
+
+        default   what fields are that are not given
+        """
+        default = default or Schedule()
         if given is None or isinstance(given, Schedule):
-            return given or Schedule()
+            return given or default
         if isinstance(given, Mapping):
-            return _checked(dict(given), "schedule")
+            return _checked(dict(given), "schedule", default)
         if Path(given).suffix == ".toml":
             try:
-                return _checked(tomllib.loads(Path(given).read_text(encoding="utf-8")), f"'{given}'")
+                return _checked(tomllib.loads(Path(given).read_text(encoding="utf-8")), f"'{given}'", default)
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
                 raise InputError(f"schedule '{given}' cannot be read: {error}.") from None
         words = shlex.split(str(given).replace(";", " "))
         if unclear := next((word for word in words if "=" not in word), None):
             raise InputError(f"schedule: '{unclear}' is not name=value. Example: 'rate=0.02 optimizer=adamw'.")
-        return _checked({name: _value(text) for name, text in (word.split("=", 1) for word in words)}, "schedule")
+        table = {name: _value(text) for name, text in (word.split("=", 1) for word in words)}
+        return _checked(table, "schedule", default)
 
 
 def cosine(step: int, total: int) -> float:
@@ -139,7 +147,7 @@ def bfloat16_is_fast() -> bool:
 
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
-    f.name: (str,) if f.name in ("optimizer", "augment", "pattern")
+    f.name: (str,) if f.name in ("optimizer", "augment")
     else (str, list, tuple) if f.name in ("features", "recipes")
     else (bool,) if f.name in ("channels_last", "bfloat16")
     else (int,) if f.name in ("batch", "seed")
@@ -148,13 +156,13 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _checked(table: dict[str, Any], where: str) -> Schedule:
+def _checked(table: dict[str, Any], where: str, default: Schedule) -> Schedule:
     for name, value in table.items():
         if name not in _KINDS:
             raise InputError(f"{where}: there is no '{name}'. {did_you_mean(name, _KINDS)}")
         if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and bool not in _KINDS[name]):
             raise InputError(f"{where}: {name}={value!r} is not {' or '.join(kind.__name__ for kind in _KINDS[name])}.")
-    return Schedule(**table)
+    return replace(default, **table)
 
 
 def _value(text: str) -> Any:
