@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_networks import network, sqnr_db
+from toy_networks import attention, sqnr_db
 
 import lowbit as lb
 from lowbit.deploy.attention import fuse_attention
@@ -13,20 +13,6 @@ from lowbit.engines.compile import ENGINES
 
 RECIPE = replace(lb.RECIPES["int8"](), passes=("fold_scales",))
 _rng = np.random.default_rng(0)
-
-
-def attention(mask: str, scores: str = "s = MatMul (q, k)") -> lb.Model:
-    """Two heads of 8 behind three products, with their join and one product behind them."""
-    text = f"""m (float[B,T,16] x, float[{mask}] mask) => (float[B,T,16] y) {{
-        a = MatMul (x, wq) b = MatMul (x, wk) c = MatMul (x, wv)
-        f = Reshape (a, split) g = Reshape (b, split) h = Reshape (c, split)
-        q = Transpose <perm = [0, 2, 1, 3]> (f)
-        k = Transpose <perm = [0, 2, 3, 1]> (g)
-        v = Transpose <perm = [0, 2, 1, 3]> (h)
-        {scores} t = Add (s, mask) p = Softmax <axis = -1> (t) o = MatMul (p, v)
-        r = Transpose <perm = [0, 2, 1, 3]> (o) j = Reshape (r, join) y = MatMul (j, wo) }}"""
-    weights = {name: _rng.normal(size=(16, 16)) / 4 for name in ("wq", "wk", "wv", "wo")}
-    return network(text, split=[0, 0, 2, 8], join=[0, 0, 16], half=0.5, **weights)
 
 
 def sample(batch: int, length: int, *mask: int) -> dict[str, np.ndarray]:
