@@ -54,6 +54,21 @@ def images(count: int = 64, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 3, 8, 8)).astype(np.float32)
 
 
+def attention(mask: str, scores: str = "s = MatMul (q, k)") -> Model:
+    """Two heads of 8 behind three products, with their join and one product behind them."""
+    text = f"""m (float[B,T,16] x, float[{mask}] mask) => (float[B,T,16] y) {{
+        a = MatMul (x, wq) b = MatMul (x, wk) c = MatMul (x, wv)
+        f = Reshape (a, split) g = Reshape (b, split) h = Reshape (c, split)
+        q = Transpose <perm = [0, 2, 1, 3]> (f)
+        k = Transpose <perm = [0, 2, 3, 1]> (g)
+        v = Transpose <perm = [0, 2, 1, 3]> (h)
+        {scores} t = Add (s, mask) p = Softmax <axis = -1> (t) o = MatMul (p, v)
+        r = Transpose <perm = [0, 2, 1, 3]> (o) j = Reshape (r, join) y = MatMul (j, wo) }}"""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(16, 16)) / 4 for name in ("wq", "wk", "wv", "wo")}
+    return network(text, split=[0, 0, 2, 8], join=[0, 0, 16], half=0.5, **weights)
+
+
 def sqnr_db(exact: np.ndarray, rough: np.ndarray) -> float:
     """Signal-to-noise ratio of an output, 10 log₁₀(Σ exact² / Σ (exact − rough)²)."""
     noise = float(np.square(exact.astype(np.float64) - rough).sum())

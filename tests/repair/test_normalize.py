@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from toy_networks import network, sqnr_db
+from toy_networks import attention, network, sqnr_db
 
 import lowbit as lb
 from lowbit.data.made_up import made_up_batch
 from lowbit.engines.read_back import read_back
-from lowbit.graph.weights import constant
+from lowbit.graph.weights import constant, set_constant
 from lowbit.recipe import DYNAMIC, PREPARE
 from lowbit.repair.normalize import normalize_inputs
 
@@ -150,3 +150,19 @@ def test_a_table_takes_the_factors_of_its_rows_where_nothing_else_reads_them(alo
     assert normalize_inputs(model.program, lambda node: DYNAMIC, [batch]) != []
     assert ("Mul" in {node.op_type for node in model.program.graph}) is not alone
     assert np.allclose(model.run(batch)["y"], before.run(batch)["y"], rtol=1e-4, atol=1e-4)
+
+
+def test_channels_of_what_attention_mixes_are_divided_in_the_layer_of_its_values():
+    model, rng = attention("B,1,T,T"), np.random.default_rng(1)
+    values = next(node for node in model.program.graph if node.name == "matmul_2")
+    weight = np.array(constant(values.inputs[1]))
+    weight[:, 3] *= 100
+    set_constant(values, 1, weight, "wv")
+    batch = {"x": rng.normal(size=(8, 9, 16)).astype(np.float32), "mask": np.zeros((8, 1, 9, 9), np.float32)}
+    before, exact = len(list(model.program.graph)), model.run(batch)["y"]
+    done = normalize_inputs(model.program, lambda node: lb.RECIPES["int8"]().specs((str(node.name),))[1], [batch])
+    assert [note.split(" normalized")[0] for note in done] == ["channels of 'j'"]
+    assert len(list(model.program.graph)) == before  # no Mul
+    np.testing.assert_allclose(model.run(batch)["y"], exact, rtol=1e-4, atol=1e-3)
+    largest = np.abs(np.asarray(constant(values.inputs[1]))).max(0)
+    assert largest[3] / np.median(largest) < 30  # 100 before: the square root of what stands out is moved

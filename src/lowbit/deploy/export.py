@@ -32,8 +32,8 @@ def export(network: Network, whole_codes: bool = False) -> ir.Model:
     whole_codes   each code takes 4, 8 or 16 bits, as an entropy coder wants it; else as many as its format says
     """
     written = write(network.program, _tensors(network), _changed(network), whole_codes, network.recurrent)
-    integer = _integer_nodes(network)
-    for rewrite in REWRITES[network.placement.engine]:
+    integer, recipe = _integer_nodes(network), network.placement.recipe
+    for rewrite in REWRITES["generic" if recipe is None else recipe.target]:
         rewrite(written, integer)
     return written
 

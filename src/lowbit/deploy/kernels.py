@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.deploy.absorb import bounds_of
+from lowbit.deploy.attention import fuse_attention
 from lowbit.deploy.lookup import join_rows
-from lowbit.deploy.rewrites import as_sum, fuse_silu
+from lowbit.deploy.rewrites import as_sum, fuse_silu, multiply_to_float
 
 _INTEGER_KERNELS = frozenset(
     {
@@ -81,14 +82,20 @@ def keep_kernels_from_clips(program: ir.Model, integer: Collection[str]) -> None
             clip.replace_input_with(0, between)
 
 
+_INTEGERS = (keep_kernels_from_clips, keep_float_apart)
+_ONNXRUNTIME = (join_rows, fuse_silu, fuse_attention, multiply_to_float, *_INTEGERS)
+
 REWRITES: Mapping[str, tuple[Callable[[ir.Model, Collection[str]], None], ...]] = MappingProxyType(
     {
-        "onnxruntime": (join_rows, fuse_silu, keep_kernels_from_clips, keep_float_apart),
-        "openvino": (keep_kernels_from_clips, keep_float_apart),
+        "onnxruntime": _ONNXRUNTIME,
+        "onnxruntime-avx2": _ONNXRUNTIME,
+        "generic": (join_rows, *_INTEGERS),
+        "integer": (join_rows, *_INTEGERS),
+        "openvino": _INTEGERS,
         "tensorrt": (keep_float_apart,),
     }
 )
-"""Engine → rewrites in order, in place on the written program, given the names of the integer nodes.
+"""Target → rewrites in order, in place on the written program, given the names of the integer nodes.
 
 The proof runs every file in onnxruntime: float layers are kept apart for all.
 """

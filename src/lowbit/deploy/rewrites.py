@@ -8,8 +8,10 @@ from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from lowbit.graph.recognize import silu_input
+from lowbit.graph.weights import add_constant, remove_node
 
 
 def keep_bias_apart(program: ir.Model) -> None:
@@ -122,6 +124,61 @@ def fuse_silu(program: ir.Model, integer: Collection[str] = ()) -> None:
         program.graph.remove([node, *sigmoids], safe=True)
         made.name = name
         program.graph.opset_imports["com.microsoft"] = 1
+
+
+def multiply_to_float(program: ir.Model, integer: Collection[str]) -> None:
+    """Write an integer MatMul with a float output as onnxruntime's MatMulIntegerToFloat, with the bias behind it.
+
+    onnxruntime makes the same of it, but leaves the bias in an Add: 128×384×1536, one thread: 0.208 ms with the bias
+    inside, 0.196 without, and 0.021 for the Add.
+    """
+    for node in list(program.graph):
+        data, weight = (_decode(value) for value in node.inputs[:2]) if node.op_type == "MatMul" else (None, None)
+        if data is None or weight is None or node.name not in integer or not _by_output(weight):
+            continue
+        readers = [use.node for use in node.outputs[0].uses()]
+        if any(reader.op_type == "QuantizeLinear" for reader in readers) or node.outputs[0].is_graph_output():
+            continue  # its output is in integers too; the name of an output is the user's
+        (x, x_scale, x_zero), (w, w_scale, w_zero) = data.inputs, weight.inputs
+        centred = w_zero is None or (w_zero.const_value is not None and not np.any(w_zero.const_value.numpy()))
+        bias = _added(readers[0], node.outputs[0], w) if len(readers) == 1 else None
+        last = node if bias is None else readers[0]
+        inputs = [x, w, x_scale, w_scale, x_zero, None if centred else w_zero, bias]
+        product = ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft", name=node.name)
+        program.graph.insert_before(node, product)
+        remove_node(last, product.outputs[0])
+        if last is not node:
+            program.graph.remove(node, safe=True)
+        program.graph.opset_imports["com.microsoft"] = 1
+    common.RemoveUnusedNodesPass()(program)
+
+
+def _decode(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear of 8-bit codes that makes a value."""
+    node = None if value is None else value.producer()
+    codes = node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None
+    return node if codes is not None and codes.dtype in (ir.DataType.UINT8, ir.DataType.INT8) else None
+
+
+def _by_output(decode: ir.Node) -> bool:
+    """Whether a matrix (inputs, outputs) has one scale, or one for each output."""
+    codes, scale = decode.inputs[:2]
+    if codes is None or codes.shape is None or len(codes.shape) != 2 or scale is None or scale.const_value is None:
+        return False
+    return scale.const_value.size == 1 or decode.attributes.get_int("axis", 1) in (1, -1)
+
+
+def _added(reader: ir.Node, product: ir.Value, weight: ir.Value | None) -> ir.Value | None:
+    """The constant for each output that the reader adds to a product, as a row."""
+    if reader.op_type not in ("Add", "Sum") or len(reader.inputs) != 2 or weight is None or weight.shape is None:
+        return None
+    bias = reader.inputs[1] if reader.inputs[0] is product else reader.inputs[0]
+    array = None if bias is None or bias.const_value is None else bias.const_value.numpy()
+    if array is None or array.shape[-1:] != (weight.shape[1],) or array.size != array.shape[-1] or array.ndim > 3:
+        return None
+    assert reader.graph is not None
+    assert isinstance(reader.graph, ir.Graph)
+    return bias if array.ndim == 1 else add_constant(reader.graph, f"{bias.name}_row", array.reshape(-1))  # type: ignore[union-attr]
 
 
 def _is_quantized_matmul(value: ir.Value | None) -> bool:

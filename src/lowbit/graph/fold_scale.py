@@ -22,7 +22,7 @@ def fold_scales(program: ir.Model) -> Changed:
     for graph in program.graphs():
         for node in list(graph):
             factor, x = _factor(node)
-            layer = _source(x, node)
+            layer = source_layer(x, node)
             if factor is None or x is None or layer is None:
                 continue
             layer.scale_outputs(np.full(layer.outputs, factor))
@@ -51,7 +51,7 @@ def _widens(number: ir.Value | None, x: ir.Value | None) -> bool:
     return array is None or (array.ndim > 0 and (rank is None or array.ndim > rank))
 
 
-def _source(x: ir.Value | None, reader: ir.Node) -> Layer | None:
+def source_layer(x: ir.Value | None, reader: ir.Node) -> Layer | None:
     """The layer whose output x is, its elements moved but not computed on, read by nobody else."""
     while x is not None and only_reader(x) is reader:
         producer = x.producer()

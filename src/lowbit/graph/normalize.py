@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from lowbit.graph.attention import find_attention
+from lowbit.graph.fold_scale import source_layer
 from lowbit.graph.layer import Layer
 from lowbit.graph.weights import add_constant, constant, float_constant, only_reader, set_constant
 
@@ -29,6 +31,8 @@ def normalize(
         inverse = (1 / channels).astype(np.float32)
         if (lookup := _looked_up(value, layers)) is not None:
             set_constant(lookup, 0, np.asarray(constant(lookup.inputs[0])) * inverse, f"{value.name}_table")
+        elif (mixed := _values_mixed(value, layers)) is not None:
+            mixed.scale_outputs(inverse)
         else:
             factor = add_constant(graph, f"{value.name}_channels", inverse)
             read = _add(graph, place, "Mul", [value, factor], f"{value.name}_smooth", value.shape)
@@ -51,9 +55,7 @@ def normalize(
 
 def _looked_up(value: ir.Value, layers: Sequence[Layer]) -> ir.Node | None:
     """The Gather of a table's rows that only these layers read: the table takes the factors, and no Mul is needed."""
-    if value.is_graph_output() or {use.node for use in value.uses()} - {layer.node for layer in layers}:
-        return None
-    node = value.producer()
+    node = _made_for(value, layers)
     while node is not None and node.op_type == "Transpose":
         perm, source = node.attributes.get_ints("perm", ()), node.inputs[0]
         if not perm or perm[-1] != len(perm) - 1 or source is None or only_reader(source) is not node:
@@ -63,6 +65,22 @@ def _looked_up(value: ir.Value, layers: Sequence[Layer]) -> ir.Node | None:
         return None
     rows = float_constant(node.inputs[0])
     return node if rows is not None and rows.ndim == 2 and only_reader(node.inputs[0]) is node else None
+
+
+def _values_mixed(value: ir.Value, layers: Sequence[Layer]) -> Layer | None:
+    """The layer that makes the values of an attention whose result only these layers read; it takes the factors.
+
+    Attention mixes positions, each channel of the values for itself.
+    """
+    node = _made_for(value, layers)
+    found = None if node is None else find_attention(node)
+    return None if found is None else source_layer(found.product.inputs[1], found.product)
+
+
+def _made_for(value: ir.Value, layers: Sequence[Layer]) -> ir.Node | None:
+    """The node that makes the value, where these layers are all that read it."""
+    others = value.is_graph_output() or {use.node for use in value.uses()} - {layer.node for layer in layers}
+    return None if others else value.producer()
 
 
 def by_input(layer: Layer) -> np.ndarray:
