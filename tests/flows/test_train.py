@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.network.stored import WeightQuant
 from lowbit.recipe import Recipe, Rule, TensorSpec
+from lowbit.solve.prune import Pruning
 from lowbit.training.checkpoints import Checkpoints
 
 NORM = {"gamma": 1.0, "beta": 0.5, "mean": 0.1, "variance": 2.0}
@@ -177,6 +179,15 @@ def test_damping_pulls_weights_to_the_middle_of_their_bins() -> None:
     oscillation([(quantizer, weight, rounded)]).backward()
     inside = torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 0.0]])  # what lies outside of its row's range is left alone
     assert torch.allclose(weight.grad, 2 * inside)  # type: ignore[arg-type]
+
+
+def test_a_recipe_prunes_by_sensitivity_while_it_trains(model: Model) -> None:
+    rule = replace(LSQ2.rules[0], prune=Pruning(0.5, "sensitivity"))
+    small = trained(model, epochs=3, recipe=replace(LSQ2, rules=(rule, *LSQ2.rules[1:])))
+    rows = [row for row in from_text(small.metadata["lowbit.ledger"]) if row["role"] == "weight"]
+    size = {row["tensor"]: small.program.graph.initializers[row["tensor"]].const_value.size for row in rows}
+    assert sum(row["sparsity"] * size[row["tensor"]] for row in rows) > 0.5 * sum(size.values())
+    assert Recipe.from_toml(small.metadata["lowbit.recipe"]).rules[0].prune == Pruning(0.5, "sensitivity")
 
 
 def test_sparse_and_low_bit_at_once(model: Model) -> None:

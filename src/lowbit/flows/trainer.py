@@ -34,6 +34,7 @@ Progress = Callable[[str, int, int, str], None]
 """Called with (phase, steps done, steps of the phase, a note: epoch, loss, metric)."""
 
 CALIBRATION = 512  # samples that ranges begin from
+BATCH, SENSED = 8, 64  # samples at a time, and in all, that sensitivities are measured on where pruning goes by them
 
 
 @dataclass
@@ -100,6 +101,10 @@ class _Stage:
         self.last = number == len(trainer.recipes) - 1
         schedule = trainer.schedule
         teacher = build(prepared.network.program).eval().requires_grad_(False)
+        names = [port.name for port in trainer.model.inputs]
+        parts = trainer.samples.parts(BATCH, SENSED)
+        batches = [{name: x.numpy() for name, x in zip(names, part, strict=True)} for part in parts]
+        self.masks = Masks.of(prepared.network, trainer.recipes[number], batches)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for module in (prepared, teacher):
             module.to(self.device)
@@ -113,7 +118,6 @@ class _Stage:
         self.optimizer = Optimizer(schedule.optimizer, trainable(prepared), paces(prepared, schedule))
         self.average = Average(prepared, schedule.average) if schedule.average else None
         self.weights = [module for module in prepared.modules() if isinstance(module, WeightQuant)]
-        self.masks = Masks.of(prepared.network, trainer.recipes[number], [prepared.calls.example])
 
     def train(self, start: int) -> None:
         """Steps start … end; the prepared module then holds what is to be deployed."""
