@@ -75,7 +75,6 @@ def test_joined_rows_take_one_gather_a_table_and_are_decoded_once(tmp_path):
     assert "Unsqueeze" not in runs
 
 
-@pytest.mark.parametrize("rows", [40, 600], ids=["expanded at load", "decoded row by row"])
 @pytest.mark.parametrize(
     "words",
     [
@@ -93,16 +92,18 @@ def test_joined_rows_take_one_gather_a_table_and_are_decoded_once(tmp_path):
         "apot4",
     ],
 )
-def test_a_table_in_any_format_is_what_was_simulated(words, rows):
-    model = table(rows, 32)
-    (y,) = lb.quantize(model, None, words).run({"ids": ids(below=rows)}).values()
-    assert np.array_equal(y, simulated(model, words, ids(below=rows)))
+def test_a_large_table_in_any_format_is_what_was_simulated(words):
+    model = table(600, 32)
+    (y,) = lb.quantize(model, None, words).run({"ids": ids(below=600)}).values()
+    assert np.array_equal(y, simulated(model, words, ids(below=600)))
 
 
 @pytest.mark.parametrize(("rows", "runs"), [(512, {"Gather": 1}), (513, {"Gather": 2, "Cast": 1, "Mul": 1})])
 def test_rows_of_a_table_of_16384_values_cost_one_gather(rows, runs, tmp_path):
     quantized = lb.quantize(table(rows, 32), None, "int8 channel:0")
     assert what_runs(quantized, str(tmp_path / "optimized.onnx")) == runs
+    (y,) = quantized.run({"ids": ids(below=rows)}).values()
+    assert np.array_equal(y, simulated(table(rows, 32), "int8 channel:0", ids(below=rows)))
     assert quantized.save(tmp_path / "small.onnx") < 1.3 * rows * 32  # a byte a value, four for each scale
 
 
