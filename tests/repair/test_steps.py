@@ -14,13 +14,13 @@ from lowbit.network.calibrate import both_walks, forward
 from lowbit.network.in_step import in_step
 from lowbit.network.network import Network
 from lowbit.network.place import place
-from lowbit.recipe import IMPROVE
+from lowbit.network.widen_scales import LARGEST_BIAS, widen_scales_for_biases
+from lowbit.recipe import IMPROVE, Recipe, Rule, TensorSpec
 from lowbit.repair.correct_bias import correct_bias
 from lowbit.repair.prove import Calibration, float_outputs, output_error, prove
 from lowbit.repair.reestimate_batchnorm import reestimate_batchnorm
 from lowbit.repair.smooth import smooth_activations
 from lowbit.repair.steps import STEPS
-from lowbit.repair.widen_scales import LARGEST_BIAS, widen_scales_for_biases
 
 
 def with_bias_of_three_axes() -> Model:
@@ -196,6 +196,23 @@ def test_a_wider_scale_leaves_the_codes_of_other_channels_to_their_solver():
     quantizer.store(replace(quantizer.stored, codes=solved))
     assert len(widen_scales_for_biases(simulation)) == 1
     assert torch.equal(quantizer.stored.codes, solved)
+
+
+def test_layers_behind_a_bias_of_45_bits_see_it_whole_while_they_are_solved():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(4, 2, 3, 3))
+    weight[2] *= 1e-13
+    model = network(
+        "d (float[N,2,6,6] x) => (float[N,4,2,2] z) { y = Conv (x, w, b) r = Relu (y) z = Conv (r, v, c) }",
+        w=weight,
+        b=np.array([0.5, -0.5, 3.0, 0]),
+        v=rng.normal(size=(4, 4, 3, 3)),
+        c=np.zeros(4),
+    )
+    x = rng.normal(size=(64, 2, 6, 6)).astype(np.float32)
+    gptq = Recipe((Rule("*", TensorSpec("int4 channel:0", solve="gptq"), TensorSpec("uint8", "minmax")),))
+    found = lb.quantize(model, x, gptq).run({"x": x})["z"]
+    assert sqnr_db(model.run({"x": x})["z"], found) > 15  # 7.0 dB where the bias is cut to 32 bits until all are solved
 
 
 def test_smoothing_moves_an_outlier_channel_and_changes_no_output():

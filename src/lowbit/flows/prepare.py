@@ -28,10 +28,10 @@ from lowbit.model import Model, load
 from lowbit.network.live_batchnorm import fold, revive
 from lowbit.network.network import Network
 from lowbit.network.rectifier import put_rectifiers
+from lowbit.network.widen_scales import widen_scales_for_biases
 from lowbit.numerics import Format
 from lowbit.presets import find_recipe
 from lowbit.recipe import Recipe
-from lowbit.repair.widen_scales import widen_scales_for_biases
 
 NORMALIZING = {
     "BatchNormalization",

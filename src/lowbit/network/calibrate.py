@@ -14,6 +14,7 @@ from lowbit.network.in_step import Walk
 from lowbit.network.moments import moments_in_step
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
+from lowbit.network.widen_scales import widen_scales_for_biases
 from lowbit.numerics import QuantTensor
 from lowbit.ranges import Histogram
 from lowbit.recipe import TensorSpec
@@ -72,8 +73,8 @@ def both_walks(simulation: Network, batches: "Iterable[Batch]") -> tuple[list[Wa
     return exact, [Walk(simulation.module, x) for x in given]
 
 
-def solve_weights(simulation: Network, batches: "Sequence[Batch]" = ()) -> None:
-    """Find the codes of every weight; the quantized network then holds their values.
+def solve_weights(simulation: Network, batches: "Sequence[Batch]" = ()) -> list[str]:
+    """Find the codes of every weight; the quantized network then holds their values. What was done beside, in words.
 
     batches   what solvers that need moments are fitted to; without any, and for weights without moments, these round to
               nearest. `spec.solve` of a weight's quantizer says what it really got
@@ -88,18 +89,28 @@ def solve_weights(simulation: Network, batches: "Sequence[Batch]" = ()) -> None:
             quantizer.spec, waits = replace(site.spec, solve="nearest"), True
     if waits and batches:
         with simulation.mode("quantize"):
-            solve_in_step(simulation, *both_walks(simulation, batches))
+            return solve_in_step(simulation, *both_walks(simulation, batches))
+    return []
 
 
 def solve_in_step(
     simulation: Network, exact: Sequence[Walk], quantized: Sequence[Walk], nodes: Iterable[fx.Node] | None = None
-) -> None:
-    """Take batches through the network, or these nodes of it; each weight whose solver needs moments gets its codes."""
+) -> list[str]:
+    """Take batches through the network, or these nodes of it; each weight whose solver needs moments gets its codes.
+
+    Scales under which a bias would not fit are raised at once: layers behind would be fitted to a bias that is cut.
+    """
+    notes: list[str] = []
+    biases = {site.product[1]: site.value for site in simulation.placement.sites.values() if site.product is not None}
     specs = {name: site.spec for name, (site, _) in simulation.constants().items() if site.spec.solve in NEED_MOMENTS}
     for name, moments in moments_in_step(exact, quantized, specs, nodes):
         _, quantizer = simulation.constants()[name]
         quantizer.spec = specs[name]
         quantizer.store(SOLVERS[quantizer.spec.solve](simulation.parameter(name), quantizer.spec, moments))
+        notes += widen_scales_for_biases(simulation, [name])
+        for walk in quantized if biases.get(name) in simulation.nodes else ():
+            walk.renew(simulation.nodes[biases[name]])
+    return notes
 
 
 def solve_alone(

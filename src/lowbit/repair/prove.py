@@ -9,8 +9,8 @@ from torch import Tensor
 from lowbit.engines.compile import Batch
 from lowbit.network.calibrate import forward, observe, solve_weights
 from lowbit.network.network import Network
+from lowbit.network.widen_scales import widen_scales_for_biases
 from lowbit.repair.ranges import choose_ranges
-from lowbit.repair.widen_scales import widen_scales_for_biases
 
 Outputs = list[dict[str, Tensor]]
 
@@ -59,8 +59,7 @@ def fit(network: Network, calibration: Calibration) -> list[str]:
     calibration.stage("choosing ranges")
     choose_ranges(network, calibration.fitting)
     calibration.stage("solving weights")
-    solve_weights(network, calibration.together)
-    notes = widen_scales_for_biases(network)
+    notes = solve_weights(network, calibration.together) + widen_scales_for_biases(network)
     if calibration.exact:
         calibration.error = output_error(network, calibration.judging, calibration.exact)
     return notes + [line for step in calibration.earlier for line in prove(network, step, calibration)]

@@ -4,6 +4,7 @@ A channel that training switched off has weights of 1e-12 and a bias of order 1:
 than 31 bits and saturates. Its weights may as well round to 0.
 """
 
+from collections.abc import Container
 from dataclasses import replace
 
 import torch
@@ -17,14 +18,21 @@ from lowbit.numerics.rows import expand_tiles
 LARGEST_BIAS = 2.0**30  # steps: half of int32, the other half is for the sum that it is added to
 
 
-def widen_scales_for_biases(simulation: Network) -> list[str]:
-    """Raise each weight scale S_w until |bias| ≤ 2^30 steps of S_x · S_w. What was done, in words."""
+def widen_scales_for_biases(simulation: Network, weights: Container[str] | None = None) -> list[str]:
+    """Raise each weight scale S_w until |bias| ≤ 2^30 steps of S_x · S_w. What was done, in words.
+
+    weights   whose scales; None: all
+    """
     done = []
     for name, site in simulation.placement.sites.items():
+        if weights is not None and (site.product is None or site.product[1] not in weights):
+            continue
         quantizer = simulation.quantizers[name]
         if not isinstance(quantizer, FakeBias) or site.product is None:
             continue
         activation, weight = quantizer.sources
+        if not activation.ready:
+            continue
         bias = simulation.parameter(name).detach()
         least = (bias.abs() / (activation.scale.reshape(()) * LARGEST_BIAS)).reshape(-1)
         scale = weight.scale.reshape(-1)
