@@ -42,7 +42,7 @@ from lowbit.integer.tflite import write_tflite
 from lowbit.model import Model
 
 PUBLISHED = {"kws": "kws_ref_model.tflite", "resnet8": "pretrainedResnet_quant.tflite", "vww": "vww_96_int8.tflite"}
-NAMES = (*PUBLISHED, "resnet20", *MAKERS)
+NAMES = (*PUBLISHED, "resnet20", "mobilenet", *MAKERS)
 SAMPLES = 1000
 
 

@@ -149,8 +149,14 @@ static void lanes@(const struct conv *c, const int8_t *x, Y_t *y)
 }
 
 /* section depthwise: conv at_once */
+#if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
+#define UNROLLED inline __attribute__((always_inline)) /* else clang keeps it apart: six times as long */
+#else
+#define UNROLLED inline
+#endif
+
 /* acc[o] += sum of from[t][o] * weight[t][o]. Called with literal numbers of lanes and taps, so that compilers unroll. */
-static inline void add_taps@(const X_t *const *from, int at, const int8_t *weight, int row, int lanes, int taps,
+static UNROLLED void add_taps@(const X_t *const *from, int at, const int8_t *weight, int row, int lanes, int taps,
                              ACC_t *restrict acc)
 {
     int o, t;
@@ -162,7 +168,7 @@ static inline void add_taps@(const X_t *const *from, int at, const int8_t *weigh
     }
 }
 
-static inline void add_lanes@(const X_t *const *from, const int8_t *weight, int row, int count, int taps, ACC_t *acc)
+static UNROLLED void add_lanes@(const X_t *const *from, const int8_t *weight, int row, int count, int taps, ACC_t *acc)
 {
     int o = 0;
     for (; o + BLOCK <= count; o += BLOCK)
