@@ -73,21 +73,25 @@ static inline void rescale@(const int32_t *restrict acc, int count, const struct
     const int32_t *restrict multiplier = c->multiplier + first;
     const uint8_t *restrict shift = c->shift + first;
     const int bits = c->left, zero = c->zero, low = c->low, high = c->high;
+    const int32_t half = (int32_t)1 << (bits - 1);
     const uint32_t step = (uint32_t)1 << (32 - bits);
     const uint32_t part = (uint32_t)1 << 17; /* of 2^32: codes are below 2^8, and 24 bits twice are off by less than 2^-15 */
-    int near = 0, i;
+    uint32_t least = UINT32_MAX;
     int32_t top[BLOCK];
+    int i;
     for (i = 0; i < count; i++)
         top[i] = (int32_t)(((int64_t)(acc[i] * (1 << shift[i])) * multiplier[i]) >> 31);
     for (i = 0; i < count; i++) { /* codes of 8 bits in a loop of their own: this one is of 32 bits throughout */
-        int32_t code = (((top[i] >> (bits - 1)) + 1) >> 1) + zero;
-        near |= (uint32_t)top[i] * step + step + part - 0x80000000u <= step + 2 * part;
+        const int32_t up = top[i] + half;
+        const uint32_t above = (uint32_t)up * step + step + part;
+        int32_t code = (up >> bits) + zero;
+        least = above < least ? above : least;
         code = code < low ? low : code;
         top[i] = code > high ? high : code;
     }
     for (i = 0; i < count; i++)
         y[i] = (Y_t)top[i];
-    for (i = 0; near && i < count; i++) {
+    for (i = 0; least <= step + 2 * part && i < count; i++) { /* a product of these is near a tie */
         int64_t code = half_even(single(single(acc[i]) * multiplier[i]), 31 + bits - shift[i]) + zero;
         code = code < low ? low : code;
         y[i] = (Y_t)(code > high ? high : code);
