@@ -47,7 +47,8 @@ static inline void widen(const int8_t *restrict x, int count, int zero, int32_t 
         wide[i] = x[i] - zero;
 }
 
-/* All numbers have 32 bits: then gcc and clang keep the accumulators in registers. */
+/* acc[p][n] += x[p * step + i] * weight[i][n]. All numbers have 32 bits: then gcc and clang keep the accumulators in
+   registers. From 8 bits gcc 12 multiplied a fifth as fast. */
 APART static void multiply_wide_lanes(const int32_t *restrict x, int step, int length, const int32_t *restrict weight,
                                       int32_t (*restrict acc)[LANES])
 {
@@ -155,7 +156,7 @@ static void lanes@(const struct conv *c, const int8_t *x, Y_t *y)
 #define UNROLLED inline
 #endif
 
-/* acc[o] += sum of from[t][o] * weight[t][o]. Called with literal numbers of lanes and taps, so that compilers unroll. */
+/* acc[o] += sum of from[t][at + o] * weight[t][o]. Numbers of lanes and taps are literal, so that compilers unroll. */
 static UNROLLED void add_taps@(const X_t *const *from, int at, const int8_t *weight, int row, int lanes, int taps,
                              ACC_t *restrict acc)
 {
@@ -181,14 +182,15 @@ static UNROLLED void add_lanes@(const X_t *const *from, const int8_t *weight, in
         add_taps@(from, o, weight + o, row, count - o, taps, acc + o);
 }
 
-/* What a tap multiplies: line[w * step] for the column w of the input. Of a line that is outside, step is 0. */
+/* What a tap multiplies: line[w * step] for the column w of the input. Outside is one line of in_zero, with step 0. */
 struct tap@ {
     const X_t *line;
     int step, column;
 };
 
 /* The taps of the outputs at (d, h), for the channels from `first`; column: of the output at w = 0. */
-static void taps_of@(const struct window *a, const X_t *x, int d, int h, int first, const X_t *outside, struct tap@ *tap)
+static void taps_of@(const struct window *a, const X_t *x, int d, int h, int first, const X_t *outside,
+                     struct tap@ *tap)
 {
     int i, j, k;
     for (i = 0; i < a->taps[0]; i++)
@@ -223,7 +225,7 @@ static inline void add_position@(const struct conv *c, const struct tap@ *tap, i
         add_lanes@(from + t, weight + t * c->row, c->row, count, 1, acc);
 }
 
-/* weight: taps, c->row: the channels, repeated for as many neighbours as fit in a block. Outside is a line of in_zero. */
+/* weight: taps, c->row: the channels, repeated for as many neighbours as fit in a block. */
 static void depthwise@(const struct conv *c, const int8_t *weights, const X_t *x, Y_t *y)
 {
     const struct window *a = &c->at;

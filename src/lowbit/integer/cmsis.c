@@ -22,10 +22,8 @@ static int cmsis_convolve(const struct cmsis *s, const int8_t *x, int8_t *y, voi
     room.size = s->buffer;
     if (arm_convolve_wrapper_s8_get_buffer_size(&how, &s->in, &s->taps, &s->out) > s->buffer)
         return 3;
-    return arm_convolve_wrapper_s8(&room, &how, &scales, &s->in, x, &s->taps, s->weight, &biases, s->bias, &s->out, y) !=
-                   ARM_CMSIS_NN_SUCCESS ?
-               3 :
-               0;
+    return arm_convolve_wrapper_s8(&room, &how, &scales, &s->in, x, &s->taps, s->weight, &biases, s->bias, &s->out,
+                                   y) == ARM_CMSIS_NN_SUCCESS ? 0 : 3;
 }
 
 /* section cmsis_depthwise: cmsis */
@@ -42,8 +40,6 @@ static int cmsis_depthwise(const struct cmsis *s, const int8_t *x, int8_t *y, vo
     room.buf = buffer;
     room.size = s->buffer;
     return (fits ? arm_depthwise_conv_wrapper_s8 : arm_depthwise_conv_s8)(
-               &room, &how, &scales, &s->in, x, &s->taps, s->weight, &biases, s->bias, &s->out, y) !=
-                   ARM_CMSIS_NN_SUCCESS ?
-               3 :
-               0;
+               &room, &how, &scales, &s->in, x, &s->taps, s->weight, &biases, s->bias, &s->out,
+               y) == ARM_CMSIS_NN_SUCCESS ? 0 : 3;
 }

@@ -129,7 +129,8 @@ static void average@(const struct average *s, const X_t *x, Y_t *y)
                     begin[m] = begin[m] < 0 ? 0 : begin[m];
                 }
                 places = (int64_t)(end[0] - begin[0]) * (end[1] - begin[1]) * (end[2] - begin[2]);
-                divisor = (s->counted ? (int64_t)a->taps[0] * a->taps[1] * a->taps[2] : places) * ((int64_t)1 << s->shift);
+                divisor = s->counted ? (int64_t)a->taps[0] * a->taps[1] * a->taps[2] : places;
+                divisor *= (int64_t)1 << s->shift;
                 for (n = 0; n < a->in[3]; n++) {
                     int32_t total = (int32_t)(-places * s->in_zero);
                     int64_t doubled, quotient;

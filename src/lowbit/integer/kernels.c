@@ -75,7 +75,7 @@ static inline void rescale@(const int32_t *restrict acc, int count, const struct
     const int bits = c->left, zero = c->zero, low = c->low, high = c->high;
     const int32_t half = (int32_t)1 << (bits - 1);
     const uint32_t step = (uint32_t)1 << (32 - bits);
-    const uint32_t part = (uint32_t)1 << 17; /* of 2^32: codes are below 2^8, and 24 bits twice are off by less than 2^-15 */
+    const uint32_t part = (uint32_t)1 << 17; /* of 2^32: codes are below 2^8, rounded twice to 24 bits: 2^-15 */
     uint32_t least = UINT32_MAX;
     int32_t top[BLOCK];
     int i;
@@ -109,7 +109,7 @@ static inline void rescale@(int64_t *acc, int count, const struct conv *c, int f
 }
 
 /* section twice: clip */
-/* value * multiplier * 2^(exponent - 31) as TFLite rounds: at bit 31, to nearest; then the shift, half away from zero. */
+/* value * multiplier * 2^(exponent - 31) as TFLite rounds: at bit 31, to nearest; then the shift, half away from 0. */
 static int32_t twice(int32_t value, int32_t multiplier, int exponent)
 {
     const int up = exponent > 0 ? exponent : 0, down = exponent > 0 ? 0 : -exponent;
