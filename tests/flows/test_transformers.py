@@ -103,7 +103,8 @@ def check(model: lb.Model, recipe: str, data: Any, batches: list[Batch], least_d
 
 
 STATIC = ("int8", "int8-normalized")
-RECIPES = {"int8": 30, "int8-normalized": 30, "int8-dynamic": 30, "int4 group:32": 14}  # measured at least 36.4, 37.3 and 16.7 dB
+# measured at least 36.4 with int8, 37.3 and 16.7 dB
+RECIPES = {"int8": 30, "int8-normalized": 30, "int8-dynamic": 30, "int4 group:32": 14}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -115,7 +116,7 @@ def test_a_transformer_runs_at_three_lengths_as_it_was_simulated(name):
         data = made_up(16, 16) if recipe in STATIC else None
         quantized = check(model, recipe, data, [made_up(3, length) for length in (1, 5, 23)], least)
         attentions = sum(node.op_type == "Attention" for node in quantized.program.graph)
-        assert attentions == (0 if name == "llama" else 2)  # llama's heads share keys and values
+        assert attentions == (2 if name in ("bert", "distilbert", "vit") else 0)  # gpt2 joins heads into a matrix
         if recipe == "int8":
             products = [
                 row for row in Ledger.of(quantized).rows if "MatMul of two activations" in row.get("reason", "")
