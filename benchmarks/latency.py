@@ -71,6 +71,39 @@ def _minilm(tokens: int) -> Network:
     return Network(write, sample, transformer=True)
 
 
+class _Hidden(torch.nn.Module):
+    """The last hidden state of a network of transformers."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return hidden
+
+
+def _bert(tokens: int) -> Network:
+    """Two layers of BERT's size from transformers' configuration, random weights, a small vocabulary."""
+
+    def sample(generator: np.random.Generator) -> Batch:
+        return {
+            "input_ids": generator.integers(0, 1000, (1, tokens)),
+            "attention_mask": np.ones((1, tokens), np.int64),
+        }
+
+    def write(path: Path) -> None:
+        from transformers import BertConfig, BertModel
+
+        torch.manual_seed(0)
+        network: torch.nn.Module = BertModel(BertConfig(num_hidden_layers=2, vocab_size=1000), add_pooling_layer=False)
+        example = {name: torch.from_numpy(array) for name, array in sample(np.random.default_rng(0)).items()}
+        axes = {name: {0: "batch", 1: "tokens"} for name in example}
+        lb.load(_Hidden(network.eval()), example, dynamic_axes=axes).save(path)
+
+    return Network(write, sample, transformer=True)
+
+
 def _characters(count: int) -> Network:
     from benchmarks.networks import FOLDER
 
@@ -86,6 +119,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     **{name: partial(_shape, name) for name in SHAPES},
     "MiniLM-16": partial(_minilm, 16),
     "MiniLM-128": partial(_minilm, 128),
+    "BERT-128": partial(_bert, 128),
     "charlstm-128": partial(_characters, 128),
     "resnet20": partial(_trained, "cifar10-resnet20.onnx", (1, 3, 32, 32)),
     "squeezenet": partial(_trained, "imagenet-squeezenet1_1.onnx", (1, 3, 224, 224)),

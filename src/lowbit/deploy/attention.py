@@ -1,7 +1,7 @@
 """Attention in one operator, ONNX's Attention-23, where the installed onnxruntime has it. Exact but for float rounding.
 
-onnxruntime 1.31 takes 0.18 ms for 12 heads of 32 and 128 positions, one thread, and 0.24 for the operators that it
-replaces (`python -m benchmarks.attention`): nothing is transposed, and the mask costs no pass of its own.
+One attention of MiniLM with its projections, 128 tokens, one thread: 0.342 ms in onnxruntime 1.31, and 0.395 with the
+operators that it replaces (`python -m benchmarks.attention`). Nothing is transposed; the mask costs no pass of its own.
 """
 
 from collections.abc import Collection

@@ -40,10 +40,14 @@ def normalize_inputs(program: ir.Model, specs: Specs, batches: Iterable[Batch]) 
         for name, array in run(dict(batch)).items():
             if name in seen and array.size and np.isfinite(array).all():
                 seen[name].append(array)
+    # All by the weights as they are: factors that go into the layer of an attention's values change its outputs' sizes.
+    chosen = {
+        name: _chosen(seen[name], value, layers, all(specs(layer.node).dynamic for layer in layers))
+        for name, (value, layers) in found.items()
+    }
     done = []
     for name, (value, layers) in reversed(found.items()):  # what a layer makes is another value afterwards
-        measured = all(specs(layer.node).dynamic for layer in layers)
-        channels, rows, saved = _chosen(seen[name], value, layers, measured)
+        channels, rows, saved = chosen[name]
         if channels is not None or rows:
             normalize(program.graph, value, layers, channels, rows)
             what = " and ".join(["channels"] * (channels is not None) + ["rows"] * rows)
