@@ -15,7 +15,7 @@ from lowbit.ranges import MinMax
 
 RNG = np.random.default_rng(0)
 INT8 = lb.Recipe((lb.Rule("*", lb.TensorSpec("int8 channel:0", MinMax()), lb.TensorSpec("uint8", MinMax())),))
-LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulIntegerToFloat")
 BETWEEN = {  # what follows the middle convolution c = Conv (b, v, vb)
     "nothing": "d = Identity (c)",
     "Relu": "d = Relu (c)",

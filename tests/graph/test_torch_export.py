@@ -197,7 +197,8 @@ class Sequence(nn.Module):
         return self.cells(x)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (nn.GRU, nn.RNN))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_the_second_recurrent_network_of_a_process_exports_like_the_first(kind):
     axes = {"x": {0: "batch", 1: "time"}}
     for seed in (0, 1):

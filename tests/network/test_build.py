@@ -212,7 +212,9 @@ def trained(make: Callable[[], nn.Module], example: torch.Tensor) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("make", [networks.resnet, networks.UNet], ids=["resnet", "u-net"])
+@pytest.mark.parametrize(
+    "make", [networks.resnet, pytest.param(networks.UNet, marks=pytest.mark.slow)], ids=["resnet", "u-net"]
+)
 def test_image_networks_train(make: Callable[[], nn.Module]) -> None:
     trained(make, torch.randn(2, 3, 32, 32))
 
@@ -230,6 +232,7 @@ def test_a_copy_computes_the_same_and_shares_nothing() -> None:
     assert not torch.equal(twin(x)["y"], module(x)["y"])
 
 
+@pytest.mark.slow
 def test_the_module_compiles_whole() -> None:
     model = load(networks.mobilenet(nn.Hardswish, excite=True).eval(), torch.randn(2, 3, 32, 32))
     module = build(model.program).eval()

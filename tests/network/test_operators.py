@@ -141,6 +141,7 @@ def test_the_onnx_projects_own_tests_pass_in_the_engine_node(operator: str) -> N
     assert all(isinstance(error, UnsupportedError) for error in failed.values()), failed
 
 
+@pytest.mark.slow
 def test_what_the_table_does_not_know_runs_in_onnxruntime_or_is_named() -> None:
     """Of 424 tests with other operators (62 of them expansions), 299 pass; the rest say which operator cannot run."""
     outside = [name for name, case in node_tests().items() if "" in operators_of(case) and name not in SKIPPED]

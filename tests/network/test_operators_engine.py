@@ -214,6 +214,7 @@ FAMILIES = [(convolutions, 80), (poolings, 80), (resizings, 150), (recurrences, 
 
 
 @pytest.mark.parametrize(("family", "rounds"), FAMILIES, ids=[family.__name__ for family, _ in FAMILIES])
+@pytest.mark.slow
 def test_random_attributes_agree_with_onnxruntime(family: Any, rounds: int) -> None:
     ran: dict[str, int] = {}
     for seed in range(rounds):

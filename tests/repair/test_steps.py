@@ -101,7 +101,7 @@ def test_the_file_holds_what_the_network_holds_and_the_program_is_left_alone():
     with torch.no_grad():
         simulation.parameter("b").add_(1.0)
     held = {str(v.name): v.const_value.numpy() for v in export(simulation).graph.initializers.values()}
-    assert np.array_equal(held["b"], bias.numpy() + 1)
+    assert np.array_equal(held["b"], (bias.numpy() + 1).reshape(-1))  # as a row: the kernel of the product adds it
     assert np.array_equal(simulation.program.graph.initializers["b"].const_value.numpy(), bias.numpy())
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lowbit.graph.recognize import silu_input
-from lowbit.graph.weights import add_constant, remove_node
+from lowbit.graph.weights import remove_node, set_constant
 
 
 def keep_bias_apart(program: ir.Model) -> None:
@@ -172,13 +172,14 @@ def _added(reader: ir.Node, product: ir.Value, weight: ir.Value | None) -> ir.Va
     """The constant for each output that the reader adds to a product, as a row."""
     if reader.op_type not in ("Add", "Sum") or len(reader.inputs) != 2 or weight is None or weight.shape is None:
         return None
-    bias = reader.inputs[1] if reader.inputs[0] is product else reader.inputs[0]
+    index = 1 if reader.inputs[0] is product else 0
+    bias = reader.inputs[index]
     array = None if bias is None or bias.const_value is None else bias.const_value.numpy()
     if array is None or array.shape[-1:] != (weight.shape[1],) or array.size != array.shape[-1] or array.ndim > 3:
         return None
-    assert reader.graph is not None
-    assert isinstance(reader.graph, ir.Graph)
-    return bias if array.ndim == 1 else add_constant(reader.graph, f"{bias.name}_row", array.reshape(-1))  # type: ignore[union-attr]
+    if array.ndim > 1:
+        set_constant(reader, index, array.reshape(-1), f"{reader.name}_bias")
+    return reader.inputs[index]
 
 
 def _is_quantized_matmul(value: ir.Value | None) -> bool:
