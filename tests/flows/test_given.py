@@ -111,6 +111,7 @@ def test_a_module_of_two_inputs_takes_tuples_and_dicts_and_optional_inputs_by_na
     assert [port.name for port in scaled.inputs] == ["image", "scale"]
 
 
+@pytest.mark.slow
 def test_a_module_is_compared_evaluated_and_compressed():
     module, quantized = Net(), lb.quantize(Net(), images())
     found = lb.compare(module, quantized, (images(), LABELS), metric="top1", latency=False)

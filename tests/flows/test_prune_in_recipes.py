@@ -67,6 +67,8 @@ def test_a_share_overrides_that_of_each_rule_and_leaves_its_pattern() -> None:
         (lambda: lb.Rule("a", prune="half"), "prune='half' is neither a share of the weights nor a Pruning"),
         (lambda: lb.Rule("a", prune=1.0), "a sparsity is a share from 0 to below 1, not 1.0"),
         (lambda: lb.Recipe.from_toml("[[rules]]\nprune = {share = 0.5}"), "unknown key 'share'"),
+        (lambda: lb.Recipe.from_toml("[[rules]]\nprune = {sparsity = 'half'}"), "to below 1, not 'half'"),
+        (lambda: lb.Recipe.from_toml("[[rules]]\nprune = {pattern = 3}"), "no pattern '3'"),
         (lambda: lb.Recipe((), ratio=1), "how many times smaller the file should be, above 1; not 1"),
         (lambda: lb.Recipe((), ratio="8"), "above 1; not '8'"),
         (
@@ -80,7 +82,7 @@ def test_a_share_overrides_that_of_each_rule_and_leaves_its_pattern() -> None:
             "weights that are pruned once go by their size",
         ),
     ],
-    ids=["kind", "share", "key", "ratio", "words", "quantize", "sensitivity"],
+    ids=["kind", "share", "key", "word", "pattern", "ratio", "words", "quantize", "sensitivity"],
 )
 def test_what_pruning_cannot_be_is_told(make, told: str) -> None:
     with pytest.raises(InputError, match=told):

@@ -219,6 +219,7 @@ def test_image_networks_train(make: Callable[[], nn.Module]) -> None:
     trained(make, torch.randn(2, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_recurrent_networks_train() -> None:
     trained(lambda: networks.TokenClassifier(nn.LSTM), torch.randint(0, 50, (3, 7)))
 

@@ -37,11 +37,11 @@ class Pruning:
     pattern: str = "any"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise InputError(f"a sparsity is a share from 0 to below 1, not {self.sparsity}.")
+        if not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
+            raise InputError(f"a sparsity is a share from 0 to below 1, not {self.sparsity!r}.")
         if self.scope not in SCOPES:
             raise InputError(f"pruning goes by {', '.join(SCOPES)}, not by '{self.scope}'.")
-        if not re.fullmatch(r"any|channels|[1-9]\d*:[1-9]\d*|block:[1-9]\d*x[1-9]\d*", self.pattern):
+        if not re.fullmatch(r"any|channels|[1-9]\d*:[1-9]\d*|block:[1-9]\d*x[1-9]\d*", str(self.pattern)):
             raise InputError(f"no pattern '{self.pattern}'; there are any, channels, N:M (2:4), block:RxC (block:4x1).")
 
     def told(self) -> float | dict[str, Any]:
