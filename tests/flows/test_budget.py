@@ -65,7 +65,8 @@ def test_bits_go_where_the_outputs_need_them():
 def test_a_larger_budget_is_a_larger_and_better_file():
     model, x = unequal(), rows_of()
     exact = model.run({"x": x})["y"]
-    files = [lb.quantize(model, x, lb.mixed_precision(model, x, bits=bits)) for bits in (2.2, 6)]
+    # With 2.2 bits w2, which makes the outputs, gets 8 of them already: 41.8 dB.
+    files = [lb.quantize(model, x, lb.mixed_precision(model, x, bits=bits)) for bits in (2.1, 6)]
     few, many = (sqnr_db(exact, file.run({"x": x})["y"]) for file in files)
     assert many > few + 3
     assert len(serialize(files[0].program)) < len(serialize(files[1].program))
