@@ -16,7 +16,9 @@ from toy_networks import network, sqnr_db
 
 import lowbit as lb
 from lowbit.deploy import write
+from lowbit.deploy.kernels import REWRITES
 from lowbit.errors import MismatchError
+from lowbit.targets import TARGETS
 
 INT8 = lb.Recipe(lb.RECIPES["int8"]().rules)
 _rng = np.random.default_rng(0)
@@ -126,3 +128,7 @@ def test_a_matrix_with_activations_added_to_it_is_multiplied_in_integers(text, p
     found = engine_runs(quantized, tmp_path)
     assert {op: count for op, count in found.items() if "Gemm" in op or "MatMul" in op} == products
     assert sqnr_db(model.run({"x": x})["y"], lb.load(tmp_path / "net.onnx").run({"x": x})["y"]) > 30  # measured 36
+
+
+def test_every_target_has_its_rewrites():
+    assert set(REWRITES) == set(TARGETS)

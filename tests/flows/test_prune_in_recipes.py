@@ -9,6 +9,7 @@ import lowbit as lb
 from lowbit.data import Data
 from lowbit.errors import InputError
 from lowbit.flows.bench import Bench
+from lowbit.flows.masks import Masks
 from lowbit.flows.ptq import MEMORY
 from lowbit.metadata import from_text
 
@@ -113,3 +114,15 @@ def test_what_a_search_tries_is_pruned_too() -> None:
     rule = lb.Rule("*", "int8 channel:0", "uint8", prune=lb.Pruning(0.5, "layer"))
     for recipe, share in ((lb.Recipe((rule,)), 0.5), (lb.Recipe((rule,)).pruned(0.8), 0.8)):
         assert zeros(bench.make(recipe)[0])["conv2.weight"] == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("total", [1, 2, 5, 16, 31, 32, 100])
+def test_a_run_of_any_length_reaches_its_sparsity(total: int) -> None:
+    """Masks that change every 16 steps were all ones at the end of 16."""
+    recipe = lb.Recipe((lb.Rule("*", "int8 channel:0"),))
+    network = lb.simulation(convolutions(), None, recipe)
+    masks = Masks.of(network, recipe.pruned(lb.Pruning(0.5, "layer")))
+    for step in range(total):
+        masks.update(step, total)
+    shares = [1 - float(weight.mask.float().mean()) for _, weight in network.constants().values()]
+    assert shares == pytest.approx([0.5] * len(shares), abs=0.01)

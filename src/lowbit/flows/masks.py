@@ -76,13 +76,16 @@ class Masks:
         return Masks(network, groups, squared_gradients(network, quantizers, batches) if asking else {})
 
     def update(self, step: int, total: int) -> None:
-        """Sparsity rises over the first half of the steps; masks may change until four fifths, then they stay."""
+        """Sparsity rises over the first half of the steps; masks may change until four fifths, then they stay.
+
+        They change every 16 steps or less often; in a run of fewer than 32 at each, so that it gets there.
+        """
         weights = self.network.constants()
-        every, last = max(16, total // 200), int(0.8 * total)
+        every, last = max(16, total // 200) if total >= 32 else 1, int(0.8 * total)
         known = any(weight.mask is not None for _, weight in weights.values())
         if not self.groups or (step % every and step != total) or (step > last and known):
             return
-        reached = 1.0 if step == total else cubic_sparsity(step, max(1, total // 2), 1.0)
+        reached = 1.0 if step == total else cubic_sparsity(step, total // 2, 1.0)
         for pruning, axes in self.groups:
             dense = {name: self.network.parameter(name).detach().movedim(axis, 0) for name, axis in axes.items()}
             for name, mask in pruning.masks(dense, pruning.sparsity * reached, self.sensitivity).items():
