@@ -1,14 +1,21 @@
-"""Kernels compile wherever lowbit is installed."""
+"""Kernels compile wherever lowbit is installed, by one process at a time, and are told apart by name."""
 
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
+import numpy as np
 import pytest
+from filelock import FileLock, Timeout
+from numba.core.dispatcher import Dispatcher
 
 import lowbit
+from lowbit.machine_code import kernel
+from lowbit.numerics.kernels import loops
 
 
 @pytest.mark.slow  # compiles all loops anew
@@ -24,3 +31,61 @@ def test_a_read_only_install_without_a_home_still_computes(tmp_path):
     command = [sys.executable, "-B", "-c", code]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert told.stdout.startswith(str(installed)), told.stderr
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether another than this thread may take a lock."""
+    taken = []
+
+    def take() -> None:
+        try:
+            with FileLock(lock, timeout=0):
+                taken.append(lock)
+        except Timeout:
+            pass
+
+    other = Thread(target=take)
+    other.start()
+    other.join()
+    return bool(taken)
+
+
+def test_no_other_process_compiles_meanwhile(monkeypatch):
+    """Two at once would give two signatures one file: the wrong code would run, then and in every later process."""
+    free: list[bool] = []
+    unwatched = Dispatcher.compile
+
+    def watched(self: Any, signature: Any) -> Any:
+        if self.stats.cache_path:  # numba has functions of its own to compile
+            free.append(_is_free(Path(self.stats.cache_path) / "lowbit.lock"))
+        return unwatched(self, signature)
+
+    monkeypatch.setattr(Dispatcher, "compile", watched)
+
+    @kernel
+    def twice(x: Any) -> Any:
+        return 2 * x
+
+    assert twice(3) == 6
+    assert twice(np.arange(3.0)).tolist() == [0, 2, 4]
+    assert free == [False, False]
+    assert _is_free(Path(twice.stats.cache_path) / "lowbit.lock")
+
+
+def test_a_function_that_another_makes_needs_a_name():
+    def make(width: int) -> Any:
+        def widen(x: Any) -> Any:
+            return width * x
+
+        return widen
+
+    with pytest.raises(ValueError, match="give it a name of its own"):
+        kernel(make(2))
+    assert [kernel(name=f"widen_{width}")(make(width))(3) for width in (2, 4)] == [6, 12]
+
+
+def test_kernels_of_one_source_are_kept_apart():
+    """Each has files of its own; numba would tell them apart by what they close over, but not when it links."""
+    kernels = [loops._repeat_2, loops._repeat_4, loops._repeat_8, loops._repeat_16]
+    kernels += [loops.encode_float, loops.encode_wide_float, loops.round_float, loops.round_wide_float]
+    assert len({made.py_func.__qualname__ for made in kernels}) == len(kernels)

@@ -4,29 +4,73 @@ Nobody needs a compiler, and only the first call ever waits. Where no folder may
 home), the code is compiled once a process.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numba
+from filelock import FileLock, Timeout
+from numba.core.compiler_lock import global_compiler_lock
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 ANY_ORDER = {"reassoc", "contract", "nsz"}  # as `fastmath`: a sum may be added up in vectors; NaN and infinity stay
+_PATIENCE = 60  # seconds; longer than a kernel compiles: whoever holds the lock has been stopped
 
 
 @overload
 def kernel(function: Function) -> Function: ...
 @overload
-def kernel(*, fastmath: set[str]) -> Callable[[Function], Function]: ...
-def kernel(function: Any = None, *, fastmath: Any = False) -> Any:
+def kernel(*, name: str = ..., fastmath: set[str] = ...) -> Callable[[Function], Function]: ...
+def kernel(function: Any = None, *, name: str = "", fastmath: Any = False) -> Any:
     """A decorator: the function as machine code that releases the interpreter's lock; x / 0 is infinite, as in numpy.
 
-    Indices are not checked. fastmath is numba's: what the compiler may do to sums of floats.
+    Indices are not checked. name: of a function that another makes, with what it was made of: numba tells functions
+    apart by name, on disk and when it links. fastmath is numba's: what the compiler may do to sums of floats.
+
+    Raises ValueError for a function that another makes, if it has no name of its own.
     """
     if function is None:
-        return partial(kernel, fastmath=fastmath)
+        return partial(kernel, name=name, fastmath=fastmath)
+    if name:
+        function.__qualname__ = name
+    elif function.__closure__:
+        raise ValueError(f"{function.__qualname__} is made anew with each call around it: give it a name of its own")
     options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
-        return numba.njit(cache=True, **options)(function)
+        made = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder that it may write its cache to
         return numba.njit(**options)(function)
+    if made is not function:  # as it is where NUMBA_DISABLE_JIT is set
+        made.compile = partial(_compile_alone, made.compile, made.stats.cache_path)
+    return made
+
+
+def _compile_alone(compile: Callable[[Any], Any], folder: str, signature: Any) -> Any:
+    """Loads or compiles and saves, while no other process does.
+
+    numba numbers the files of a kernel's signatures by what its index says. Two processes that compile at once would
+    take the same number, and one of them leave its code under the other's signature, for good.
+    """
+    with global_compiler_lock, _locked(folder):  # in this order everywhere: a kernel compiles those that it calls
+        return compile(signature)
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    lock = _lock(folder)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except (Timeout, OSError, NotImplementedError):  # a process stopped meanwhile; or a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@cache
+def _lock(folder: str) -> FileLock:
+    return FileLock(Path(folder) / "lowbit.lock")
