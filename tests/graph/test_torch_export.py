@@ -10,6 +10,7 @@ from torch import nn
 from toy_networks import sqnr_db
 
 from lowbit.errors import InputError, ModelError, UnsupportedError
+from lowbit.flows.prepare import prepare
 from lowbit.flows.ptq import quantize
 from lowbit.graph.torch_projections import without_projections
 from lowbit.model import load
@@ -60,6 +61,18 @@ def test_inputs_outputs_and_parameters_keep_their_names(net):
         n for n, v in model.program.graph.initializers.items() if v.const_value.size > 1 and v.dtype.is_floating_point()
     }
     assert floats == {name for name, value in module.state_dict().items() if value.numel() > 1}
+
+
+def test_biases_that_begin_at_zero_stay_and_train():
+    """The exporter adds biases of zeros where there are none; those of the module are no such."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3, bias=False), nn.Flatten(), nn.Linear(32, 5))
+    for layer in (module[0], module[3]):
+        nn.init.zeros_(layer.bias)
+    x = torch.randn(2, 3, 8, 8)
+    prepared = prepare(module, x, "w8a8-lsq")
+    assert [name for name, p in prepared.named_parameters() if "bias" in name] == ["layers.0.bias", "layers.3.bias"]
+    prepared.train()(x).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for name, p in prepared.named_parameters() if "bias" in name)
 
 
 def test_every_submodule_is_back_in_its_own_mode():

@@ -12,7 +12,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def export_module(
     declared = _forget_output_shapes(program)
     _name_outputs(program, names)
     program = canonical(program, source=type(module).__name__, allow_nonfinite=allow_nonfinite, trust_shapes=True)
-    _simplify(program)
+    _simplify(program, {name for name, _ in module.named_parameters()})
     _declare_output_shapes(program, declared)
     return program
 
@@ -283,8 +283,11 @@ def _name_outputs(program: ir.Model, names: list[str]) -> None:
         taken.add(name)
 
 
-def _simplify(program: ir.Model) -> None:
-    """Merge the chains of Reshape, Transpose, Slice and Cast that the exporter leaves. Exact: nothing is computed."""
+def _simplify(program: ir.Model, own: Collection[str]) -> None:
+    """Merge the chains of Reshape, Transpose, Slice and Cast that the exporter leaves. Exact: nothing is computed.
+
+    own   names of the module's parameters
+    """
     from onnxscript.rewriter import rewrite
     from onnxscript.rewriter.rules import common as rules
 
@@ -305,18 +308,26 @@ def _simplify(program: ir.Model) -> None:
                 rules.unsqueeze_unsqueeze_rule,
                 rules.no_op_dynamic_scatter_nd_rule,
                 rules.no_op_static_scatter_nd_rule,
-                # The exporter gives every convolution a bias of zeros.
-                rules.remove_optional_bias_from_conv_rule,
-                rules.remove_optional_bias_from_conv_transpose_rule,
-                rules.remove_optional_bias_from_gemm_rule,
             ],
         )
     simplify_reshapes(program)
     merge_repeats(program)
     fold_constants(program)
+    _drop_biases_of_zeros(program, own)
     for value, name in zip(program.graph.outputs, outputs, strict=True):
         value.name = name
     infer_shapes(program)
+
+
+def _drop_biases_of_zeros(program: ir.Model, own: Collection[str]) -> None:
+    """The exporter gives every convolution a bias. The module's own stays when it is zero, too: it may be trained."""
+    for node in program.graph:
+        bias = node.inputs[2] if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) == 3 else None
+        held = None if bias is None or bias.name in own else ir.convenience.get_const_tensor(bias)
+        if held is not None and not held.numpy().any():
+            node.resize_inputs(2)
+            if bias is not None and bias.is_initializer() and not bias.uses():
+                del program.graph.initializers[str(bias.name)]
 
 
 def _explained(module: torch.nn.Module, error: BaseException) -> str:
