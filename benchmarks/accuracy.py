@@ -90,7 +90,7 @@ def candidates(
     )
 
 
-def splits(name: str, recipe: str, count: int) -> list[dict[str, object]]:
+def splits(name: str, recipe: str, count: int, target: str) -> list[dict[str, object]]:
     """A row for each split of a network's own samples into those that calibrate and the rest, and their mean."""
     case = CASES[name]
     model = lb.load(case.file())
@@ -99,11 +99,11 @@ def splits(name: str, recipe: str, count: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for split in range(count):
         chosen = range(split * size, (split + 1) * size)
-        quantized = lb.quantize(model, [samples[i][0] for i in chosen], recipe)
+        quantized = lb.quantize(model, [samples[i][0] for i in chosen], recipe, target=target)
         with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
             quantized.save(Path(folder) / "lowbit.onnx")
             runs = {"float": ENGINES["onnxruntime"].compile(case.file(), threads=1)}
-            runs["lowbit"] = ENGINES["onnxruntime"].compile(Path(folder) / "lowbit.onnx", threads=1)
+            runs["lowbit"] = ENGINES[find_target(target).engine].compile(Path(folder) / "lowbit.onnx", threads=1)
             rest = [sample for i, sample in enumerate(samples) if i not in chosen]
             judged = judge(case, rest, runs)
         value, closeness = judged["lowbit"]
@@ -222,7 +222,7 @@ def main(arguments_given: list[str] | None = None) -> None:
     for name in given.networks or CASES:
         try:
             if given.splits:
-                rows += splits(name, given.recipe, given.splits)
+                rows += splits(name, given.recipe, given.splits, given.target)
             else:
                 rows += measure(name, given.peers, given.recipe, given.limit, not given.no_data, given.target)
         except LowbitError as error:
