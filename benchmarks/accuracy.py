@@ -1,6 +1,7 @@
 """What a recipe keeps of trained networks, on the deployed file, by default int8; `--peers` adds other quantizers.
 
 `python -m benchmarks.accuracy [NETWORK …] [--recipe RECIPE] [--limit N] [--peers] [--no-data] [--splits N]`. With
+`--target openvino`, lowbit's file is for OpenVINO and runs there, and its operators are not counted. With
 `--splits`, a network that is calibrated on the first of its own samples is calibrated N times, each time on other ones,
 and evaluated on all the rest; the last row is the mean. "worst step" is the largest difference between a code of the
 file and the simulation's; "integers" counts the operators with weights that onnxruntime runs in integers in a default
@@ -32,6 +33,7 @@ from lowbit.flows.fidelity import Closeness, Fidelity
 from lowbit.flows.metrics import metric_of
 from lowbit.graph.notes import sizes
 from lowbit.presets import find_recipe
+from lowbit.targets import find_target
 
 BATCH = 25
 # also as QLinearConv, FusedConv, …
@@ -48,17 +50,19 @@ class Candidate:
     seconds: float | None = None
 
 
-def candidates(case: Case, folder: Path, with_peers: bool, recipe: str, data: bool = True) -> Iterator[Candidate]:
+def candidates(
+    case: Case, folder: Path, with_peers: bool, recipe: str, data: bool = True, target: str = "onnxruntime"
+) -> Iterator[Candidate]:
     """The float file, lowbit's, and those of the peers; one that fails is named and left out."""
     source = case.file()
     yield compiled("float", source)
     model = lb.load(source)
     calibration = case.calibration(model)
     start = time.process_time()
-    quantized = lb.quantize(model, calibration if data else None, recipe)
+    quantized = lb.quantize(model, calibration if data else None, recipe, target=target)
     seconds = time.process_time() - start
     quantized.save(folder / "lowbit.onnx")
-    yield compiled("lowbit", folder / "lowbit.onnx", seconds=seconds)
+    yield compiled("lowbit", folder / "lowbit.onnx", find_target(target).engine, seconds)
     if not with_peers:
         return
     source = folder / "float.onnx"  # at a current opset: per-channel weights need 13
@@ -70,14 +74,14 @@ def candidates(case: Case, folder: Path, with_peers: bool, recipe: str, data: bo
     for per_channel, methods in ((True, case.calibrators), (False, case.calibrators[:1])):
         for method in methods:
             name = f"onnxruntime {method}, per {'channel' if per_channel else 'tensor'}"
-            target = folder / f"{method}-{per_channel}.onnx"
+            file = folder / f"{method}-{per_channel}.onnx"
             yield from _attempt(
                 name,
                 "onnxruntime",
                 peers.onnxruntime_static,
                 source,
                 batches,
-                target,
+                file,
                 method=method,
                 per_channel=per_channel,
             )
@@ -86,7 +90,7 @@ def candidates(case: Case, folder: Path, with_peers: bool, recipe: str, data: bo
     )
 
 
-def splits(name: str, recipe: str, count: int) -> list[dict[str, object]]:
+def splits(name: str, recipe: str, count: int, target: str) -> list[dict[str, object]]:
     """A row for each split of a network's own samples into those that calibrate and the rest, and their mean."""
     case = CASES[name]
     model = lb.load(case.file())
@@ -95,11 +99,11 @@ def splits(name: str, recipe: str, count: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for split in range(count):
         chosen = range(split * size, (split + 1) * size)
-        quantized = lb.quantize(model, [samples[i][0] for i in chosen], recipe)
+        quantized = lb.quantize(model, [samples[i][0] for i in chosen], recipe, target=target)
         with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
             quantized.save(Path(folder) / "lowbit.onnx")
             runs = {"float": ENGINES["onnxruntime"].compile(case.file(), threads=1)}
-            runs["lowbit"] = ENGINES["onnxruntime"].compile(Path(folder) / "lowbit.onnx", threads=1)
+            runs["lowbit"] = ENGINES[find_target(target).engine].compile(Path(folder) / "lowbit.onnx", threads=1)
             rest = [sample for i, sample in enumerate(samples) if i not in chosen]
             judged = judge(case, rest, runs)
         value, closeness = judged["lowbit"]
@@ -145,17 +149,22 @@ def judge(
 
 
 def measure(
-    name: str, with_peers: bool = False, recipe: str = "int8", limit: int | None = None, data: bool = True
+    name: str,
+    with_peers: bool = False,
+    recipe: str = "int8",
+    limit: int | None = None,
+    data: bool = True,
+    target: str = "onnxruntime",
 ) -> list[dict[str, object]]:
     """A row for each candidate; of onnxruntime's calibrators only the one with the best signal-to-noise."""
     case = CASES[name]
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
-        found = list(candidates(case, Path(folder), with_peers, recipe, data))
+        found = list(candidates(case, Path(folder), with_peers, recipe, data, target))
         batches = case.evaluation(lb.load(found[0].file)).batches(BATCH)
         some = islice(batches, None if limit is None else -(-limit // BATCH))
         judged = judge(case, some, {c.name: c.run for c in found})
         sizes = {c.name: _bytes(c.file) for c in found}
-        deployed = _deployed(found[1].file)
+        deployed = _deployed(found[1].file, find_target(target).engine == "onnxruntime")
     rows = []
     for candidate in found[1:]:
         value, closeness = judged[candidate.name]
@@ -173,9 +182,11 @@ def measure(
     return _best_calibrator(rows)
 
 
-def _deployed(file: Path) -> dict[str, object]:
+def _deployed(file: Path, counted: bool) -> dict[str, object]:
     """How far codes are from the simulation, and the operators with weights that run in integers, of all of them."""
     parity = json.loads(lb.load(file).metadata["lowbit.parity"])
+    if not counted:
+        return {"worst step": parity["worst"][1]}
     counts = operators(optimized(file))
     found = {
         kind: sum(n for op, n in counts[kind].items() if op.endswith(MULTIPLYING)) for kind in ("integer", "float")
@@ -204,15 +215,16 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser.add_argument("--peers", action="store_true", help="onnxruntime's quantizer and NNCF in the same run")
     parser.add_argument("--no-data", action="store_true", help="no calibration data, for recipes that need none")
     parser.add_argument("--splits", type=int, help="calibrate that many times, on other samples of the network's own")
+    parser.add_argument("--target", default="onnxruntime", choices=ENGINES, help="of lowbit's file, and where it runs")
     given = parser.parse_args(arguments_given)
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     for name in given.networks or CASES:
         try:
             if given.splits:
-                rows += splits(name, given.recipe, given.splits)
+                rows += splits(name, given.recipe, given.splits, given.target)
             else:
-                rows += measure(name, given.peers, given.recipe, given.limit, not given.no_data)
+                rows += measure(name, given.peers, given.recipe, given.limit, not given.no_data, given.target)
         except LowbitError as error:
             rows.append({"network": name, "quantizer": "lowbit", "bar": f"failed: {error}"})
     fine = not any(CASES[name].percent for name in given.networks or CASES)  # bits, correlations

@@ -46,6 +46,7 @@ class Target:
     kernels       operator → how its integer kernel works
     dynamic       operators with an integer kernel that measures the range of each input → of recurrent layers, the
                   states from which it is faster than float; no other operator has one
+    adds          operators whose integer kernel adds a value of the same shape before it rounds
     in_float      functions of several operators that are faster in float, between two integer kernels
     engine        what the file is for, and what the proof reads back
     whole         everything between inputs and outputs is in integers; what has no integer form is an error
@@ -57,6 +58,7 @@ class Target:
     kernels: Mapping[str, Role] = field(repr=False)
     in_float: frozenset[str] = frozenset()
     dynamic: Mapping[str, int] = field(default_factory=dict)
+    adds: frozenset[str] = frozenset()
     engine: str = "onnxruntime"
     whole: bool = False
 
@@ -101,7 +103,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             Target("onnxruntime", _CHANNELS, UINT8, _ONNXRUNTIME, _SILU, _DYNAMIC),
             # Without VNNI two u8·s8 products are added in 16 bits and can saturate; 7-bit weights cannot.
             Target("onnxruntime-avx2", Format(Int(7), channel(0)), UINT8, _ONNXRUNTIME, _SILU, _DYNAMIC),
-            Target("openvino", _CHANNELS, UINT8, _FUSING, engine="openvino"),
+            Target("openvino", _CHANNELS, UINT8, _FUSING, adds=frozenset({"Conv"}), engine="openvino"),
             Target("tensorrt", _CHANNELS, INT8, _FUSING, engine="tensorrt"),
             # Standard operators: MatMulInteger and ConvInteger.
             Target(

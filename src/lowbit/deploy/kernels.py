@@ -15,6 +15,7 @@ from lowbit.deploy.absorb import bounds_of
 from lowbit.deploy.attention import fuse_attention
 from lowbit.deploy.lookup import join_rows
 from lowbit.deploy.rewrites import as_sum, fuse_silu, multiply_to_float
+from lowbit.deploy.zero_points import move_zero_points
 
 _INTEGER_KERNELS = frozenset(
     {
@@ -91,7 +92,7 @@ REWRITES: Mapping[str, tuple[Callable[[ir.Model, Collection[str]], None], ...]] 
         "onnxruntime-avx2": _ONNXRUNTIME,
         "generic": (join_rows, *_INTEGERS),
         "integer": (join_rows, *_INTEGERS),
-        "openvino": _INTEGERS,
+        "openvino": (*_INTEGERS, move_zero_points),
         "tensorrt": (keep_float_apart,),
     }
 )

@@ -176,7 +176,21 @@ class _Placer:
             if self.role[str(node.name)] is Role.ABSORB and self._is_absorbed(node) and node.inputs[0] is not None:
                 quantized.discard(str(node.inputs[0].name))
         made = (v for n in self.nodes if self.role[str(n.name)] is Role.CONVOLVE for v in n.outputs if v.name)
-        return quantized | {str(self._behind_clip(v).name) for v in made if v.uses() or v.is_graph_output()}
+        quantized |= {str(self._behind_clip(v).name) for v in made if v.uses() or v.is_graph_output()}
+        return quantized - self._added_unrounded()
+
+    def _added_unrounded(self) -> set[str]:
+        """Values to which the kernel that makes them adds another value: only the sum is rounded."""
+        found: set[str] = set()
+        for add in self.nodes:
+            terms = [v for v in add.inputs if v is not None and float_constant(v) is None]
+            if add.op_type != "Add" or self.role[str(add.name)] is not Role.FOLLOW or len(terms) != 2:
+                continue
+            makers = {v.producer(): v for v in terms if len(v.uses()) == 1 and not v.is_graph_output()}
+            able = [n for n in self.nodes if n in makers and n.op_type in self.target.adds]
+            if able and self.role[str(able[-1].name)] is Role.CONVOLVE and terms[0].shape == terms[1].shape:
+                found.add(str(makers[able[-1]].name))  # the later of two: the other is rounded by then
+        return found
 
     def _is_absorbed(self, clip: ir.Node) -> bool:
         """Whether a clip's only input comes from an integer kernel and goes nowhere else."""
