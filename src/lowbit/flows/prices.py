@@ -21,7 +21,6 @@ from lowbit.numerics.grids import grid_table
 from lowbit.recipe import Recipe, Rule, TensorSpec
 from lowbit.repair.ranges import choose_ranges
 from lowbit.repair.sensitivity import Candidate, output_errors
-from lowbit.targets import find_target
 
 # All take their bits in the file; the engine computes with int8 of them.
 FORMATS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8", "lloyd2", "lloyd3", "lloyd4", "lloyd5")
@@ -143,10 +142,9 @@ def prices_of(seen: Observed, formats: Sequence[Format | str]) -> Prices:
 
 def _tried(network: Network, site: Site, formats: Sequence[Format | str]) -> dict[str, TensorSpec]:
     """Format, as a recipe says it → the spec of this weight; those whose values the target's kernels can read."""
-    recipe, own = network.placement.recipe, site.spec.format
-    assert recipe is not None
+    own = site.spec.format
     assert own is not None
-    target = find_target(recipe.target)
+    target = network.placement.target
     most = grid_table(target.weights.grid).maximum
     asked = asked_of(network, site.layer).format
     assert asked is not None
@@ -161,6 +159,5 @@ def _tried(network: Network, site: Site, formats: Sequence[Format | str]) -> dic
 
 def asked_of(network: Network, layer: str) -> TensorSpec:
     """What the recipe says of a layer's weights."""
-    assert network.placement.recipe is not None
     node = next(node for node in network.program.graph if node.name == layer)
     return network.placement.recipe.specs(layer_names(node))[0]

@@ -43,7 +43,6 @@ from lowbit.repair.prove import Calibration, float_outputs
 from lowbit.repair.sensitivity import SAMPLES
 from lowbit.repair.smooth import smooth_activations
 from lowbit.repair.steps import STEPS, take_steps
-from lowbit.targets import find_target
 
 LEAST_MEMORY = 2**10  # bytes; a single sample may take more
 MEMORY = 2**30  # bytes that samples and activations may take, beside the network itself and what libraries take
@@ -96,17 +95,16 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
     """The file of a network that is settled, run against the simulation and read back from the engine."""
     stage("writing and proving")
     network = ready.network
-    assert network.placement.recipe is not None
-    final = network.placement.recipe
+    final, target = network.placement.recipe, network.placement.target
     program = export(network)
     if final.rest == "float16":
         store_halves(program, set(network.program.graph.initializers))
     parity = verify(ready.trained or network, program, ready.proof)
     program = compact(program, network.program)
-    runs = read_back(program, find_target(final.target).engine)
+    runs = read_back(program, target.engine)
     rows = ledger(network, runs)
     # The integer program has these in integers; onnxruntime, which reads its files back, only in float.
-    elsewhere = ("ConvTranspose", *RECURRENT) if find_target(final.target).whole else ()
+    elsewhere = ("ConvTranspose", *RECURRENT) if target.whole else ()
     check_arithmetic(network, rows, runs, elsewhere)
     program.metadata_props.update(
         {
