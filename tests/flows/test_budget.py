@@ -12,7 +12,7 @@ from toy_networks import convolutions, images, network, sqnr_db
 import lowbit as lb
 from lowbit.engines.compile import serialize
 from lowbit.engines.profile import layer_seconds
-from lowbit.errors import InputError, TooSmallError, UnsupportedError
+from lowbit.errors import DataError, InputError, TooSmallError, UnsupportedError
 from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.network.calibrate import forward, solve_alone
@@ -136,6 +136,16 @@ def test_more_bits_cost_less_at_the_outputs_and_more_bytes():
         assert found[f"{few} channel:0"].error > 3 * found[f"{many} channel:0"].error
         assert found[f"{few} channel:0"].bytes < found[f"{many} channel:0"].bytes
     assert found["int4 channel:0"].bytes == 16 * 8 * 9 // 2 + 4 * 16  # codes and 16 scales
+
+
+def test_a_loss_of_labels_needs_them_and_they_are_classes():
+    x, labels = images(16), np.arange(16) % 4
+    with pytest.raises(DataError, match="loss='labels' needs the classes of the samples"):
+        lb.sensitivity(convolutions(), x, loss="labels")
+    with pytest.raises(DataError, match="are no classes of an output; outputs are of shapes"):
+        lb.sensitivity(convolutions(), (x, labels / 2), loss="labels")
+    with pytest.raises(InputError, match="losses are squares, cross_entropy, labels"):
+        lb.mixed_precision(convolutions(), (x, labels), bits=4, loss="mse")
 
 
 def rank(values: list[float]) -> np.ndarray:

@@ -21,7 +21,7 @@ from lowbit.engines.compile import Batch
 from lowbit.engines.read_back import read_back
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.given import float_model_and_data
-from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
+from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, pieces, room
 from lowbit.flows.masks import prune_once
 from lowbit.graph import PASSES
 from lowbit.graph.halves import round_to_halves, store_halves
@@ -200,19 +200,24 @@ def observed(
     one = next(first(data, kept.judging, 1))
     size = footprint(network.module, tensors(network, one.inputs))
     in_batches = partial(batches, data, footprint=size, most_bytes=memory // 2)
+    in_pieces = partial(pieces, data, footprint=size)
     observe(network, in_batches(chain(kept.judging, kept.fitting, stream)))
     _warn_of_constant_inputs(network)
     affordable = passing(size, one, FITTED_BYTES)
     fitted = min(max(affordable, FITTED[0]), FITTED[1])
     together = min(fitted, room(size, one, memory // 4))  # each twice: exact and quantized
+    judging = list(in_pieces(first(data, kept.judging, max(affordable, LEAST_JUDGING)), most_bytes=memory // 2))
+    single = list(in_pieces(first(data, kept.fitting, min(fitted, SAMPLES)), most_bytes=0))
     calibration = Calibration(
         fitting=list(in_batches(first(data, kept.fitting, fitted))),
         together=list(in_batches(first(data, kept.fitting, together))),
-        judging=list(in_batches(first(data, kept.judging, max(affordable, LEAST_JUDGING)))),
+        judging=[samples.inputs for samples in judging],
         exact=[],
         observed=lambda: in_batches(chain(kept.judging, kept.fitting)),
         stage=stage,
-        single=list(batches(data, first(data, kept.fitting, min(fitted, SAMPLES)), size, most_bytes=0)),
+        single=[samples.inputs for samples in single],
+        judging_labels=[samples.labels for samples in judging if samples.labels is not None],
+        single_labels=[samples.labels for samples in single if samples.labels is not None],
         made_up_signals=data.made_up and any(port.dtype.kind == "f" for port in model.inputs),
     )
     if kept.shared and any(name in STEPS for name in chosen.passes):
