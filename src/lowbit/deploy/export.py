@@ -12,6 +12,7 @@ from lowbit.deploy.kernels import REWRITES
 from lowbit.deploy.write import ExpandedTensor, IntegerTensor, MeasuredTensor, Tensor, write
 from lowbit.engines.read_back import BY_BLOCK, FLOAT, INTEGERS, ReadBack
 from lowbit.errors import UnsupportedError
+from lowbit.graph.halves import store_halves
 from lowbit.graph.layer import MULTIPLYING, layers_of
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
@@ -35,6 +36,8 @@ def export(network: Network, whole_codes: bool = False) -> ir.Model:
     integer = _integer_nodes(network)
     for rewrite in REWRITES[network.placement.target.name]:
         rewrite(written, integer)
+    if network.placement.recipe.rest == "float16":
+        store_halves(written, set(network.program.graph.initializers))
     return written
 
 

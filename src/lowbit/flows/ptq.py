@@ -24,7 +24,7 @@ from lowbit.flows.given import float_model_and_data
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, pieces, room
 from lowbit.flows.masks import prune_once
 from lowbit.graph import PASSES
-from lowbit.graph.halves import round_to_halves, store_halves
+from lowbit.graph.halves import round_to_halves
 from lowbit.graph.layer import RECURRENT, layer_names
 from lowbit.metadata import to_text
 from lowbit.model import Model
@@ -97,8 +97,6 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
     network = ready.network
     final, target = network.placement.recipe, network.placement.target
     program = export(network)
-    if final.rest == "float16":
-        store_halves(program, set(network.program.graph.initializers))
     parity = verify(ready.trained or network, program, ready.proof)
     program = compact(program, network.program)
     runs = read_back(program, target.engine)

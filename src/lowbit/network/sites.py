@@ -37,7 +37,7 @@ class Placement:
     float_reasons   value or node name → why it stays float
     integer         names of the nodes that multiply, add or look up integers; all others compute in float or only move
     idle_rules      what to tell of rules that change nothing
-    recipe          by which it was placed; without one, weights are stored in few bits in a file for any engine
+    recipe          by which it was placed; without one, for any engine
     """
 
     sites: Mapping[str, Site]
