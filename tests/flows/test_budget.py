@@ -16,6 +16,7 @@ from lowbit.errors import DataError, InputError, TooSmallError, UnsupportedError
 from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.network.calibrate import forward, solve_alone
+from lowbit.network.network import Network
 from lowbit.numerics import parse_format
 from lowbit.repair.prove import float_outputs
 
@@ -59,6 +60,17 @@ def test_bits_go_where_the_outputs_need_them():
     assert parse_format(found["w1"]).grid.bits < 4 < parse_format(found["w2"]).grid.bits
     assert len(serialize(mixed.program)) <= len(serialize(plain.program)) + 200
     assert sqnr_db(exact, mixed.run({"x": x})["y"]) > sqnr_db(exact, plain.run({"x": x})["y"]) + 3
+
+
+def test_one_format_for_all_is_chosen_where_mixtures_are_judged_worse(monkeypatch):
+    """As of kws-dscnn with a mean of 4 bits: 23.9 dB mixed, 26.4 dB in int4."""
+
+    def by_formats(network: Network, *_: object) -> float:
+        return float(len({site.spec.format for site, _ in network.constants().values() if site.role == "weight"}))
+
+    monkeypatch.setattr("lowbit.flows.budget.judging_error", by_formats)
+    recipe = lb.mixed_precision(unequal(), rows_of(), GPTQ, bits=4)
+    assert [rule.weights.format for rule in recipe.rules] == [parse_format("int4 channel:0")]
 
 
 @pytest.mark.slow

@@ -132,8 +132,9 @@ class _Search:
             tries.append(self._judged(recipe))
             self._learn(words, tries[-1])
         kept = [tried for tried in tries if tried.bytes <= limit]
-        if not kept and bits is not None:  # a small network, whose bytes are mostly notes: one format for all
-            return self._recipe(self._alike(bits))
+        if bits is not None:  # no mixture may be so small where bytes are mostly notes
+            stage("trying one format for all")
+            kept.append(self._judged(self._recipe(self._alike(bits, limit))))
         if not kept:
             kept = [self._judged(self._recipe(self._named(self._program().least("bytes") or {})))]
             if kept[0].bytes > limit:
@@ -208,10 +209,18 @@ class _Search:
         """Layer → format."""
         return {layer: self._words(layer)[index] for layer, index in chosen.items()}
 
-    def _alike(self, bits: float) -> dict[str, str]:
-        """Layer → format: the one with the smallest file of those with at most so many bits, where it can be."""
-        word = min((word for word in self.words if _code_bits(word) <= bits), key=self.files.__getitem__)
-        return {layer: word if word in self._words(layer) else self._words(layer)[0] for layer in self.layers}
+    def _alike(self, bits: float, limit: float) -> dict[str, str]:
+        """Layer → format: of those with at most so many bits and bytes the one of least predicted error, for all."""
+        several = {
+            word: {layer: word if word in self._words(layer) else self._words(layer)[0] for layer in self.layers}
+            for word in self.words
+            if _code_bits(word) <= bits
+        }
+
+        def loss(word: str) -> tuple[bool, float]:
+            return self.files[word] > limit, sum(self._error(*pair) for pair in several[word].items())
+
+        return several[min(several, key=loss)]
 
 
 def _code_bits(word: str) -> int:
