@@ -27,7 +27,7 @@ from lowbit.metadata import from_text
 NETWORKS = ("resnet20", "squeezenet")
 
 
-def measure(name: str, base: str, budget: str, limits: list[float], count: int) -> list[dict[str, object]]:
+def measure(name: str, base: str, budget: str, limits: list[float], count: int, loss: str) -> list[dict[str, object]]:
     """A row for the base recipe, and one for each limit on the budget."""
     case, rows = CASES[name], []
     model = lb.load(case.file())
@@ -37,7 +37,7 @@ def measure(name: str, base: str, budget: str, limits: list[float], count: int) 
             start = time.perf_counter()
             row: dict[str, object] = {"network": name, "recipe": base if limit is None else f"{budget} {limit:g}"}
             try:
-                recipe = base if limit is None else lb.mixed_precision(model, data, base, **{budget: limit})  # type: ignore[arg-type]
+                recipe = base if limit is None else lb.mixed_precision(model, data, base, loss=loss, **{budget: limit})  # type: ignore[arg-type]
             except TooSmallError as error:
                 rows.append(row | {"layers": str(error)})
                 continue
@@ -70,13 +70,18 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser.add_argument("--bits", default="4,5,6", help="means of bits a weight; 4,5,6 by default")
     parser.add_argument("--limit", type=int, default=2000, help="samples to evaluate; 2000 by default")
     parser.add_argument("--latency", help="shares of the float network's time, as 0.7,0.9, instead of bits")
+    parser.add_argument("--loss", default="squares", help="squares, cross_entropy or labels; squares by default")
     given = parser.parse_args(arguments_given)
     torch.set_num_threads(1)
     base, budget, limits = (
         ("w4a8-fast", "bits", given.bits) if not given.latency else ("int8", "latency", given.latency)
     )
     asked = [float(word) for word in limits.split(",")]
-    rows = [row for name in given.networks or NETWORKS for row in measure(name, base, budget, asked, given.limit)]
+    rows = [
+        row
+        for name in given.networks or NETWORKS
+        for row in measure(name, base, budget, asked, given.limit, given.loss)
+    ]
     show("mixed precision, deployed", rows, given.json)
 
 

@@ -1,9 +1,11 @@
 """Networks small enough to check by hand, in ONNX's own text form, for tests of the whole path."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
 
 from lowbit.model import Model, load
@@ -67,6 +69,12 @@ def attention(mask: str, scores: str = "s = MatMul (q, k)") -> Model:
     rng = np.random.default_rng(0)
     weights = {name: rng.normal(size=(16, 16)) / 4 for name in ("wq", "wk", "wv", "wo")}
     return network(text, split=[0, 0, 2, 8], join=[0, 0, 16], half=0.5, **weights)
+
+
+def label_losses(outputs: list[dict[str, torch.Tensor]], labels: Sequence[np.ndarray]) -> torch.Tensor:
+    """The cross-entropy of each sample's label, of batches of the first output."""
+    scores = torch.cat([next(iter(batch.values())) for batch in outputs])
+    return torch.nn.functional.cross_entropy(scores, torch.from_numpy(np.concatenate(labels)).long(), reduction="none")
 
 
 def sqnr_db(exact: np.ndarray, rough: np.ndarray) -> float:

@@ -10,7 +10,6 @@ from lowbit.metadata import from_text
 from lowbit.model import Model
 from lowbit.repair import leave_in_float as module
 from lowbit.repair.wider import layers_around
-from lowbit.targets import find_target
 
 
 def wide_range(spread: float) -> Model:
@@ -37,7 +36,7 @@ def wide_range(spread: float) -> Model:
 def test_the_layer_before_an_absorbed_clip_is_around_the_value_and_the_clip_is_no_layer():
     model = wide_range(1.0)
     simulation = calibrated(model, in_batches(images(32)))
-    names = layers_around(simulation.program, simulation.placement, "b", find_target("onnxruntime"))
+    names = layers_around(simulation.program, simulation.placement, "b")
     assert names == ["conv_0", "conv_2"]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy_networks import convolutions, images, network
+from toy_networks import convolutions, images, label_losses, network
 
 from lowbit.model import Model
 from lowbit.network.calibrate import forward, observe, solve_weights
@@ -12,7 +12,7 @@ from lowbit.network.place import place
 from lowbit.numerics import INT8, UINT8, channel
 from lowbit.ranges import MinMax
 from lowbit.recipe import Recipe, Rule, TensorSpec
-from lowbit.repair.prove import float_outputs
+from lowbit.repair.prove import Calibration, float_outputs, judging_error
 from lowbit.repair.ranges import choose_ranges
 from lowbit.repair.sensitivity import output_errors, quantizer_costs
 
@@ -57,6 +57,42 @@ def test_the_gradient_prices_each_quantizer_as_switching_it_on_does():
     assert len(found) == 7  # the input, three values behind kernels, three weights
     for name, cost in priced.items():
         assert cost == pytest.approx(found[name], rel=0.35), name
+
+
+def test_with_labels_the_price_ranks_as_the_change_of_their_loss_does():
+    """Seven tensors in 4, 6 and 8 bits, one at a time; every third label is another class than the network's own."""
+    x = images(48)
+    answers, other = convolutions().run({"x": x})["logits"].argmax(1), np.arange(48) % 3 == 0
+    batches, labels = [{"x": x[i : i + 1]} for i in range(48)], [*np.where(other, answers + 1, answers)[:, None] % 4]
+    priced, found = [], []
+    for bits in (4, 6, 8):
+        specs = TensorSpec(f"int{bits} channel:0", "minmax"), TensorSpec(f"uint{bits}", "minmax")
+        recipe = Recipe((Rule("*", *specs),))
+        simulation = calibrated(convolutions(), [{"x": x}], recipe)
+        costs = quantizer_costs(simulation, batches, "labels", labels)
+        exact = label_losses(float_outputs(simulation, batches), labels)
+        for name, cost in costs.items():
+            with simulation.mode("quantize", [simulation.quantizers[name]]):
+                rough = [forward(simulation, batch) for batch in batches]
+            priced.append(cost)
+            found.append(float((label_losses(rough, labels) - exact).square().sum()))
+    ranks = [np.argsort(np.argsort(values)) for values in (priced, found)]
+    assert len(priced) == 21
+    assert np.corrcoef(*ranks)[0, 1] >= 0.9  # measured: 0.99
+
+
+@pytest.mark.parametrize("loss", ["squares", "cross_entropy", "labels"])
+def test_what_networks_are_judged_by_has_the_unit_of_the_prices(loss):
+    x = images(64)
+    judging, single = in_batches(x), [{"x": x[i : i + 1]} for i in range(64)]
+    recipe = Recipe((Rule("conv2*", TensorSpec("int4 channel:0", "minmax")),))
+    simulation, labels = calibrated(convolutions(), judging, recipe), np.arange(64) % 4
+    given = [labels[i : i + 8] for i in range(0, 64, 8)]
+    calibration = Calibration([], [], judging, [], lambda: [], judging_labels=given)
+    costs = quantizer_costs(simulation, single, loss, labels[:, None])
+    judged = judging_error(simulation, calibration, float_outputs(simulation, judging), loss)
+    assert list(costs) == ["conv2.weight"]
+    assert judged == pytest.approx(costs["conv2.weight"] / 64, rel=0.35)
 
 
 def test_a_kernel_and_torch_agree_on_what_a_candidate_costs():

@@ -12,6 +12,7 @@ from lowbit.deploy.kernels import REWRITES
 from lowbit.deploy.write import ExpandedTensor, IntegerTensor, MeasuredTensor, Tensor, write
 from lowbit.engines.read_back import BY_BLOCK, FLOAT, INTEGERS, ReadBack
 from lowbit.errors import UnsupportedError
+from lowbit.graph.halves import store_halves
 from lowbit.graph.layer import MULTIPLYING, layers_of
 from lowbit.network.network import Network
 from lowbit.network.quantizers import FakeQuant
@@ -32,9 +33,11 @@ def export(network: Network, whole_codes: bool = False) -> ir.Model:
     whole_codes   each code takes 4, 8 or 16 bits, as an entropy coder wants it; else as many as its format says
     """
     written = write(network.program, _tensors(network), _changed(network), whole_codes, network.recurrent)
-    integer, recipe = _integer_nodes(network), network.placement.recipe
-    for rewrite in REWRITES["generic" if recipe is None else recipe.target]:
+    integer = _integer_nodes(network)
+    for rewrite in REWRITES[network.placement.target.name]:
         rewrite(written, integer)
+    if network.placement.recipe.rest == "float16":
+        store_halves(written, set(network.program.graph.initializers))
     return written
 
 
@@ -65,7 +68,7 @@ def _tensors(network: Network) -> Iterator[Tensor]:
     onnxruntime's kernels for x86 read uint8: it turns int8 activations into that by itself, but not those that two
     nodes read or that are clipped, and a kernel between one it turned and one it did not stays in float.
     """
-    unsigned = network.placement.engine == "onnxruntime"
+    unsigned = network.placement.target.engine == "onnxruntime"
     constants = [site for site, q in network.constants().values() if q.stored is not None]
     by_block = {site.layer for site in constants if _arithmetic(network, site) == BY_BLOCK}
     for name, site in network.placement.sites.items():
@@ -141,7 +144,7 @@ def _arithmetic(network: Network, site: Site) -> str:
         return FLOAT
     output, summed = next((w.output_axis, w.summed_axis) for w in layers_of(node) if w.value.name == site.value)
     if read.block == TENSOR:
-        if network.placement.engine == "openvino" and np.any(np.asarray(stored.zero_values())):
+        if network.placement.target.engine == "openvino" and np.any(np.asarray(stored.zero_values())):
             return FLOAT  # its convolutions in integers read weights without a zero point
         whole = has_one_scale_an_output(weights.block, stored.shape, output)
         return INTEGERS if whole and _fit_in_8_bits(weights, *_quantized_around(network, node)) else FLOAT

@@ -45,10 +45,10 @@ def operator_times(program: ir.Model | Path, batch: Batch, threads: int = 1) -> 
     return [OperatorTime(operator, node, time, time / total) for (operator, node), time in slowest_first]
 
 
-def layer_seconds(program: ir.Model, layers: Collection[str], batch: Batch, threads: int = 1) -> dict[str, float]:
+def layer_seconds(program: ir.Model, layers: Collection[str], batch: Batch) -> dict[str, float]:
     """Layer → its time in onnxruntime, with that of what follows it up to the next layer; "": what no layer precedes.
 
-    layers   names of nodes
+    layers   names of nodes; the time is that of one thread
     """
     nodes = list(program.graph)
     copy = program.clone()
@@ -57,7 +57,7 @@ def layer_seconds(program: ir.Model, layers: Collection[str], batch: Batch, thre
         for value in node.outputs:
             value.name = value.name and f"@{index}@{value.name}"
     times: dict[str, list[float]] = {}
-    for event in _events(serialize(copy), batch, threads):
+    for event in _events(serialize(copy), batch, threads=1):
         name, _, kind = str(event["name"]).rpartition("_kernel_")
         if kind == "time" and event.get("cat") == "Node":
             times.setdefault(name, []).append(float(event["dur"]) * 1e-6)

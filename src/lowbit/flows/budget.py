@@ -26,7 +26,7 @@ from lowbit.metadata import to_text
 from lowbit.network.network import Network
 from lowbit.numerics import Format, parse_format
 from lowbit.recipe import Recipe, Rule
-from lowbit.repair.prove import float_outputs, output_error
+from lowbit.repair.prove import float_outputs, judging_error
 from lowbit.repair.wider import literal
 from lowbit.solve.program import Option, Program
 
@@ -42,6 +42,7 @@ def mixed_precision(
     bits: float | None = None,
     size: float | None = None,
     latency: float | None = None,
+    loss: str = "squares",
     target: str | None = None,
     memory: int = MEMORY,
     stage: Stage = _silent,
@@ -54,6 +55,7 @@ def mixed_precision(
     bits     mean bits a weight: the file is no larger than if all weights had so many
     size     bytes of the file, as a share of the float file's
     latency  of one sample on one thread, as a share of the float network's: which layers stay in float
+    loss     what is kept small, as in `sensitivity`
 
     TooSmallError names the nearest budget that can be met.
     """
@@ -70,11 +72,11 @@ def mixed_precision(
     model, data, base = given(model, calibration, recipe, target)
     base.check_deployable()
     if latency is not None:
-        return within_latency(observed(model, data, base, memory, stage), base, model, latency, stage)
+        return within_latency(observed(model, data, base, memory, stage), base, model, latency, loss, stage)
     draft = draft_of(base)
     seen = observed(model, data, draft, memory, stage)
     stage("pricing formats")
-    search = _Search(seen, draft, prices_of(seen, FORMATS), len(serialize(model.program)))
+    search = _Search(seen, draft, prices_of(seen, FORMATS, loss), len(serialize(model.program)))
     found = search.run(bits, size, stage)
     return found if draft == base else replace(solved_by(found, "gptq", "adaround"), passes=base.passes)
 
@@ -108,8 +110,7 @@ class _Search:
         self.layers = self.prices.layers()
         self.words = list(dict.fromkeys(word for several in self.prices.weights.values() for word in several))
         self.files = {word: self._uniform(word) for word in self.words}
-        self.judging = self.seen.calibration.judging
-        self.exact = float_outputs(self.prices.network, self.judging)
+        self.exact = float_outputs(self.prices.network, self.seen.calibration.judging)
 
     def run(self, bits: float | None, size: float | None, stage: Stage) -> Recipe:
         if bits is not None and bits < (fewest := min(map(_code_bits, self.words))):
@@ -131,8 +132,9 @@ class _Search:
             tries.append(self._judged(recipe))
             self._learn(words, tries[-1])
         kept = [tried for tried in tries if tried.bytes <= limit]
-        if not kept and bits is not None:  # a small network, whose bytes are mostly notes: one format for all
-            return self._recipe(self._alike(bits))
+        if bits is not None:  # no mixture may be so small where bytes are mostly notes
+            stage("trying one format for all")
+            kept.append(self._judged(self._recipe(self._alike(bits, limit))))
         if not kept:
             kept = [self._judged(self._recipe(self._named(self._program().least("bytes") or {})))]
             if kept[0].bytes > limit:
@@ -190,7 +192,8 @@ class _Search:
 
     def _judged(self, recipe: Recipe) -> _Try:
         network = settled(self.seen.again(recipe), recipe).network
-        return _Try(recipe, output_error(network, self.judging, self.exact), _file_bytes(network, recipe))
+        error = judging_error(network, self.seen.calibration, self.exact, self.prices.loss)
+        return _Try(recipe, error, _file_bytes(network, recipe))
 
     def _learn(self, words: Mapping[str, str], tried: _Try) -> None:
         """Each format's errors grow by measured / predicted, to the power of its share of the predicted error."""
@@ -206,10 +209,18 @@ class _Search:
         """Layer → format."""
         return {layer: self._words(layer)[index] for layer, index in chosen.items()}
 
-    def _alike(self, bits: float) -> dict[str, str]:
-        """Layer → format: the one with the smallest file of those with at most so many bits, where it can be."""
-        word = min((word for word in self.words if _code_bits(word) <= bits), key=self.files.__getitem__)
-        return {layer: word if word in self._words(layer) else self._words(layer)[0] for layer in self.layers}
+    def _alike(self, bits: float, limit: float) -> dict[str, str]:
+        """Layer → format: of those with at most so many bits and bytes the one of least predicted error, for all."""
+        several = {
+            word: {layer: word if word in self._words(layer) else self._words(layer)[0] for layer in self.layers}
+            for word in self.words
+            if _code_bits(word) <= bits
+        }
+
+        def loss(word: str) -> tuple[bool, float]:
+            return self.files[word] > limit, sum(self._error(*pair) for pair in several[word].items())
+
+        return several[min(several, key=loss)]
 
 
 def _code_bits(word: str) -> int:

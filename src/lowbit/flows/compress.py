@@ -29,7 +29,6 @@ from lowbit.flows.given import model_and_data, refuse_quantized, samples_lead
 from lowbit.flows.masks import SMALLEST, compressible
 from lowbit.flows.prune_and_share import Compressor
 from lowbit.graph import PASSES
-from lowbit.graph.halves import store_halves
 from lowbit.graph.layer import layer_names
 from lowbit.metadata import to_text
 from lowbit.model import Model
@@ -138,15 +137,12 @@ def _placement(model: Model, recipe: Recipe) -> Placement:
             f"'{model.source}' has no weight of {SMALLEST} elements or more in a layer that can be compressed. "
             "`lowbit pack` codes the file as it is."
         )
-    return Placement(sites, {})
+    return Placement(sites, {}, recipe=Recipe((), target="generic", rest=recipe.rest))  # pruned by `Masks`
 
 
 def _written(network: Network, source: str, recipe: Recipe) -> Model:
     """The program of what the network holds, with its recipe and ledger."""
-    program = export(network, whole_codes=True)
-    if recipe.rest == "float16":
-        store_halves(program, set(network.program.graph.initializers))
-    program = compact(program, network.program)
+    program = compact(export(network, whole_codes=True), network.program)
     program.metadata_props["lowbit.version"] = lowbit.__version__
     program.metadata_props["lowbit.recipe"] = recipe.to_toml()
     rows = [row | {"range": ""} for row in ledger(network)]  # steps and tables do not come from a range

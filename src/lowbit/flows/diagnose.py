@@ -36,7 +36,6 @@ from lowbit.repair.prove import Outputs, output_error
 from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.repair.wider import layers_around
 from lowbit.report.ledger import Ledger
-from lowbit.targets import find_target
 
 SAMPLES = 200  # that shifts are tried on, and that are compared where there is no test data
 SLOW = frozenset({"adaround"})  # solvers that take minutes
@@ -169,7 +168,6 @@ def _tried(
     biases, and what GPTQ made of the layers behind, make up for that tensor's error too.
     """
     recipe, judging = ready.network.placement.recipe, ready.calibration.judging
-    assert recipe is not None
     exact, left = _exact(ready.network, judging), TRIED
 
     def tried(remedy: Remedy) -> Remedy:
@@ -198,14 +196,12 @@ def _exact(network: Network, batches: Sequence[Batch]) -> Outputs:
 
 def _context(network: Network) -> Context:
     placement, program = network.placement, network.program
-    assert placement.recipe is not None
-    target = find_target(placement.recipe.target)
     return Context(
         placement.recipe,
         placement,
         {str(node.name): placement.recipe.specs(layer_names(node)) for node in program.graph},
         {str(node.name): _word(node) for node in program.graph},
-        lambda value: layers_around(program, placement, placement.sites[value].group, target),
+        lambda value: layers_around(program, placement, placement.sites[value].group),
         frozenset(smoothable(program)),
     )
 

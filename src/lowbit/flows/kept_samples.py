@@ -42,9 +42,14 @@ def keep(data: Data, stream: Iterator[SampleBatch], most_bytes: int) -> Kept:
 
 def batches(data: Data, kept: Iterable[SampleBatch], footprint: Footprint, most_bytes: int) -> Iterator[Batch]:
     """These samples in batches whose activations take at most `most_bytes`, or one by one."""
+    for piece in pieces(data, kept, footprint, most_bytes):
+        yield piece.inputs
+
+
+def pieces(data: Data, kept: Iterable[SampleBatch], footprint: Footprint, most_bytes: int) -> Iterator[SampleBatch]:
+    """As `batches`, with the labels."""
     for samples in kept:
-        for piece in data.pieces(samples, max(1, min(BATCH, passing(footprint, samples, most_bytes)))):
-            yield piece.inputs
+        yield from data.pieces(samples, max(1, min(BATCH, passing(footprint, samples, most_bytes))))
 
 
 def passing(footprint: Footprint, samples: SampleBatch, most_bytes: int) -> int:

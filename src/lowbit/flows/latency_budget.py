@@ -18,10 +18,11 @@ from lowbit.engines.compile import ENGINES, Run
 from lowbit.engines.profile import layer_seconds
 from lowbit.errors import TooSmallError, UnsupportedError
 from lowbit.flows.latency import side_by_side
+from lowbit.flows.prices import check_loss
 from lowbit.flows.ptq import Observed, Stage, settled
 from lowbit.model import Model
 from lowbit.recipe import Recipe
-from lowbit.repair.prove import float_outputs, output_error
+from lowbit.repair.prove import float_outputs, judging_error
 from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.repair.wider import Wider, choices_of, layers_beside, literal
 from lowbit.solve.program import Amounts
@@ -38,7 +39,7 @@ class _Try:
     share: float
 
 
-def within_latency(seen: Observed, base: Recipe, model: Model, share: float, stage: Stage) -> Recipe:
+def within_latency(seen: Observed, base: Recipe, model: Model, share: float, loss: str, stage: Stage) -> Recipe:
     """The base with the layers in float that a latency of `share` of the float network's leaves time for.
 
     TooSmallError names the nearest share that can be met; UnsupportedError where the engine has no profile.
@@ -48,12 +49,13 @@ def within_latency(seen: Observed, base: Recipe, model: Model, share: float, sta
             f"a budget of latency is planned by onnxruntime's profile, and target '{base.target}' is for another "
             "engine. Use --max-drop, which measures whole files, or another target."
         )
+    check_loss(loss, seen.calibration)
     base = replace(base, passes=tuple(name for name in base.passes if name != "leave_in_float"))
     network, calibration = settled(seen.again(base), base).network, seen.calibration
     sample = calibration.single[0]
-    bench = _Bench(seen, ENGINES["onnxruntime"].compile(model.program, threads=1))
+    bench = _Bench(seen, loss, ENGINES["onnxruntime"].compile(model.program, threads=1))
     stage("timing layers")
-    costs = quantizer_costs(network, calibration.single)
+    costs = quantizer_costs(network, calibration.single, loss, calibration.single_labels)
     layers = set(chain(*layers_beside(network, costs).values()))
     before, after = (layer_seconds(program, layers, sample) for program in (network.program, export(network)))
 
@@ -89,14 +91,16 @@ class _Bench:
     """Files beside the float network."""
 
     seen: Observed
+    loss: str
     exact: Run
 
     def judged(self, recipe: Recipe) -> _Try:
         """Of a recipe's file: the error of its outputs on samples not fitted to, and its share of float's time."""
-        judging, sample = self.seen.calibration.judging, self.seen.calibration.single[0]
+        calibration = self.seen.calibration
+        sample = calibration.single[0]
         network = settled(self.seen.again(recipe), recipe).network
         program = compact(export(network), network.program)
         runs = {"float": self.exact, "file": ENGINES["onnxruntime"].compile(program, threads=1)}
         times = side_by_side({name: partial(run, sample) for name, run in runs.items()}, seconds=SECONDS)
-        error = output_error(network, judging, float_outputs(self.seen.network, judging))
+        error = judging_error(network, calibration, float_outputs(self.seen.network, calibration.judging), self.loss)
         return _Try(recipe, error, times["file"].median_ms / times["float"].median_ms)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lowbit.errors import DataError, InputError
 from lowbit.flows.ptq import MEMORY, Observed, given, observed
 from lowbit.graph.layer import layer_names
 from lowbit.network.calibrate import solve_alone
@@ -18,10 +19,11 @@ from lowbit.network.network import Network
 from lowbit.network.sites import Site
 from lowbit.numerics import Format, Int, QuantTensor, parse_format, spell_format
 from lowbit.numerics.grids import grid_table
+from lowbit.ranges import LOSSES
 from lowbit.recipe import Recipe, Rule, TensorSpec
+from lowbit.repair.prove import Calibration
 from lowbit.repair.ranges import choose_ranges
 from lowbit.repair.sensitivity import Candidate, output_errors
-from lowbit.targets import find_target
 
 # All take their bits in the file; the engine computes with int8 of them.
 FORMATS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8", "lloyd2", "lloyd3", "lloyd4", "lloyd5")
@@ -31,7 +33,7 @@ FORMATS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8", "lloyd2", "ll
 class Sensitivity:
     """What one tensor in one format, all others exact, does to the outputs.
 
-    error   predicted squared error of the outputs, relative to their power
+    error   predicted error of the outputs, in the loss that was asked for
     bytes   of a weight's codes and scales; 0 for an activation
     """
 
@@ -49,6 +51,7 @@ def sensitivity(
     recipe: "str | Path | Format | Recipe" = "w4a8-fast",
     *,
     formats: Sequence[Format | str] = FORMATS,
+    loss: str = "squares",
     target: str | None = None,
     memory: int = MEMORY,
 ) -> list[Sensitivity]:
@@ -57,10 +60,12 @@ def sensitivity(
     model, calibration, target, memory   as in `quantize`
     recipe    how codes and ranges are found, and the format of the activations
     formats   of the weights; what shares a scale is as in the recipe
+    loss      what the error is: "squares", squared error of the outputs relative to their power; "cross_entropy",
+              Fisher information of the float network's answers; "labels", that of the class labels in the data
     return    a row for each weight in each format, and one for each activation in its own
     """
     model, data, base = given(model, calibration, recipe, target)
-    prices = prices_of(observed(model, data, draft_of(base), memory), formats)
+    prices = prices_of(observed(model, data, draft_of(base), memory), formats, loss)
     sites = prices.network.placement.sites
     rows = [
         Sensitivity(sites[name].layer, name, "weight", word, error, round(codes.bits / 8))
@@ -72,6 +77,14 @@ def sensitivity(
         assert kind is not None
         rows.append(Sensitivity(sites[name].layer, name, "activation", spell_format(kind), error, 0))
     return rows
+
+
+def check_loss(loss: str, calibration: Calibration) -> None:
+    """InputError where there is no such loss; DataError where it needs labels and there are none."""
+    if loss not in (*LOSSES, "labels"):
+        raise InputError(f"loss={loss!r}: losses are {', '.join(LOSSES)}, labels.")
+    if loss == "labels" and not calibration.single_labels:
+        raise DataError("loss='labels' needs the classes of the samples, and the data has none: add an array 'labels'.")
 
 
 def draft_of(recipe: Recipe) -> Recipe:
@@ -94,11 +107,13 @@ def solved_by(recipe: Recipe, before: str, after: str) -> Recipe:
 class Prices:
     """What the tensors of a network cost at its outputs.
 
+    loss          what errors are measured in
     weights       weight → format, as a recipe says it → its codes as if all else were exact, and their error
     activations   group → its error in its own format
     """
 
     network: Network
+    loss: str
     weights: Mapping[str, Mapping[str, tuple[QuantTensor, float]]]
     activations: Mapping[str, float]
 
@@ -110,8 +125,9 @@ class Prices:
         return found
 
 
-def prices_of(seen: Observed, formats: Sequence[Format | str]) -> Prices:
+def prices_of(seen: Observed, formats: Sequence[Format | str], loss: str) -> Prices:
     """What the tensors cost: weights in each of these formats, activations in their own."""
+    check_loss(loss, seen.calibration)
     network, calibration, single = seen.network, seen.calibration, seen.calibration.single
     choose_ranges(network, calibration.fitting)
     sites = {name: site for name, (site, _) in network.constants().items() if site.role == "weight"}
@@ -121,7 +137,7 @@ def prices_of(seen: Observed, formats: Sequence[Format | str]) -> Prices:
     )
     values = {name: [torch.as_tensor(codes.dequantize()) for codes in several] for name, several in solved.items()}
     asked: dict[str, Sequence[Candidate]] = dict.fromkeys(network.activations(), ())
-    found = output_errors(network, asked | values, single)
+    found = output_errors(network, asked | values, single, loss, calibration.single_labels)
     weights, unreached = {}, []
     for name, several in values.items():
         power = network.parameter(name).detach().square().sum()
@@ -138,15 +154,14 @@ def prices_of(seen: Observed, formats: Sequence[Format | str]) -> Prices:
             stacklevel=3,
         )
     activations = {n: float(e[0]) / len(single) for n in network.activations() if (e := found[n]) is not None}
-    return Prices(network, weights, activations)
+    return Prices(network, loss, weights, activations)
 
 
 def _tried(network: Network, site: Site, formats: Sequence[Format | str]) -> dict[str, TensorSpec]:
     """Format, as a recipe says it → the spec of this weight; those whose values the target's kernels can read."""
-    recipe, own = network.placement.recipe, site.spec.format
-    assert recipe is not None
+    own = site.spec.format
     assert own is not None
-    target = find_target(recipe.target)
+    target = network.placement.target
     most = grid_table(target.weights.grid).maximum
     asked = asked_of(network, site.layer).format
     assert asked is not None
@@ -161,6 +176,5 @@ def _tried(network: Network, site: Site, formats: Sequence[Format | str]) -> dic
 
 def asked_of(network: Network, layer: str) -> TensorSpec:
     """What the recipe says of a layer's weights."""
-    assert network.placement.recipe is not None
     node = next(node for node in network.program.graph if node.name == layer)
     return network.placement.recipe.specs(layer_names(node))[0]

@@ -21,10 +21,10 @@ from lowbit.engines.compile import Batch
 from lowbit.engines.read_back import read_back
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.given import float_model_and_data
-from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, room
+from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, pieces, room
 from lowbit.flows.masks import prune_once
 from lowbit.graph import PASSES
-from lowbit.graph.halves import round_to_halves, store_halves
+from lowbit.graph.halves import round_to_halves
 from lowbit.graph.layer import RECURRENT, layer_names
 from lowbit.metadata import to_text
 from lowbit.model import Model
@@ -43,7 +43,6 @@ from lowbit.repair.prove import Calibration, float_outputs
 from lowbit.repair.sensitivity import SAMPLES
 from lowbit.repair.smooth import smooth_activations
 from lowbit.repair.steps import STEPS, take_steps
-from lowbit.targets import find_target
 
 LEAST_MEMORY = 2**10  # bytes; a single sample may take more
 MEMORY = 2**30  # bytes that samples and activations may take, beside the network itself and what libraries take
@@ -96,17 +95,14 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
     """The file of a network that is settled, run against the simulation and read back from the engine."""
     stage("writing and proving")
     network = ready.network
-    assert network.placement.recipe is not None
-    final = network.placement.recipe
+    final, target = network.placement.recipe, network.placement.target
     program = export(network)
-    if final.rest == "float16":
-        store_halves(program, set(network.program.graph.initializers))
     parity = verify(ready.trained or network, program, ready.proof)
     program = compact(program, network.program)
-    runs = read_back(program, find_target(final.target).engine)
+    runs = read_back(program, target.engine)
     rows = ledger(network, runs)
     # The integer program has these in integers; onnxruntime, which reads its files back, only in float.
-    elsewhere = ("ConvTranspose", *RECURRENT) if find_target(final.target).whole else ()
+    elsewhere = ("ConvTranspose", *RECURRENT) if target.whole else ()
     check_arithmetic(network, rows, runs, elsewhere)
     program.metadata_props.update(
         {
@@ -202,19 +198,24 @@ def observed(
     one = next(first(data, kept.judging, 1))
     size = footprint(network.module, tensors(network, one.inputs))
     in_batches = partial(batches, data, footprint=size, most_bytes=memory // 2)
+    in_pieces = partial(pieces, data, footprint=size)
     observe(network, in_batches(chain(kept.judging, kept.fitting, stream)))
     _warn_of_constant_inputs(network)
     affordable = passing(size, one, FITTED_BYTES)
     fitted = min(max(affordable, FITTED[0]), FITTED[1])
     together = min(fitted, room(size, one, memory // 4))  # each twice: exact and quantized
+    judging = list(in_pieces(first(data, kept.judging, max(affordable, LEAST_JUDGING)), most_bytes=memory // 2))
+    single = list(in_pieces(first(data, kept.fitting, min(fitted, SAMPLES)), most_bytes=0))
     calibration = Calibration(
         fitting=list(in_batches(first(data, kept.fitting, fitted))),
         together=list(in_batches(first(data, kept.fitting, together))),
-        judging=list(in_batches(first(data, kept.judging, max(affordable, LEAST_JUDGING)))),
+        judging=[samples.inputs for samples in judging],
         exact=[],
         observed=lambda: in_batches(chain(kept.judging, kept.fitting)),
         stage=stage,
-        single=list(batches(data, first(data, kept.fitting, min(fitted, SAMPLES)), size, most_bytes=0)),
+        single=[samples.inputs for samples in single],
+        judging_labels=[samples.labels for samples in judging if samples.labels is not None],
+        single_labels=[samples.labels for samples in single if samples.labels is not None],
         made_up_signals=data.made_up and any(port.dtype.kind == "f" for port in model.inputs),
     )
     if kept.shared and any(name in STEPS for name in chosen.passes):

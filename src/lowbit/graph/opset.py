@@ -22,14 +22,14 @@ Row = Callable[[ir.Node], None]
 ROWS: dict[tuple[str, int], Row] = {}
 
 
-def raise_opset(program: ir.Model, target: int = TARGET_OPSET) -> bool:
-    """Raise the default domain of the program, its functions and all subgraphs to `target`; newer ones are kept.
+def raise_opset(program: ir.Model) -> bool:
+    """Raise the default domain of the program, its functions and all subgraphs to TARGET_OPSET; newer ones are kept.
 
     Returns whether anything changed. ModelError for an opset below 7, UnsupportedError for the few uses whose
     meaning cannot be expressed any more.
     """
-    version = program.graph.opset_imports.get("", target)
-    newest = max([version, target, *(f.opset_imports.get("", 0) for f in program.functions.values())])
+    version = program.graph.opset_imports.get("", TARGET_OPSET)
+    newest = max([version, TARGET_OPSET, *(f.opset_imports.get("", 0) for f in program.functions.values())])
     changed = False
     graphs: list[ir.Graph | ir.Function] = [program.graph, *program.functions.values()]
     for graph in graphs:
@@ -42,7 +42,7 @@ def raise_opset(program: ir.Model, target: int = TARGET_OPSET) -> bool:
         if before < newest:
             for node in list(graph.all_nodes()):
                 if node.domain in ("", "ai.onnx"):
-                    _raise_node(node, before, min(newest, target))
+                    _raise_node(node, before, min(newest, TARGET_OPSET))
             graph.opset_imports[""] = newest
             changed = True
     return changed

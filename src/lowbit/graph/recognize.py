@@ -7,7 +7,6 @@ Engines have kernels for them, and their insides must not be quantized one multi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -17,8 +16,6 @@ from lowbit.graph.changed import Changed
 from lowbit.graph.weights import constant, only_reader, remove_node, scalar
 
 DEEPEST_PRODUCT = 4  # Mul and Div nested in one of the forms below
-
-Match = Callable[[ir.Node], ir.Node | None]
 
 
 def recognize_operators(program: ir.Model) -> Changed:

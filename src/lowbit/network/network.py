@@ -21,7 +21,6 @@ from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
 from lowbit.network.sites import Placement, Site
 from lowbit.network.stored import FakeBias, WeightQuant
 from lowbit.recipe import DYNAMIC
-from lowbit.targets import find_target
 
 
 class Network:
@@ -42,8 +41,7 @@ class Network:
         self.before_steps: dict[str, Tensor] = {}  # parameters that steps may edit, as the float network has them
         for site in placement.sites.values():
             self._insert(site, by_value[site.value], groups)
-        whole = placement.recipe is not None and find_target(placement.recipe.target).whole  # its states are static
-        found = [] if whole else [n for n in self.module.graph.nodes if n.target in STEPS]
+        found = [] if placement.target.whole else [n for n in self.module.graph.nodes if n.target in STEPS]
         calls = [n for n in found if n.meta["node"] in placement.integer]
         self.recurrent = frozenset(str(call.meta["node"]) for call in calls)
         for call in calls:
@@ -56,8 +54,7 @@ class Network:
         """Weights that the recipe's rules have pruned stay zero, whatever solver or step finds their codes."""
         layers = [layer for node in self.program.graph for layer in layers_of(node)]
         names = {str(layer.value.name): layer_names(layer.node) for layer in layers}
-        recipe = self.placement.recipe
-        for _, weights in recipe.prunings(names) if recipe is not None else ():
+        for _, weights in self.placement.recipe.prunings(names):
             for name in weights:
                 quantizer, kept = self.quantizers.get(name), self.parameter(name) != 0
                 if isinstance(quantizer, WeightQuant) and not bool(kept.all()):

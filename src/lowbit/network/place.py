@@ -42,7 +42,7 @@ def place(program: ir.Model, recipe: Recipe) -> Placement:
             f"by a rule: {', '.join(floats)}. Leave them out of the network, drop the rule, or choose another target."
         )
     integer = frozenset(name for name, role in placer.role.items() if role in COMPUTING)
-    return Placement(sites, placer.reasons, integer, target.engine, idle, recipe)
+    return Placement(sites, placer.reasons, integer, idle, recipe)
 
 
 class _Placer:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lowbit.recipe import Recipe, TensorSpec
+from lowbit.targets import Target, find_target
+
+_NO_RULES = Recipe((), target="generic")
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,20 @@ class Placement:
     sites           by value name, in graph order
     float_reasons   value or node name → why it stays float
     integer         names of the nodes that multiply, add or look up integers; all others compute in float or only move
-    engine          what the file is for, see Target.engine
     idle_rules      what to tell of rules that change nothing
-    recipe          by which it was placed, if by one
+    recipe          by which it was placed; without one, for any engine
     """
 
     sites: Mapping[str, Site]
     float_reasons: Mapping[str, str]
     integer: frozenset[str] = frozenset()
-    engine: str = "onnxruntime"
     idle_rules: tuple[str, ...] = ()
-    recipe: Recipe | None = None
+    recipe: Recipe = _NO_RULES
+
+    @property
+    def target(self) -> Target:
+        """What the file is for."""
+        return find_target(self.recipe.target)
 
     def groups(self) -> dict[str, list[Site]]:
         """Activation sites by the scale that they share."""

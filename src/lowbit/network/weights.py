@@ -6,7 +6,9 @@ from math import prod
 from lowbit.numerics import WHOLE, Block, Format, channel, group, tile
 from lowbit.numerics.rows import tile_counts
 
-SMALLEST_WEIGHT = 1024  # below, the scales and nodes of a stored-only tensor weigh more than its bits save
+# Smaller stored-only tensors stay exact, at most 4 kB each. `compress`, which is asked for a small file, takes those of
+# 256 numbers too.
+SMALLEST_WEIGHT = 1024
 
 
 def has_one_scale_an_output(block: Block | None, shape: tuple[int, ...], output_axis: int) -> bool:

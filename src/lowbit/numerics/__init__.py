@@ -27,6 +27,6 @@ from lowbit.numerics.quantize import (
     quantize,
     scale_and_zero,
 )
-from lowbit.numerics.roundings import ROUNDINGS, Rounding, parse_rounding, stochastic
+from lowbit.numerics.roundings import Rounding, parse_rounding, stochastic
 from lowbit.numerics.rows import ELEMENT, TENSOR, WHOLE, Block, channel, from_rows, group, tile, to_rows
 from lowbit.numerics.words import describe_format, parse_format, spell_format

@@ -6,5 +6,5 @@ from lowbit.ranges.extremes import MeanStd, MinMax, MovingAverage, Percentile, R
 from lowbit.ranges.learned import METHODS, Learned
 from lowbit.ranges.parse import RANGES, parse_range, range_words
 from lowbit.ranges.search import MSE, OCTAV, Entropy
-from lowbit.ranges.statistics import Histogram, RawRows, Statistics
+from lowbit.ranges.statistics import Histogram, RawRows
 from lowbit.ranges.tensor import error, quantize_tensor

@@ -46,7 +46,7 @@ def _equalized(network: Network, calibration: Calibration, *, lifted: bool) -> l
     calibration.stage("equalizing channels")
     recipe, program = network.placement.recipe, network.program.clone()
     channels = channels_of(program)
-    if recipe is None or not channels.free.any():
+    if not channels.free.any():
         return []
     seen = _Seen.of(network, channels, calibration)
     factors, gain = _descend(_Predicted(network, channels, seen, lifted))

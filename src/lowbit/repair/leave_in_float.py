@@ -13,7 +13,6 @@ from lowbit.network.place import place
 from lowbit.repair.prove import Calibration, fit
 from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.repair.wider import fewest_in_float, literal
-from lowbit.targets import find_target
 
 TOLERANCE = 0.02  # squared error of the outputs, relative to their power: 17 dB
 ROUNDS = 4
@@ -22,13 +21,12 @@ ROUNDS = 4
 def leave_in_float(network: Network, calibration: Calibration) -> list[str]:
     """Place the network with more and more layers in float, until it is good enough; the best is kept."""
     notes: list[str] = []
-    recipe = network.placement.recipe
-    if recipe is not None and find_target(recipe.target).whole:
-        return [f"no layer left in float: target '{recipe.target}' computes everything in integers"]
+    if (target := network.placement.target).whole:
+        return [f"no layer left in float: target '{target.name}' computes everything in integers"]
     best, undo, kept = calibration.error, network.undo(), 0
     for _ in range(ROUNDS):
         recipe, error = network.placement.recipe, calibration.error
-        if error <= TOLERANCE or recipe is None:
+        if error <= TOLERANCE:
             break
         costs = quantizer_costs(network, calibration.single or calibration.judging)
         layers = fewest_in_float(network, costs, TOLERANCE / error / 2)

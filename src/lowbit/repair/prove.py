@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,9 +12,11 @@ from lowbit.engines.compile import Batch
 from lowbit.network.calibrate import forward, observe, solve_weights
 from lowbit.network.network import Network
 from lowbit.network.widen_scales import widen_scales_for_biases
+from lowbit.repair.projections import projections
 from lowbit.repair.ranges import choose_ranges
 
 Outputs = list[dict[str, Tensor]]
+DRAWS = 16  # random projections of each batch's outputs, which estimate a loss
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Calibration:
     error      squared error of the outputs on the judging samples now, relative to their power
     earlier    the steps so far, which are taken again when the network is placed anew
 
+    judging_labels, single_labels   of each of these batches, where the data has labels
     made_up_signals   some inputs are numbers that nobody measured: their means say nothing
     """
 
@@ -40,6 +45,8 @@ class Calibration:
     single: Sequence[Batch] = ()
     error: float = 0.0
     earlier: list["Step"] = field(default_factory=list)
+    judging_labels: Sequence[np.ndarray] = ()
+    single_labels: Sequence[np.ndarray] = ()
     made_up_signals: bool = False
 
 
@@ -105,3 +112,24 @@ def output_error(network: Network, batches: Sequence[Batch], exact: Outputs) -> 
                     noise[name] = noise.get(name, 0.0) + float(off.double().square().sum())
                     power[name] = power.get(name, 0.0) + float(x[known].double().square().sum())
     return sum(noise[n] / max(power[n], 1e-30) for n in noise) / max(1, len(noise))
+
+
+def judging_error(network: Network, calibration: Calibration, exact: Outputs, loss: str) -> float:
+    """What the quantized outputs lose on the judging samples, in the unit of `output_errors`; exact: without.
+
+    Of "squares" it is `output_error`; else the mean over samples of the loss's second order, as it is predicted.
+    """
+    if loss == "squares":
+        return output_error(network, calibration.judging, exact)
+    generator, total, samples = torch.Generator().manual_seed(0), 0.0, 0
+    with network.mode("quantize"):
+        for batch, wanted, known in zip_longest(calibration.judging, exact, calibration.judging_labels):
+            floats = [name for name, y in wanted.items() if y.is_floating_point()]
+            rough = forward(network, batch)
+            for _ in range(DRAWS):
+                drawn = projections([wanted[name] for name in floats], generator, loss, known)
+                for v, name in zip(drawn, floats, strict=True):
+                    change = v * (rough[name] - wanted[name])
+                    total += float(change.flatten(1).sum(1).square().sum() if v.dim() > 1 else change.square().sum())
+            samples += max((len(wanted[name]) for name in floats if wanted[name].dim()), default=1)
+    return total / (DRAWS * samples)

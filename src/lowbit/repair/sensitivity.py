@@ -8,14 +8,15 @@ go through the network together: batches of one sample tell most of it.
 
 Other losses need other v (`repair.projections`). With the probabilities p of the outputs, cross-entropy against the
 float network's own answers grows by ½ (J δ)ᵀ (diag p − p pᵀ) (J δ), to second order; a v of that covariance
-estimates it.
+estimates it. With labels, v is the gradient of a label's cross-entropy, and (vᵀ J δ)² the square of its change.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
+from itertools import groupby, zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,10 +36,12 @@ Rounding = tuple[Format, Tensor, Tensor]  # of an activation: format, scale, zer
 Candidate = Rounding | Tensor  # what a tensor may become: rounded, or a weight's new values
 
 
-def quantizer_costs(network: Network, batches: Sequence[Batch]) -> dict[str, float]:
-    """Squared error that each quantizer alone adds to the outputs as it is set now: activations by group, weights."""
+def quantizer_costs(
+    network: Network, batches: Sequence[Batch], loss: str = "squares", labels: Sequence[np.ndarray] = ()
+) -> dict[str, float]:
+    """What each quantizer alone adds to the loss of the outputs as it is set now: activations by group, weights."""
     quantizers = network.activations() | {name: q for name, (_, q) in network.constants().items()}
-    errors = output_errors(network, dict.fromkeys(quantizers, ()), batches)
+    errors = output_errors(network, dict.fromkeys(quantizers, ()), batches, loss, labels)
     return {name: float(cost[0]) for name, cost in errors.items() if cost is not None}
 
 
@@ -57,11 +60,16 @@ def squared_gradients(
 
 
 def output_errors(
-    network: Network, tried: Mapping[str, Sequence[Candidate]], batches: Sequence[Batch], loss: str = "squares"
+    network: Network,
+    tried: Mapping[str, Sequence[Candidate]],
+    batches: Sequence[Batch],
+    loss: str = "squares",
+    labels: Sequence[np.ndarray] = (),
 ) -> dict[str, Tensor | None]:
     """What each candidate adds to the loss of the outputs, to the first order at which it moves them.
 
     tried    group or constant → its candidates; none: as its quantizer is set now
+    labels   of each batch, where the loss is "labels"
     return   group → (candidates,) sums over batches; None where no gradient reaches the tensor (an operator outside the
              table is behind it)
     """
@@ -74,7 +82,7 @@ def output_errors(
         seen = _squared_projections(quantizer, x, gradient, tried[name], samples)
         total[name] = seen if (before := total[name]) is None else before + seen
 
-    at_gradients(network, tried, batches, arrived, loss)
+    at_gradients(network, tried, batches, arrived, loss, labels)
     return total
 
 
@@ -84,6 +92,7 @@ def at_gradients(
     batches: Sequence[Batch],
     arrived: Callable[[str, Tensor, Tensor], None],
     loss: str = "squares",
+    labels: Sequence[np.ndarray] = (),
     by_value: bool = False,
 ) -> None:
     """For each batch, one random projection of the outputs, and its gradient by each of these quantizers' inputs.
@@ -100,7 +109,7 @@ def at_gradients(
         with torch.no_grad():
             arrived(name, x, gradient)
 
-    def estimate(batch: Batch) -> None:
+    def estimate(batch: Batch, known: np.ndarray | None) -> None:
         with network.mode("probe", quantizers.values()):
             outputs = [y for y in network.module(*tensors(network, batch)).values() if y.requires_grad]
         probes = [
@@ -113,11 +122,11 @@ def at_gradients(
             x.register_hook(partial(told, name, x.detach()))  # type: ignore[no-untyped-call]
         leaves = [x for _, x in probes if x.is_leaf]
         if outputs:
-            torch.autograd.backward(outputs, projections(outputs, generator, loss), inputs=leaves)
+            torch.autograd.backward(outputs, projections(outputs, generator, loss, known), inputs=leaves)
 
     with _frozen(network.module):
-        for batch in batches:
-            estimate(batch)
+        for batch, known in zip_longest(batches, labels):
+            estimate(batch, known)
 
 
 def _squared_projections(

@@ -16,7 +16,7 @@ from lowbit.network.network import Network
 from lowbit.network.sites import Placement, Site
 from lowbit.recipe import FLOAT, Recipe, Rule, TensorSpec
 from lowbit.solve.program import Amounts, Between, Option, Program
-from lowbit.targets import Role, Target, find_target
+from lowbit.targets import Role, Target
 
 # A file may be 15 % larger than plain int8 where 5 % of its weights are float: they count like all layers in float.
 BYTES_WEIGH = 20.0
@@ -31,14 +31,13 @@ def wider(
     share   of the error that may stay
     bytes_weigh   how much more the weights' share of all bytes counts than the layers' share of all layers
     """
-    recipe, target = _told(network)
-    sites = network.placement.sites
+    recipe, target, sites = network.placement.recipe, network.placement.target, network.placement.sites
     few = {name for name in costs if _has_few_bits(sites[name], target)}
     counted = {name: cost for name, cost in costs.items() if name in few or not few}
     # Weights in float need activations in float.
     choices = ((False, False), (False, True), (True, False), (True, True))
     asked = _least(network, counted, share, bytes_weigh, choices if few else (*choices[:2], choices[3]))
-    rules = list(_rules(recipe, network, asked, target, bool(few)))
+    rules = list(_rules(network, asked, bool(few)))
     words = f"{len(rules)} layer{'s' * (len(rules) != 1)} in "
     if few:
         words += f"{target.weights.grid.bits} bits"
@@ -90,7 +89,7 @@ def choices_of(
 
 def layers_beside(network: Network, costs: Iterable[str]) -> dict[str, Sequence[str]]:
     """Quantizer → the layers that keep it while one of them is in integers."""
-    return {name: _layers_at(network, name, _told(network)[1]) for name in costs}
+    return {name: _layers_at(network, name) for name in costs}
 
 
 def _least(
@@ -109,12 +108,6 @@ def _least(
     return {layer: several[layer][index] for layer, index in best.items()}
 
 
-def _told(network: Network) -> tuple[Recipe, Target]:
-    recipe = network.placement.recipe
-    assert recipe is not None
-    return recipe, find_target(recipe.target)
-
-
 def _is_weight(network: Network, name: str) -> bool:
     return network.placement.sites[name].role == "weight"
 
@@ -124,7 +117,8 @@ def literal(name: str) -> str:
     return "".join(f"[{c}]" if c in "[*?" else c for c in name)
 
 
-def _rules(recipe: Recipe, network: Network, asked: Mapping[str, Wider], target: Target, few: bool) -> Iterator[Rule]:
+def _rules(network: Network, asked: Mapping[str, Wider], few: bool) -> Iterator[Rule]:
+    target = network.placement.target
     solve = {site.layer: site.spec.solve for site in network.placement.sites.values() if site.role == "weight"}
     for layer, (of_weights, of_activations) in asked.items():
         own: TensorSpec | None = None
@@ -135,20 +129,21 @@ def _rules(recipe: Recipe, network: Network, asked: Mapping[str, Wider], target:
             yield Rule(literal(layer), own, activations if of_activations else None)
 
 
-def _layers_at(network: Network, name: str, target: Target) -> Sequence[str]:
+def _layers_at(network: Network, name: str) -> Sequence[str]:
     """Layers that keep a value, or a constant operand, quantized while one of them is in integers."""
     site = network.placement.sites[name]
     if site.role != "activation":
         return [site.layer]
-    return layers_around(network.program, network.placement, name, target)
+    return layers_around(network.program, network.placement, name)
 
 
-def layers_around(program: ir.Model, placement: Placement, name: str, target: Target) -> list[str]:
+def layers_around(program: ir.Model, placement: Placement, name: str) -> list[str]:
     """Layers that would quantize this value (or any that shares its scale) again if they stayed in integers.
 
     Where a clip makes the value, what computes before it is one of them: a kernel does both at once.
     """
     values = {s.value for s in placement.sites.values() if name in (s.value, s.group)}
+    target = placement.target
     found: dict[str, None] = {}
     for node in program.graph:
         if any(v is not None and v.name in values for v in (*node.inputs, *node.outputs)):

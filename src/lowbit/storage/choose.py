@@ -91,9 +91,9 @@ def _rotation(elements: Elements) -> bool:
     return bits[1] < bits[0]
 
 
-def _few_values(elements: Elements, most: int = 256) -> Elements | None:
-    """The different values in rising order, if there are at most `most`; a sample rules most tensors out."""
-    if len(np.unique(elements[:: max(1, elements.size // 4096)])) > most:
+def _few_values(elements: Elements) -> Elements | None:
+    """The different values in rising order, if there are at most 256; a sample rules most tensors out."""
+    if len(np.unique(elements[:: max(1, elements.size // 4096)])) > 256:
         return None
     values = np.unique(elements)
-    return values if len(values) <= most else None
+    return values if len(values) <= 256 else None
