@@ -10,6 +10,7 @@ from lowbit.engines.compile import Batch
 from lowbit.network.calibrate import forward, observe, solve_weights
 from lowbit.network.network import Network
 from lowbit.network.widen_scales import widen_scales_for_biases
+from lowbit.recipe import Recipe
 from lowbit.repair.ranges import choose_ranges
 
 Outputs = list[dict[str, Tensor]]
@@ -28,6 +29,8 @@ class Calibration:
     error      squared error of the outputs on the judging samples now, relative to their power
     earlier    the steps so far, which are taken again when the network is placed anew
 
+    again, seconds    the network that another recipe makes of the float one, with what it observes; the time that a
+                      network's file takes for a sample, by the engine's profile
     made_up_signals   some inputs are numbers that nobody measured: their means say nothing
     """
 
@@ -41,6 +44,8 @@ class Calibration:
     error: float = 0.0
     earlier: list["Step"] = field(default_factory=list)
     made_up_signals: bool = False
+    again: Callable[[Recipe], Network] | None = None
+    seconds: Callable[[Network], float] | None = None
 
 
 # Changes the network in place and says in words what it did; an empty list: nothing.
