@@ -1,6 +1,8 @@
 """Static or dynamic, layer by layer: a layer measures its range at each input where that saves enough error."""
 
 import json
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,7 @@ def test_a_network_without_such_a_layer_gets_the_same_file_as_without_the_step_a
     found = [lb.quantize(convolutions(), images(16), recipe) for recipe in ("int8-mixed", "int8-normalized")]
     (why,) = Ledger.of(found[0]).left_out
     assert why.startswith("left out: no layer can measure its range at each input")
+    assert found[0].metadata["lowbit.recipe"] == found[1].metadata["lowbit.recipe"]
     first, second = (file.program.graph.initializers for file in found)
     assert all(np.array_equal(constant(first[name]), constant(second[name])) for name in second)
 
@@ -119,3 +122,19 @@ def test_the_program_is_made_anew_so_equalization_has_to_come_later():
 def test_a_second_is_worth_the_error_that_another_bit_saves(share, chosen):
     value = frozenset({"layer"})
     assert len(_worth({value: 0.36}, {value: share}, 1.0)) == chosen
+
+
+@pytest.mark.slow
+def test_sentences_gain_from_a_few_dynamic_layers(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWBIT_DATA", str(data))
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    sentences = import_module("sentences")
+    sentences.export(str(tmp_path / "net.onnx"))
+    model, few = lb.load(tmp_path / "net.onnx"), list(islice(sentences.calibration(), 12))
+    files = [lb.quantize(model, few, recipe) for recipe in ("int8-normalized", "int8-mixed")]
+    tests = [batch for batch, _ in islice(sentences.pairs(), 4)]
+    exact, *found = (np.concatenate([next(iter(net.run(x).values())) for x in tests]) for net in (model, *files))
+    static, mixed = (sqnr_db(exact, rough) for rough in found)
+    products = [row for row in Ledger.of(files[1]).rows if row["role"] == "weight" and row["arithmetic"] == "integers"]
+    assert 1 <= sum(row.get("dynamic", False) for row in products) < len(products)
+    assert mixed > static + 3

@@ -218,7 +218,7 @@ def observed(
         single=list(batches(data, first(data, kept.fitting, min(fitted, SAMPLES)), size, most_bytes=0)),
         made_up_signals=data.made_up and any(port.dtype.kind == "f" for port in model.inputs),
         again=lambda recipe: observed(model, data, recipe, memory, stage, prunes=prunes).network,
-        seconds=lambda made: sum(layer_seconds(export(made), (), one.inputs).values()),
+        seconds=lambda made, sample: sum(layer_seconds(export(made), (), sample).values()),
     )
     if kept.shared and any(name in STEPS for name in chosen.passes):
         notes.append("judged by the samples that were fitted to: there are no others")

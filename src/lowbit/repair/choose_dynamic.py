@@ -41,7 +41,7 @@ def choose_dynamic(network: Network, calibration: Calibration) -> list[str]:
         raise LeftOut("no layer can measure its range at each input: none multiplies int8 weights with a float value")
     calibration.stage("pricing ranges of each input")
     samples = calibration.single or calibration.judging
-    every = again(_measuring(recipe, values))
+    every = again(measuring(recipe, values))
     fit(every, replace(calibration, exact=[], earlier=[]))
     measured = _readers(every, dynamic=True)
     errors = output_errors(every, dict.fromkeys(measured.values(), ()), samples)
@@ -51,14 +51,14 @@ def choose_dynamic(network: Network, calibration: Calibration) -> list[str]:
         error = errors.get(measured.get(layers, ""))
         if name in costs and error is not None and (gain := costs[name] - float(error[0])) > LEAST_GAIN * costs[name]:
             saved[layers] = gain
-    static = seconds(network)
-    more = max(0.0, seconds(every) / static - 1)
+    largest = max(samples, key=lambda batch: sum(array.nbytes for array in batch.values()))
+    more = max(0.0, seconds(every, largest) / seconds(network, largest) - 1)
     counts = {layers: network.activations()[name].statistics.count for layers, name in values.items()}
     shares = {layers: more * counts[layers] / sum(counts.values()) for layers in saved}
     chosen = _worth(saved, shares, sum(costs.values()))
     if not chosen:
         raise LeftOut("no layer measures its range at each input: static ranges lose too little for the time it takes")
-    renewed = again(_measuring(recipe, [layers for layers in values if layers in chosen]))
+    renewed = again(measuring(recipe, [layers for layers in values if layers in chosen]))
     vars(network).update(vars(renewed))
     network.keep_before_steps()
     names = [str(node.name) for node in network.program.graph if any(node.name in layers for layers in chosen)]
@@ -106,7 +106,7 @@ def _before(recipe: Recipe) -> tuple[str, ...]:
     return recipe.passes[: recipe.passes.index("choose_dynamic")] if "choose_dynamic" in recipe.passes else ()
 
 
-def _measuring(recipe: Recipe, several: Iterable[Layers]) -> Recipe:
+def measuring(recipe: Recipe, several: Iterable[Layers]) -> Recipe:
     """The recipe with a rule for each of these layers, and without this step: the rules say what was chosen."""
     rules = [Rule(literal(name), None, DYNAMIC) for layers in several for name in sorted(layers)]
     passes = tuple(name for name in recipe.passes if name != "choose_dynamic")

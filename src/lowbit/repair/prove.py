@@ -45,7 +45,7 @@ class Calibration:
     earlier: list["Step"] = field(default_factory=list)
     made_up_signals: bool = False
     again: Callable[[Recipe], Network] | None = None
-    seconds: Callable[[Network], float] | None = None
+    seconds: Callable[[Network, Batch], float] | None = None
 
 
 # Changes the network in place and says in words what it did; an empty list: nothing.

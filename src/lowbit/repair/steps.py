@@ -1,10 +1,11 @@
 """The steps that a recipe may name, as one table. Each is taken in turn, and stays only where it helps."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from lowbit.network.network import Network
-from lowbit.repair.choose_dynamic import choose_dynamic
+from lowbit.repair.choose_dynamic import choose_dynamic, measuring
 from lowbit.repair.correct_bias import correct_bias
 from lowbit.repair.correct_recurrent_bias import correct_recurrent_bias
 from lowbit.repair.equalize import equalize, equalize_without_ceilings
@@ -40,4 +41,6 @@ def take_steps(network: Network, names: Iterable[str], calibration: Calibration)
         notes += prove(network, step, calibration)
         if step not in LASTING:
             calibration.earlier.append(step)
+    if (recipe := network.placement.recipe) is not None:  # as it was decided, with nothing to time again
+        network.placement = replace(network.placement, recipe=measuring(recipe, ()))
     return notes
