@@ -12,6 +12,7 @@ The rate of exchange is that of bits: one more than 8 in all values divides E by
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import takewhile
 from math import log
 
 from lowbit.graph.layer import layers_of
@@ -34,7 +35,9 @@ def choose_dynamic(network: Network, calibration: Calibration) -> list[str]:
     """Make the network again, from the float one, with the layers that measure; rows are normalized for them."""
     recipe, again, seconds = network.placement.recipe, calibration.again, calibration.seconds
     assert recipe is not None
-    if again is None or seconds is None or any(name.startswith("equalize") for name in _before(recipe)):
+    assert again is not None
+    assert seconds is not None
+    if any(name.startswith("equalize") for name in takewhile("choose_dynamic".__ne__, recipe.passes)):
         raise LeftOut("choose_dynamic makes the network again from the float one: it must stand before 'equalize'")
     values = _readers(network, dynamic=False)
     if not values:
@@ -100,10 +103,6 @@ def _readers(network: Network, dynamic: bool) -> dict[Layers, str]:
         if layers and layers <= able and not others and site.spec.dynamic is dynamic:
             found[layers] = group
     return found
-
-
-def _before(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.passes[: recipe.passes.index("choose_dynamic")] if "choose_dynamic" in recipe.passes else ()
 
 
 def measuring(recipe: Recipe, several: Iterable[Layers]) -> Recipe:
