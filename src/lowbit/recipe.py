@@ -182,8 +182,8 @@ class Recipe:
         if asking and not target.dynamic:
             able = [name for name, other in TARGETS.items() if other.dynamic]
             raise UnsupportedError(
-                f"{asking[0]}: target '{self.target}' has no kernels that measure the range of an "
-                f"activation at each input. Leave out dynamic, or choose a target that has: {', '.join(able)}."
+                f"{asking[0]}: target '{self.target}' has no kernels that measure the range of an activation "
+                f"at each input. Use static ranges (preset 'int8'), or a target that has them: {', '.join(able)}."
             )
         for rule, spec in ((rule, rule.activations or FLOAT) for rule in self.rules):
             if spec.dynamic and spec != DYNAMIC:
