@@ -97,6 +97,10 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
         # For transformers, whose normalization layers make some channels much larger than others: a factor for each.
         # MiniLM's outputs: 21.9 dB, `int8` 18.9.
         "int8-normalized": _preset("minmax", "auto", ("smooth", "normalize", "correct_bias", "leave_in_float")),
+        # The same, where ranges of each input make up for their time: docs/dynamic.md.
+        "int8-mixed": _preset(
+            "minmax", "auto", ("smooth", "normalize", "choose_dynamic", "correct_bias", "leave_in_float")
+        ),
         # What int8 can gain without labels; takes two to three times as long. Each step stays only where it helps.
         "int8-repaired": _preset("minmax", "auto", ("smooth", "equalize", "correct_bias", "leave_in_float"), "gptq"),
         # The same by the extremes of the calibration data alone: nothing is tried out, nothing corrected.

@@ -25,6 +25,7 @@ _MSE = MSE()
 IMPROVE = (
     "smooth",
     "normalize",
+    "choose_dynamic",
     "equalize",
     "equalize_without_ceilings",
     "reconstruct",
@@ -176,13 +177,15 @@ class Recipe:
         """Raise UnsupportedError for what can be simulated only, before anything is calibrated."""
         target = find_target(self.target)
         openvino = target.engine == "openvino"
+        asking = [f"rule '{rule.layers}'" for rule in self.rules if (rule.activations or FLOAT).dynamic]
+        asking += ["step 'choose_dynamic'"] * ("choose_dynamic" in self.passes)
+        if asking and not target.dynamic:
+            able = [name for name, other in TARGETS.items() if other.dynamic]
+            raise UnsupportedError(
+                f"{asking[0]}: target '{self.target}' has no kernels that measure the range of an activation "
+                f"at each input. Use static ranges (preset 'int8'), or a target that has them: {', '.join(able)}."
+            )
         for rule, spec in ((rule, rule.activations or FLOAT) for rule in self.rules):
-            if spec.dynamic and not target.dynamic:
-                able = [name for name, other in TARGETS.items() if other.dynamic]
-                raise UnsupportedError(
-                    f"rule '{rule.layers}': target '{self.target}' has no kernels that measure the range of an "
-                    f"activation at each input. Leave out dynamic, or choose a target that has: {', '.join(able)}."
-                )
             if spec.dynamic and spec != DYNAMIC:
                 raise UnsupportedError(
                     f"rule '{rule.layers}': a file measures ranges at each input by DynamicQuantizeLinear, which is "

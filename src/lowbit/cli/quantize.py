@@ -67,9 +67,10 @@ def quantize(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A preset (int8, int8-normalized, int8-repaired, int8-fast, w4a8, w4a8-fast, w4a4, w4a8-blocks, "
-            "int4-gptq; no data: int8-dynamic; weights alone: int8-weights, int4-weights, mxfp4-weights, nf4-weights, "
-            "codebook4-weights), a .toml file of rules, or a format for weights ('int5 group:64': 'lowbit formats').",
+            help="A preset (int8, int8-normalized, int8-mixed, int8-repaired, int8-fast, w4a8, w4a8-fast, w4a4, "
+            "w4a8-blocks, int4-gptq; no data: int8-dynamic; weights alone: int8-weights, int4-weights, mxfp4-weights, "
+            "nf4-weights, codebook4-weights), a .toml file of rules, or a format for weights ('int5 group:64': 'lowbit "
+            "formats').",
             show_default="int8; w4a8-fast with --bits or --size",
         ),
     ] = None,

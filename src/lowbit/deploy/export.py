@@ -257,6 +257,9 @@ def _site_row(network: Network, site: Site) -> Row:
     for rows, piece in stored.by_rows(max(1, PIECE // max(1, weight[0].numel()))):
         noise += (weight[rows] - torch.as_tensor(piece.dequantize())).square().sum().item()
         power += weight[rows].square().sum().item()
+    node = next(n for n in network.program.graph if n.name == site.layer)
+    beside = _site_beside(network, site, node)
+    row |= {"dynamic": True} if beside is not None and beside.spec.dynamic else {}
     return row | {
         "format": describe_format(stored.format),
         "range": range_words(quantizer.spec.range),

@@ -18,6 +18,7 @@ from lowbit.deploy.compact import compact
 from lowbit.deploy.export import export, ledger
 from lowbit.deploy.proof import check_arithmetic, verify
 from lowbit.engines.compile import Batch
+from lowbit.engines.profile import layer_seconds
 from lowbit.engines.read_back import read_back
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.given import float_model_and_data
@@ -217,6 +218,8 @@ def observed(
         judging_labels=[samples.labels for samples in judging if samples.labels is not None],
         single_labels=[samples.labels for samples in single if samples.labels is not None],
         made_up_signals=data.made_up and any(port.dtype.kind == "f" for port in model.inputs),
+        again=lambda recipe: observed(model, data, recipe, memory, stage, prunes=prunes).network,
+        seconds=lambda made, sample: sum(layer_seconds(export(made), (), sample).values()),
     )
     if kept.shared and any(name in STEPS for name in chosen.passes):
         notes.append("judged by the samples that were fitted to: there are no others")

@@ -252,14 +252,21 @@ class _Placer:
 
         A clip or a move may be float by rule: neither has arithmetic of its own. One of the nodes behind them has a
         format, because a value is quantized only where a kernel with one makes or reads it (none has one where a rule
-        leaves an input of a target of integers alone in float). Only a kernel that reads
-        measures the range of each input.
+        leaves an input of a target of integers alone in float). Only a kernel that reads measures the range of each
+        input; where all do, what makes the value in float has no say.
         """
-        for makers in (True, False):
+        maker = self._maker(value)
+        made_in_float = maker is None or self.role[str(maker.name)] not in (Role.CONVOLVE, Role.FOLLOW, Role.MOVE)
+        readers = [u.node for u in value.uses() if self._reads_integers(u.node, u.idx)]
+        measured = bool(readers) and all(self._measures(node) for node in readers)
+        for makers in (False,) if made_in_float and measured else (True, False):
             for node in self._nodes_beside(value, makers):
-                spec, role = self.specs[node.name][1], self.role[str(node.name)]
-                if spec.format is not None and (not spec.dynamic or (role is Role.MULTIPLY and not makers)):
+                spec = self.specs[node.name][1]
+                if spec.format is not None and (not spec.dynamic or (not makers and self._measures(node))):
                     yield spec
+
+    def _measures(self, node: ir.Node) -> bool:
+        return self.specs[node.name][1].dynamic and self.role[str(node.name)] is Role.MULTIPLY
 
     def _nodes_beside(self, value: ir.Value, makers: bool) -> Iterator[ir.Node]:
         producer = value.producer()

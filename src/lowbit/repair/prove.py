@@ -12,6 +12,7 @@ from lowbit.engines.compile import Batch
 from lowbit.network.calibrate import forward, observe, solve_weights
 from lowbit.network.network import Network
 from lowbit.network.widen_scales import widen_scales_for_biases
+from lowbit.recipe import Recipe
 from lowbit.repair.projections import projections
 from lowbit.repair.ranges import choose_ranges
 
@@ -33,6 +34,8 @@ class Calibration:
     earlier    the steps so far, which are taken again when the network is placed anew
 
     judging_labels, single_labels   of each of these batches, where the data has labels
+    again, seconds    the network that another recipe makes of the float one, with what it observes; the time that a
+                      network's file takes for a sample, by the engine's profile
     made_up_signals   some inputs are numbers that nobody measured: their means say nothing
     """
 
@@ -48,6 +51,8 @@ class Calibration:
     judging_labels: Sequence[np.ndarray] = ()
     single_labels: Sequence[np.ndarray] = ()
     made_up_signals: bool = False
+    again: Callable[[Recipe], Network] | None = None
+    seconds: Callable[[Network, Batch], float] | None = None
 
 
 # Changes the network in place and says in words what it did; an empty list: nothing.

@@ -1,9 +1,11 @@
 """The steps that a recipe may name, as one table. Each is taken in turn, and stays only where it helps."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from lowbit.network.network import Network
+from lowbit.repair.choose_dynamic import choose_dynamic, measuring
 from lowbit.repair.correct_bias import correct_bias
 from lowbit.repair.correct_recurrent_bias import correct_recurrent_bias
 from lowbit.repair.equalize import equalize, equalize_without_ceilings
@@ -15,6 +17,7 @@ from lowbit.repair.reestimate_batchnorm import reestimate_batchnorm
 
 STEPS: Mapping[str, Step] = MappingProxyType(
     {
+        "choose_dynamic": choose_dynamic,
         "equalize": equalize,
         "equalize_without_ceilings": equalize_without_ceilings,
         "reconstruct": reconstruct,
@@ -26,7 +29,8 @@ STEPS: Mapping[str, Step] = MappingProxyType(
     }
 )
 
-LASTING = frozenset({equalize, equalize_without_ceilings})  # they change the program, which later placements start from
+# They change the program, which later placements start from.
+LASTING = frozenset({choose_dynamic, equalize, equalize_without_ceilings})
 
 
 def take_steps(network: Network, names: Iterable[str], calibration: Calibration) -> list[str]:
@@ -37,4 +41,6 @@ def take_steps(network: Network, names: Iterable[str], calibration: Calibration)
         notes += prove(network, step, calibration)
         if step not in LASTING:
             calibration.earlier.append(step)
+    # As it was decided, with nothing to time again.
+    network.placement = replace(network.placement, recipe=measuring(network.placement.recipe, ()))
     return notes

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 MOST = 0.5  # of the weight bytes: above, a verdict says that they stayed float
 REASONS_SHOWN = 2
+NAMES_SHOWN = 8
 SMALL = 1024  # bytes; smaller stored tensors are summed up in one line unless all are asked for
 
 
@@ -91,6 +92,12 @@ class Ledger:
         reasons = "; ".join(reason for reason, _ in left.most_common(REASONS_SHOWN))
         return f"{100 * share:.0f} % of the weight bytes stayed float: {reasons}"
 
+    def dynamic_text(self) -> str:
+        """How many layers measure the range of what they read at each input, and their names."""
+        layers = list(dict.fromkeys(str(row["layer"]) for row in self.rows if row.get("dynamic")))
+        names = ", ".join(layers[:NAMES_SHOWN]) + ", …" * (len(layers) > NAMES_SHOWN)
+        return f"measured at each input: {len(layers)} layer{'s' * (len(layers) != 1)}: {names}" if layers else ""
+
     def to_dict(self, file: Path) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -143,6 +150,7 @@ class Ledger:
         lines = [
             written_text(output, seconds, after, *before),
             f"in integers: {integers}, {counts['activations_quantized']} activations",
+            self.dynamic_text(),
             self.float_text(),
         ]
         for reason, count in counts["float_reasons"].items():
@@ -161,7 +169,8 @@ class Ledger:
             if not every and row["bytes"] < SMALL and row.get("role") != "weight":
                 small.append(row["bytes"])
                 continue
-            noise, how = row.get("sqnr_db"), " ".join(filter(None, (row.get("range"), row.get("solver"))))
+            words = (row.get("range"), row.get("solver"), "· dynamic activations" * row.get("dynamic", False))
+            noise, how = row.get("sqnr_db"), " ".join(filter(None, words))
             sizes = (_number(row.get("bits")), f"{row['bytes']:,}", None if noise is None else f"{noise:.1f} dB")
             name = (row["tensor"], row.get("role"), row.get("format"))
             cells.append((*name, *sizes, row.get("layer"), row.get("reason") or how, _style(row)))
