@@ -15,9 +15,11 @@ from toy_networks import network
 
 import lowbit as lb
 from lowbit.errors import DataError, DivergedError, InputError
+from lowbit.flows.prepare import prepare
 from lowbit.flows.trainer import oscillation
 from lowbit.metadata import from_text
 from lowbit.model import Model
+from lowbit.network.live_batchnorm import LiveBatchNorm
 from lowbit.network.stored import WeightQuant
 from lowbit.recipe import Recipe, Rule, TensorSpec
 from lowbit.solve.prune import Pruning
@@ -93,6 +95,23 @@ def interrupting(phase: str, step: int) -> Callable[..., None]:
             raise KeyboardInterrupt
 
     return told
+
+
+@pytest.mark.parametrize(("of_file", "norms"), [(False, 0), (True, 1)])
+def test_a_modules_convolutions_get_no_batch_norm_and_a_files_do(monkeypatch, of_file, norms):
+    """A file may have folded one, and trains better with it; of a module it is known that there is none."""
+    made: list[Any] = []
+    monkeypatch.setattr("lowbit.flows.trainer.prepare", lambda *a, **how: made.append(prepare(*a, **how)) or made[-1])
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        *(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.ReLU()),
+        *(torch.nn.Flatten(), torch.nn.Linear(16, 4)),
+    )
+    samples = data(64)
+    given = lb.load(module, torch.from_numpy(samples["x"][:1])) if of_file else module
+    lb.train(given, samples, "w4a4-lsq", epochs=1, batch=32)
+    assert sum(isinstance(part, LiveBatchNorm) for part in made[0].modules()) >= norms
+    assert any(isinstance(part, LiveBatchNorm) for part in made[0].modules()) is of_file
 
 
 def test_two_bits_come_back_by_training(model: Model) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from lowbit import processes
 from lowbit.data import Data
 from lowbit.errors import DataError, InputError
-from lowbit.flows.given import model_and_data, refuse_quantized, samples_lead
+from lowbit.flows.given import is_module, model_and_data, refuse_quantized, samples_lead
 from lowbit.flows.metrics import Metric
 from lowbit.flows.prepare import convert
 from lowbit.flows.trainer import Progress, Trainer
@@ -90,6 +90,7 @@ def train(
             watched,
             Checkpoints(None if checkpoint is None else Path(checkpoint), identity),
             progress or (lambda *_: None),
+            "keep" if is_module(model) else None,
         )
         found = convert(trainer.to_end())
     found.program.metadata_props["lowbit.schedule"] = chosen.to_toml()

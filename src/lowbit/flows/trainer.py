@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from lowbit.errors import InputError, did_you_mean
 from lowbit.flows.masks import Masks
-from lowbit.flows.prepare import prepare
+from lowbit.flows.prepare import BatchNorms, prepare
 from lowbit.flows.prepared import Prepared
 from lowbit.flows.watched import Watched
 from lowbit.model import Model
@@ -49,6 +49,7 @@ class Trainer:
     watched: Watched | None
     checkpoints: Checkpoints
     progress: Progress
+    batchnorm: BatchNorms | None = None  # as in `prepare`
     curve: list[dict[str, float]] = field(default_factory=list)  # one row an epoch
     of_float: float | None = None  # what the test says of the float network
     best: tuple[float, dict[str, Tensor]] | None = None
@@ -64,7 +65,7 @@ class Trainer:
         calibration = self._calibration()
         for number in range(notes["stage"], len(self.recipes)):
             self.progress("preparing", 0, 1, "")
-            prepared = prepare(self.model, calibration, self.recipes[number])
+            prepared = prepare(self.model, calibration, self.recipes[number], batchnorm=self.batchnorm)
             if self.begun:
                 take_over(prepared, self.begun, calibration)
             stage = _Stage(self, prepared, number)
