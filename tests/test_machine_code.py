@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,37 @@ def test_no_other_process_compiles_meanwhile(monkeypatch):
     assert twice(np.arange(3.0)).tolist() == [0, 2, 4]
     assert free == [False, False]
     assert _is_free(Path(twice.stats.cache_path) / "lowbit.lock")
+
+
+def test_without_the_lock_a_kernel_computes_and_leaves_the_disk_alone(monkeypatch):
+    """A process that was stopped while it compiled holds the lock: nobody waits for ever, or writes beside it."""
+
+    @kernel
+    def thrice(x: Any) -> Any:
+        return 3 * x
+
+    folder = Path(thrice.stats.cache_path)
+    for left in folder.glob("*thrice*"):  # by an earlier run
+        left.unlink()
+    monkeypatch.setattr("lowbit.machine_code._PATIENCE", 0.01)
+    held, done = Event(), Event()
+
+    def hold() -> None:
+        with FileLock(folder / "lowbit.lock"):
+            held.set()
+            done.wait(60)
+
+    other = Thread(target=hold)
+    other.start()
+    held.wait(60)
+    try:
+        assert thrice(3) == 9
+    finally:
+        done.set()
+        other.join()
+    assert not list(folder.glob("*thrice*"))
+    assert thrice(1.5) == 4.5  # the lock is free again: this signature is kept
+    assert len(list(folder.glob("*thrice*.nbc"))) == 1
 
 
 def test_a_function_that_another_makes_needs_a_name():

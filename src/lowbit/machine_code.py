@@ -43,30 +43,37 @@ def kernel(function: Any = None, *, name: str = "", fastmath: Any = False) -> An
     except RuntimeError:  # numba found no folder that it may write its cache to
         return numba.njit(**options)(function)
     if made is not function:  # as it is where NUMBA_DISABLE_JIT is set
-        made.compile = partial(_compile_alone, made.compile, made.stats.cache_path)
+        made.compile = partial(_compile_alone, made, made.compile)
     return made
 
 
-def _compile_alone(compile: Callable[[Any], Any], folder: str, signature: Any) -> Any:
-    """Loads or compiles and saves, while no other process does.
+def _compile_alone(made: Any, compile: Callable[[Any], Any], signature: Any) -> Any:
+    """Loads or compiles and saves, while no other process does; else compiles for this process, beside the disk.
 
     numba numbers the files of a kernel's signatures by what its index says. Two processes that compile at once would
     take the same number, and one of them leave its code under the other's signature, for good.
     """
-    with global_compiler_lock, _locked(folder):  # in this order everywhere: a kernel compiles those that it calls
-        return compile(signature)
+    with global_compiler_lock, _locked(made.stats.cache_path) as alone:  # in this order: kernels compile what they call
+        if alone:
+            return compile(signature)
+        made._cache.disable()
+        try:
+            return compile(signature)
+        finally:
+            made._cache.enable()
 
 
 @contextmanager
-def _locked(folder: str) -> Iterator[None]:
+def _locked(folder: str) -> Iterator[bool]:
+    """Whether the lock of a folder is held inside: not where who holds it was stopped, or files have no locks."""
     lock = _lock(folder)
     try:
         lock.acquire(timeout=_PATIENCE)
-    except (Timeout, OSError, NotImplementedError):  # a process stopped meanwhile; or a file system without locks
-        yield
+    except (Timeout, OSError, NotImplementedError):
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
         lock.release()
 
