@@ -13,6 +13,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "machine_code": set(),
     "metadata": set(),
+    "classes": set(),
     "processes": set(),
     "numerics": {"machine_code"},
     "ranges": {"machine_code", "numerics"},
@@ -28,8 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network": {"numerics", "ranges", "graph", "targets", "recipe", "solve", "processes"},
     "deploy": {"numerics", "ranges", "graph", "engines", "network"},
     "integer": {"machine_code", "graph", "engines"},
-    "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve", "recipe"},
-    "training": {"storage", "processes"},
+    "repair": {"numerics", "ranges", "graph", "engines", "targets", "network", "solve", "recipe", "classes"},
+    "training": {"storage", "processes", "classes"},
     "report": {"storage", "metadata"},  # what it draws it takes as it is given
     "flows": {
         *(
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "presets",
             "solve",
         ),
-        *("network", "deploy", "integer", "repair", "training", "report", "metadata", "processes"),
+        *("network", "deploy", "integer", "repair", "training", "report", "metadata", "processes", "classes"),
     },
     "cli": {
         "graph",

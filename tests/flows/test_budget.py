@@ -154,7 +154,7 @@ def test_a_loss_of_labels_needs_them_and_they_are_classes():
     x, labels = images(16), np.arange(16) % 4
     with pytest.raises(DataError, match="loss='labels' needs the classes of the samples"):
         lb.sensitivity(convolutions(), x, loss="labels")
-    with pytest.raises(DataError, match="are no classes of an output; outputs are of shapes"):
+    with pytest.raises(DataError, match="are not classes of an output; outputs are "):
         lb.sensitivity(convolutions(), (x, labels / 2), loss="labels")
     with pytest.raises(InputError, match="losses are squares, cross_entropy, labels"):
         lb.mixed_precision(convolutions(), (x, labels), bits=4, loss="mse")

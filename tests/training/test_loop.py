@@ -182,3 +182,17 @@ def test_a_checkpoint_of_another_run_says_what_differs(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         with pytest.raises(InputError, match="belongs to another run, with another recipe"):
             Checkpoints(tmp_path / "run.state", {"recipe": "b", "data": 1}).load()
+
+
+def test_classes_of_images_are_on_the_second_axis_in_training_as_in_metrics():
+    class Segmenting(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"y": torch.cat([x, 2 * x, -x], 1)}  # (n, 3 classes, 4, 5)
+
+    x = torch.randn(6, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    samples = Samples((x,), torch.arange(6 * 4 * 5).reshape(6, 4, 5) % 3)
+    task = Task.of(Segmenting(), samples, 0.0, 2.0)
+    assert (task.scores, task.axis, task.probability) == ("y", 1, False)
+    assert samples.labels is not None
+    wanted = nn.functional.cross_entropy(Segmenting()(x)["y"], samples.labels)
+    assert torch.allclose(task.loss(Segmenting()(x), samples, None), wanted)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lowbit.classes import class_axes
 from lowbit.data.samples import stacked
 from lowbit.data.sources import imported
 from lowbit.errors import DataError, InputError, did_you_mean
@@ -78,19 +79,13 @@ def class_axis(output: np.ndarray, labels: np.ndarray | None) -> int | None:
     """
     if labels is None:
         return 1 if output.ndim == 2 and output.shape[1] > 1 else None
-    if labels.dtype.kind in "iu" and output.ndim > 1 and labels.ndim == output.ndim - 1:
-        if labels.shape == output.shape[:-1]:
-            return output.ndim - 1
-        if labels.shape == output.shape[:1] + output.shape[2:]:
-            return 1
-    return None
+    return next(iter(class_axes(output.shape, labels.shape)), None) if labels.dtype.kind in "iu" else None
 
 
 def default_metric(outputs: Outputs, labels: np.ndarray | None) -> Metric | None:
     """top1 where there are class labels for the first output, else none."""
     output = next(iter(outputs.values()))
-    integers = labels is not None and labels.dtype.kind in "iu" and labels.ndim == output.ndim - 1
-    return METRICS["top1"] if integers and class_axis(output, labels) is not None else None
+    return METRICS["top1"] if labels is not None and class_axis(output, labels) is not None else None
 
 
 def metric_of(given: "str | Metric | Callable[..., float]") -> Metric:

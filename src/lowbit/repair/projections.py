@@ -4,7 +4,7 @@ A change δ of the outputs costs the loss ½ δᵀ H δ to second order. For ran
 and the gradient of vᵀ y is one backward pass (Hutchinson 1990). A weighing makes v of random signs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lowbit.errors import DataError
+from lowbit.classes import are_probabilities, output_of_classes
 
 # Output and random signs of its shape → v, whose covariance is the loss's second derivative by the output.
 Weighing = Callable[[Tensor, Tensor], Tensor]
@@ -34,57 +34,44 @@ def cross_entropy(y: Tensor, signs: Tensor) -> Tensor:
     if y.shape[axis] == 1:
         p = y.sigmoid()
         return (p * (1 - p)).sqrt() * signs
-    if _are_probabilities(y, axis):
+    if are_probabilities(y, axis):
         return signs / y.clamp(min=1e-4).sqrt()
     p = y.softmax(axis)
     rooted = p.sqrt() * signs
     return rooted - p * rooted.sum(axis, keepdim=True)
 
 
-def _are_probabilities(y: Tensor, axis: int) -> bool:
-    total = y.sum(axis)
-    return bool((y >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-3)
-
-
 WEIGHINGS: Mapping[str, Weighing] = MappingProxyType({"squares": squares, "cross_entropy": cross_entropy})
 
 
 def projections(
-    outputs: Sequence[Tensor], generator: torch.Generator, loss: str = "squares", labels: np.ndarray | None = None
-) -> list[Tensor]:
+    outputs: Mapping[str, Tensor],
+    generator: torch.Generator,
+    loss: str = "squares",
+    labels: np.ndarray | None = None,
+) -> dict[str, Tensor]:
     """v for each output, drawn anew at each call.
 
     loss   a name of WEIGHINGS, or "labels": of the labels' cross-entropy, which these are
     """
     if loss == "labels":
-        return _of_labels([y.detach() for y in outputs], np.asarray(labels), generator)
-    return [WEIGHINGS[loss](y.detach(), _signs(y, generator)) for y in outputs]
+        return _of_labels({name: y.detach() for name, y in outputs.items()}, np.asarray(labels), generator)
+    return {name: WEIGHINGS[loss](y.detach(), _signs(y, generator)) for name, y in outputs.items()}
 
 
-def _of_labels(outputs: Sequence[Tensor], labels: np.ndarray, generator: torch.Generator) -> list[Tensor]:
+def _of_labels(outputs: Mapping[str, Tensor], labels: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
     """The gradient of each label's cross-entropy, with a random sign: empirical Fisher information.
 
     It is of the first output that has scores or probabilities of classes for each label; labels of −100 do not count.
     """
-    index, axis = _with_classes(outputs, labels)
-    known, scores = torch.from_numpy(labels.astype(np.int64)), outputs[index].movedim(axis, -1)
+    shapes = {name: tuple(y.shape) for name, y in outputs.items()}
+    instead = "Take loss='squares', which needs no labels."
+    chosen, axis = output_of_classes(labels, shapes, instead, ignored=-100)
+    known, scores = torch.from_numpy(labels.astype(np.int64)), outputs[chosen].movedim(axis, -1)
     right = functional.one_hot(known.clamp(min=0), scores.shape[-1])
-    slope = -right / scores.clamp(min=1e-4) if _are_probabilities(scores, -1) else scores.softmax(-1) - right
+    slope = -right / scores.clamp(min=1e-4) if are_probabilities(scores) else scores.softmax(-1) - right
     slope *= (_signs(scores[..., 0], generator) * (known != -100))[..., None]
-    return [slope.movedim(-1, axis) if i == index else torch.zeros_like(y) for i, y in enumerate(outputs)]
-
-
-def _with_classes(outputs: Sequence[Tensor], labels: np.ndarray) -> tuple[int, int]:
-    """(which output, its axis of classes)."""
-    for index, y in enumerate(outputs):
-        for axis in (y.dim() - 1, 1) if y.dim() > 1 else ():
-            shape = y.shape[:axis] + y.shape[axis + 1 :]
-            if labels.dtype.kind in "iu" and shape == labels.shape and labels.max(initial=0) < y.shape[axis]:
-                return index, axis
-    raise DataError(
-        f"labels of shape {labels.shape} ({labels.dtype}) are no classes of an output; outputs are of shapes "
-        f"{', '.join(str(tuple(y.shape)) for y in outputs)}. Take loss='squares', which needs no labels."
-    )
+    return {name: slope.movedim(-1, axis) if name == chosen else torch.zeros_like(y) for name, y in outputs.items()}
 
 
 def _signs(y: Tensor, generator: torch.Generator) -> Tensor:

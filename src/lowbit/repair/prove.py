@@ -129,12 +129,11 @@ def judging_error(network: Network, calibration: Calibration, exact: Outputs, lo
     generator, total, samples = torch.Generator().manual_seed(0), 0.0, 0
     with network.mode("quantize"):
         for batch, wanted, known in zip_longest(calibration.judging, exact, calibration.judging_labels):
-            floats = [name for name, y in wanted.items() if y.is_floating_point()]
+            floats = {name: y for name, y in wanted.items() if y.is_floating_point()}
             rough = forward(network, batch)
             for _ in range(DRAWS):
-                drawn = projections([wanted[name] for name in floats], generator, loss, known)
-                for v, name in zip(drawn, floats, strict=True):
-                    change = v * (rough[name] - wanted[name])
+                for name, v in projections(floats, generator, loss, known).items():
+                    change = v * (rough[name] - floats[name])
                     total += float(change.flatten(1).sum(1).square().sum() if v.dim() > 1 else change.square().sum())
             samples += max((len(wanted[name]) for name in floats if wanted[name].dim()), default=1)
     return total / (DRAWS * samples)

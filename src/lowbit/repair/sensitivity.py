@@ -111,7 +111,7 @@ def at_gradients(
 
     def estimate(batch: Batch, known: np.ndarray | None) -> None:
         with network.mode("probe", quantizers.values()):
-            outputs = [y for y in network.module(*tensors(network, batch)).values() if y.requires_grad]
+            outputs = {n: y for n, y in network.module(*tensors(network, batch)).items() if y.requires_grad}
         probes = [
             (value if by_value else name, x)
             for name, q in quantizers.items()
@@ -122,7 +122,8 @@ def at_gradients(
             x.register_hook(partial(told, name, x.detach()))  # type: ignore[no-untyped-call]
         leaves = [x for _, x in probes if x.is_leaf]
         if outputs:
-            torch.autograd.backward(outputs, projections(outputs, generator, loss, known), inputs=leaves)
+            drawn = projections(outputs, generator, loss, known)
+            torch.autograd.backward(list(outputs.values()), list(drawn.values()), inputs=leaves)
 
     with _frozen(network.module):
         for batch, known in zip_longest(batches, labels):

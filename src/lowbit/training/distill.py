@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowbit.errors import DataError
+from lowbit.classes import are_probabilities, output_of_classes
 from lowbit.training.samples import MEMORY, Samples
 
 PASS_SAMPLES = 256
@@ -25,7 +25,8 @@ class Task:
     teacher      the float network; forward gives {output: tensor}
     names        outputs that are of floating point: what the network is held to
     answers      output → (samples, …) the teacher's answers to all samples; None: it is asked at each batch
-    scores       the output that holds class scores (…, classes); "" if there is none
+    scores       the output that holds class scores; "" if there is none
+    axis         its axis of classes
     probability  scores are probabilities, not logits
     distill      share of agreement with the teacher; the rest is for the labels
     """
@@ -34,6 +35,7 @@ class Task:
     names: tuple[str, ...]
     answers: Mapping[str, Tensor] | None
     scores: str
+    axis: int
     probability: bool
     distill: float
     temperature: float
@@ -56,18 +58,21 @@ class Task:
                     break
         answers = {name: torch.cat(outputs) for name, outputs in parts.items() if outputs[0].is_floating_point()}
         scores = next((name for name, a in answers.items() if a.dim() == 2 and a.shape[1] > 1), "")
+        axis = -1
         if samples.labels is not None:
-            seen = len(next(iter(answers.values()), ()))
-            scores = _output_of(samples.labels, seen, answers)
-        probability = bool(scores) and _are_probabilities(answers[scores])
+            seen, count = len(next(iter(answers.values()), ())), len(samples)
+            shapes = {name: (count, *a.shape[1:]) for name, a in answers.items() if a.dim() and len(a) == seen}
+            instead = "Leave them out to train for agreement with the float network."
+            scores, axis = output_of_classes(samples.labels.numpy(), shapes, instead)
+        probability = bool(scores) and are_probabilities(answers[scores], axis)
         share = distill if samples.labels is not None else 1.0
-        return Task(teacher, tuple(answers), answers if keep else None, scores, probability, share, temperature)
+        return Task(teacher, tuple(answers), answers if keep else None, scores, axis, probability, share, temperature)
 
     def loss(self, outputs: Mapping[str, Tensor], part: Samples, rows: Tensor | None) -> Tensor:
         """Mean loss of a batch; `rows` are its samples' places among all, None where they were augmented."""
         total = torch.zeros((), device=part.inputs[0].device)
         if self.distill < 1 and part.labels is not None:
-            shares = self._log_shares(outputs[self.scores].float()).flatten(0, -2)
+            shares = self._log_shares(outputs[self.scores].float())
             total = total + (1 - self.distill) * functional.nll_loss(shares, part.labels.long().flatten())
         if self.distill > 0:
             wanted = self._wanted(part, rows)
@@ -85,35 +90,14 @@ class Task:
         return said
 
     def _log_shares(self, scores: Tensor) -> Tensor:
-        return scores.clamp_min(1e-12).log() if self.probability else functional.log_softmax(scores, dim=-1)
+        """(answers, classes): logarithms of what each answer gives to each class."""
+        rows = scores.movedim(self.axis, -1).flatten(0, -2)
+        return rows.clamp_min(1e-12).log() if self.probability else functional.log_softmax(rows, dim=-1)
 
     def _agreement(self, name: str, output: Tensor, wanted: Tensor) -> Tensor:
         if name != self.scores:
             power = wanted.square().mean().clamp_min(1e-12)
             return (output - wanted).square().mean() / power
         t = self.temperature
-        student = functional.log_softmax(self._log_shares(output) / t, dim=-1).flatten(0, -2)
-        teacher = functional.log_softmax(self._log_shares(wanted) / t, dim=-1).flatten(0, -2)
+        student, teacher = (functional.log_softmax(self._log_shares(y) / t, dim=-1) for y in (output, wanted))
         return t * t * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
-
-
-def _output_of(labels: Tensor, seen: int, answers: Mapping[str, Tensor]) -> str:
-    """The output that has a row of class scores for every label; the answers are those to the first `seen` samples."""
-    for name, answer in answers.items():
-        if answer.dim() > 1 and answer.shape[:-1] == labels[:seen].shape and answer.shape[-1] > 1:
-            if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= answer.shape[-1]:
-                worst = labels.max() if labels.max() >= answer.shape[-1] else labels.min()
-                raise DataError(f"label {worst.item():g} has no class: '{name}' has {answer.shape[-1]} classes.")
-            return name
-    outputs = {name: [len(labels), *answer.shape[1:]] for name, answer in answers.items()}
-    shapes = ", ".join(f"'{name}' {shape}" for name, shape in outputs.items())
-    one_hot = "They look one-hot: give labels.argmax(-1). " if list(labels.shape) in outputs.values() else ""
-    raise DataError(
-        f"labels of shape {list(labels.shape)} are not classes of an output (…, classes); outputs are {shapes}. "
-        f"{one_hot}Labels are class numbers in the shape of an output without its last axis. Leave them out to train "
-        "for agreement with the float network."
-    )
-
-
-def _are_probabilities(scores: Tensor) -> bool:
-    return bool((scores >= 0).all()) and bool(((scores.sum(dim=-1) - 1).abs() < 1e-3).all())
