@@ -68,7 +68,7 @@ def test_one_format_for_all_is_chosen_where_mixtures_are_judged_worse(monkeypatc
     def by_formats(network: Network, *_: object) -> float:
         return float(len({site.spec.format for site, _ in network.constants().values() if site.role == "weight"}))
 
-    monkeypatch.setattr("lowbit.flows.budget.judging_error", by_formats)
+    monkeypatch.setattr("lowbit.flows.real_networks.judging_error", by_formats)
     recipe = lb.mixed_precision(unequal(), rows_of(), GPTQ, bits=4)
     assert [rule.weights.format for rule in recipe.rules] == [parse_format("int4 channel:0")]
 

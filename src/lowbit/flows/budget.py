@@ -21,12 +21,12 @@ from lowbit.engines.compile import serialize
 from lowbit.errors import InputError, TooSmallError
 from lowbit.flows.latency_budget import within_latency
 from lowbit.flows.prices import FORMATS, Prices, asked_of, draft_of, prices_of, solved_by
-from lowbit.flows.ptq import MEMORY, Observed, Stage, _silent, given, observed, settled
+from lowbit.flows.ptq import MEMORY, Stage, _silent, given, observed
+from lowbit.flows.real_networks import RealNetwork, RealNetworks
 from lowbit.metadata import to_text
 from lowbit.network.network import Network
 from lowbit.numerics import Format, parse_format
 from lowbit.recipe import Recipe, Rule
-from lowbit.repair.prove import float_outputs, judging_error
 from lowbit.repair.wider import literal
 from lowbit.solve.program import Option, Program
 
@@ -76,30 +76,23 @@ def mixed_precision(
     draft = draft_of(base)
     seen = observed(model, data, draft, memory, stage)
     stage("pricing formats")
-    search = _Search(seen, draft, prices_of(seen, FORMATS, loss), len(serialize(model.program)))
-    found = search.run(bits, size, stage)
+    prices = prices_of(seen, FORMATS, loss)
+    search = _Search(RealNetworks(seen, loss, _file_bytes, stage), draft, prices, len(serialize(model.program)))
+    found = search.run(bits, size)
     return found if draft == base else replace(solved_by(found, "gptq", "adaround"), passes=base.passes)
-
-
-@dataclass(frozen=True)
-class _Try:
-    """A real network: its recipe, the squared error of its outputs on samples not fitted to, and its file's bytes."""
-
-    recipe: Recipe
-    error: float
-    bytes: int
 
 
 @dataclass
 class _Search:
     """Formats by the integer program, held against real networks.
 
+    real          networks, and the bytes of their files
     float_bytes   of the float file
     trust         format → factor of its predicted errors, from real networks so far
     extra         bytes that files take beyond the predicted
     """
 
-    seen: Observed
+    real: RealNetworks
     base: Recipe
     prices: Prices
     float_bytes: int
@@ -110,35 +103,28 @@ class _Search:
         self.layers = self.prices.layers()
         self.words = list(dict.fromkeys(word for several in self.prices.weights.values() for word in several))
         self.files = {word: self._uniform(word) for word in self.words}
-        self.exact = float_outputs(self.prices.network, self.seen.calibration.judging)
 
-    def run(self, bits: float | None, size: float | None, stage: Stage) -> Recipe:
+    def run(self, bits: float | None, size: float | None) -> Recipe:
         if bits is not None and bits < (fewest := min(map(_code_bits, self.words))):
             raise TooSmallError(
                 f"no file has a mean of {bits:g} bits a weight with formats that the target runs. Ask for {fewest} or "
                 "more."
             )
         limit = self._bytes_of(bits) if bits is not None else (size or 0.0) * self.float_bytes - NOTES
-        tries: list[_Try] = []
-        for number in range(TRIES):
+
+        def plan() -> tuple[Recipe, dict[str, str]] | None:
             chosen = self._program().least("error", {"bytes": limit - self.extra})
-            if chosen is None:
-                break
-            words = self._named(chosen)
-            recipe = self._recipe(words)
-            if any(recipe == known.recipe for known in tries):
-                break
-            stage(f"trying formats, {number + 1} of {TRIES}")
-            tries.append(self._judged(recipe))
-            self._learn(words, tries[-1])
-        kept = [tried for tried in tries if tried.bytes <= limit]
+            return None if chosen is None else (self._recipe(words := self._named(chosen)), words)
+
+        self.real.follow(TRIES, "trying formats", plan, self._learn)
+        kept = self.real.within(limit)
         if bits is not None:  # no mixture may be so small where bytes are mostly notes
-            stage("trying one format for all")
-            kept.append(self._judged(self._recipe(self._alike(bits, limit))))
+            self.real.stage("trying one format for all")
+            kept.append(self.real.make(self._recipe(self._alike(bits, limit))))
         if not kept:
-            kept = [self._judged(self._recipe(self._named(self._program().least("bytes") or {})))]
-            if kept[0].bytes > limit:
-                near = ceil(1000 * (kept[0].bytes + NOTES) / self.float_bytes) / 1000
+            kept = [self.real.make(self._recipe(self._named(self._program().least("bytes") or {})))]
+            if kept[0].taken > limit:
+                near = ceil(1000 * (kept[0].taken + NOTES) / self.float_bytes) / 1000
                 asked = f"{size:g} of the float file's {self.float_bytes:,} bytes"
                 raise TooSmallError(f"no file is as small as {asked}. Ask for {near:g} or more.")
         return min(kept, key=lambda tried: tried.error).recipe
@@ -190,12 +176,7 @@ class _Search:
         )
         return replace(self.base, rules=(*rules, *own))
 
-    def _judged(self, recipe: Recipe) -> _Try:
-        network = settled(self.seen.again(recipe), recipe).network
-        error = judging_error(network, self.seen.calibration, self.exact, self.prices.loss)
-        return _Try(recipe, error, _file_bytes(network, recipe))
-
-    def _learn(self, words: Mapping[str, str], tried: _Try) -> None:
+    def _learn(self, words: Mapping[str, str], tried: RealNetwork) -> None:
         """Each format's errors grow by measured / predicted, to the power of its share of the predicted error."""
         errors: dict[str, float] = {}
         for layer, word in words.items():
@@ -203,7 +184,7 @@ class _Search:
         predicted = sum(errors.values()) + sum(self.prices.activations.values())
         for word, error in errors.items():
             self.trust[word] = self.trust.get(word, 1.0) * (tried.error / predicted) ** (error / predicted)
-        self.extra = tried.bytes - sum(self._stored(layer, word) for layer, word in words.items())
+        self.extra = tried.taken - sum(self._stored(layer, word) for layer, word in words.items())
 
     def _named(self, chosen: Mapping[str, int]) -> dict[str, str]:
         """Layer → format."""
