@@ -28,6 +28,7 @@ from lowbit.flows.fit_size import BATCH, MOST_SAMPLES
 from lowbit.flows.given import model_and_data, refuse_quantized, samples_lead
 from lowbit.flows.masks import SMALLEST, compressible
 from lowbit.flows.prune_and_share import Compressor
+from lowbit.flows.rest import round_parameters
 from lowbit.graph import PASSES
 from lowbit.graph.layer import layer_names
 from lowbit.metadata import to_text
@@ -38,7 +39,6 @@ from lowbit.network.network import Network
 from lowbit.network.sites import Placement, Site
 from lowbit.network.weights import orient
 from lowbit.numerics import Format
-from lowbit.numerics.mantissa import fewer_mantissa_bits
 from lowbit.recipe import Recipe
 from lowbit.solve import SOLVERS
 from lowbit.solve.prune import Pruning
@@ -98,7 +98,7 @@ def compress(
     told = progress or (lambda *_: None)
     run = Compressor(network, batches, training, asked, how, measure, told, checkpoint)
     run.to_end()
-    _shorten(network, asked)
+    round_parameters(network, asked)
     small = _written(network, model.source, asked)
     if training is not None:
         small.program.metadata_props["lowbit.schedule"] = how.to_toml()
@@ -151,32 +151,10 @@ def _written(network: Network, source: str, recipe: Recipe) -> Model:
 
 
 def _packed_bytes(network: Network, source: str, recipe: Recipe) -> int:
-    """Bytes of the file that the network would make as it is now, its constants shortened."""
-    _shorten(network, recipe)
+    """Bytes of the file that the network would make as it is now, its constants rounded."""
+    round_parameters(network, recipe)
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
         return pack(_written(network, source, recipe), Path(folder) / "0.lowbit")
-
-
-@torch.no_grad()
-def _shorten(network: Network, recipe: Recipe) -> None:
-    """Round float parameters and tables in the network as the recipe's rest says.
-
-    Pruned weights that stay float keep their mantissas.
-    """
-    constants, bits = network.constants(), recipe.mantissa_bits
-    for name in network.module.meta["keys"]:
-        if name not in constants:
-            parameter = network.parameter(name)
-            if parameter.dtype == torch.float32 and parameter.requires_grad:
-                half = parameter.half().float() if recipe.rest == "float16" else parameter
-                parameter.copy_(fewer_mantissa_bits(half if bool(half.isfinite().all()) else parameter, bits))
-    for _, quantizer in constants.values():
-        stored = quantizer.stored
-        if stored is not None and stored.table is not None:
-            # An error of half a bit of mantissa stays under 1/32 of the distance between equally spaced values.
-            needed = min(23, max(bits, stored.table.shape[1].bit_length() + 2))
-            table = fewer_mantissa_bits(torch.as_tensor(stored.table), needed)
-            quantizer.store(replace(stored, table=table))
 
 
 def compress_tensors(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 
 import lowbit
 from lowbit.data import Data
@@ -24,8 +23,8 @@ from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.given import float_model_and_data
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, pieces, room
 from lowbit.flows.masks import prune_once
+from lowbit.flows.rest import round_constants
 from lowbit.graph import PASSES
-from lowbit.graph.halves import round_to_halves
 from lowbit.graph.layer import RECURRENT, layer_names
 from lowbit.metadata import to_text
 from lowbit.model import Model
@@ -36,7 +35,6 @@ from lowbit.network.place import place
 from lowbit.network.sites import Placement
 from lowbit.network.why_float import nothing_quantized
 from lowbit.numerics import Format
-from lowbit.numerics.mantissa import fewer_mantissa_bits
 from lowbit.presets import find_recipe
 from lowbit.recipe import Recipe, TensorSpec
 from lowbit.repair.normalize import normalize_inputs
@@ -188,13 +186,10 @@ def observed(
         elif name in PASSES:
             notes += PASSES[name](prepared.program)
     notes += prune_once(prepared.program, chosen) if prunes else []
-    if chosen.rest == "float16":
-        notes.append(f"{round_to_halves(prepared.program)} constants rounded to float16, before any is quantized")
     placement = placed(prepared.program, chosen, model.source)
-    if chosen.mantissa_bits < 23:
-        notes.append(
-            f"{_shorten(prepared.program, placement, chosen.mantissa_bits)} constants rounded to {chosen.rest}"
-        )
+    if chosen.rest != Recipe.rest:
+        count = round_constants(prepared.program, chosen, placement.sites)
+        notes.append(f"{count} constants rounded to {chosen.rest}")
     network = Network(prepared.program, placement)
     one = next(first(data, kept.judging, 1))
     size = footprint(network.module, tensors(network, one.inputs))
@@ -225,18 +220,6 @@ def observed(
         notes.append("judged by the samples that were fitted to: there are no others")
     proof = list(in_batches(first(data, kept.judging, min(PROOF_SAMPLES, max(2, affordable)))))
     return Observed(model.source, network, calibration, notes, proof)
-
-
-def _shorten(program: ir.Model, placement: Placement, bits: int) -> int:
-    """Round, in place, the mantissas of the constants that stay float; how many numbers that are."""
-    count = 0
-    for name, value in program.graph.initializers.items():
-        held = value.const_value
-        if held is not None and held.dtype == ir.DataType.FLOAT and name not in placement.sites:
-            numbers = fewer_mantissa_bits(torch.from_numpy(held.numpy().copy()), bits)
-            value.const_value = ir.tensor(numbers.numpy(), name=name)
-            count += numbers.numel()
-    return count
 
 
 def settled(seen: Observed, chosen: Recipe) -> Observed:

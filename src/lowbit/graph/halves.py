@@ -1,4 +1,4 @@
-"""What stays float in half the bytes: constants rounded to float16, stored so, and widened when the file is loaded.
+"""What stays float in half the bytes: constants stored in float16 and widened when the file is loaded.
 
 The network still computes in float32: onnxruntime has few float16 kernels for CPUs and casts around each of the others.
 """
@@ -11,17 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 _LARGEST = float(np.finfo(np.float16).max)
-_LEAST = 32  # numbers; a Cast takes about as many bytes as half of them
-
-
-def round_to_halves(program: ir.Model) -> int:
-    """Round, in place, the constants that fit into float16; how many numbers that are."""
-    count = 0
-    for value in program.graph.initializers.values():
-        if (array := _fitting(value)) is not None:
-            value.const_value = ir.tensor(array.astype(np.float16).astype(np.float32), name=value.name)
-            count += array.size
-    return count
+LEAST = 32  # numbers; a Cast takes about as many bytes as half of them
 
 
 def store_halves(program: ir.Model, names: Collection[str]) -> None:
@@ -45,7 +35,7 @@ def store_halves(program: ir.Model, names: Collection[str]) -> None:
 def _fitting(value: ir.Value) -> np.ndarray | None:
     """A constant of float32 that is worth a Cast and has no number beyond float16, such as a mask's −3.4e38."""
     tensor = value.const_value
-    if tensor is None or tensor.dtype is not ir.DataType.FLOAT or tensor.size < _LEAST:
+    if tensor is None or tensor.dtype is not ir.DataType.FLOAT or tensor.size < LEAST:
         return None
     array = np.asarray(tensor.numpy())
     return array if bool((np.abs(array) <= _LARGEST).all()) else None
