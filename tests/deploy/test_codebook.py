@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 import lowbit as lb
-from lowbit.deploy.write import ExpandedTensor, write
+from lowbit.deploy.write import StoredTensor, write
 from lowbit.engines.compile import ENGINES
 from lowbit.numerics import Format, KMeans, QuantTensor
 
@@ -36,7 +36,7 @@ def test_engines_expand_codes_and_tables(engine: str, count: int, bits: int, gro
     codes = rng.integers(0, count, (32, 24)).astype(np.uint8)
     tables = rng.normal(size=(groups, count)).astype(np.float32)
     dense = tables[np.arange(32)[:, None] // (32 // groups), codes]
-    written = write(program(dense), [ExpandedTensor("w", shared(codes, tables, bits))], whole_codes=whole)
+    written = write(program(dense), [StoredTensor("w", shared(codes, tables, bits))], whole_codes=whole)
     held = [v.const_value for n, v in written.graph.initializers.items() if n.startswith("w_codes")]
     bits_stored = (4 if count <= 16 else 8) if whole else bits  # one code an element is what an entropy coder wants
     assert sum(tensor.nbytes for tensor in held) == 32 * 24 * bits_stored // 8
@@ -49,7 +49,7 @@ def test_a_compressed_file_loads_with_its_weights_folded() -> None:
     codes = np.random.default_rng(0).integers(0, 8, (32, 24)).astype(np.uint8)
     tables = np.arange(8, dtype=np.float32).reshape(1, 8)
     before = program(np.zeros((32, 24), np.float32))
-    written = write(before, [ExpandedTensor("w", shared(codes, tables, 3))])
+    written = write(before, [StoredTensor("w", shared(codes, tables, 3))])
     x = np.ones((1, 32), np.float32)
     assert np.allclose(lb.load(written).run({"x": x})["y"], codes.sum(axis=0))
     assert list(before.graph.initializers) == ["w"]  # what is read is left alone

@@ -9,11 +9,12 @@ from toy_networks import convolutions, images, network
 import lowbit as lb
 from lowbit.deploy.compact import compact
 from lowbit.deploy.export import export
-from lowbit.deploy.write import IntegerTensor, write
+from lowbit.deploy.write import ActivationTensor, write
 from lowbit.engines.compile import ENGINES, serialize
 from lowbit.network.calibrate import observe, solve_weights
 from lowbit.network.network import Network
 from lowbit.network.place import place
+from lowbit.numerics import Int
 from lowbit.repair.ranges import choose_ranges
 
 IMAGENET = "scale=255 mean=.485,.456,.406 std=.229,.224,.225 layout=NCHW"
@@ -29,8 +30,8 @@ def written() -> tuple[ir.Model, ir.Model]:
     return export(simulation), simulation.program
 
 
-def quantized_input(scale: float = 0.1) -> IntegerTensor:
-    return IntegerTensor("x", np.float32(scale), np.array(10), 8, False)
+def quantized_input(scale: float = 0.1) -> ActivationTensor:
+    return ActivationTensor("x", np.float32(scale), np.array(10), Int(8, signed=False))
 
 
 def names(program: ir.Model) -> set[str]:
@@ -93,7 +94,7 @@ def test_a_name_that_lowbit_would_give_may_be_the_users():
 
 def test_equal_constants_are_stored_once():
     model = network("m (float[N,3] x) => (float[N,3] y) { h = Relu (x) y = Neg (h) }")
-    tensors = [quantized_input(), IntegerTensor("h", np.float32(0.1), np.array(10), 8, False)]
+    tensors = [quantized_input(), ActivationTensor("h", np.float32(0.1), np.array(10), Int(8, signed=False))]
     before = write(model.program, tensors)
     assert len(before.graph.initializers) == 4
     assert len(compact(before, model.program).graph.initializers) == 2  # one scale, one zero point
@@ -136,7 +137,7 @@ def test_a_branch_reads_the_value_that_was_renamed():
         y = Relu (z)
     }}"""
     model = network(text)
-    before = write(model.program, [IntegerTensor("h", np.float32(0.1), np.array(0), 8, False)])
+    before = write(model.program, [ActivationTensor("h", np.float32(0.1), np.array(0), Int(8, signed=False))])
     small = compact(before, model.program)
     for choice in (True, False):
         batch = {"x": np.array([[-1.0, 0.33, 2.0]], np.float32), "c": np.array(choice)}

@@ -5,9 +5,11 @@ import onnx_ir as ir
 import pytest
 from toy_networks import network
 
-from lowbit.deploy.write import IntegerTensor, write
-from lowbit.errors import UnsupportedError
+from lowbit.deploy.write import ActivationTensor, BiasTensor, StoredTensor, write
+from lowbit.engines.read_back import BY_BLOCK, INTEGERS
+from lowbit.errors import InputError, UnsupportedError
 from lowbit.model import Model
+from lowbit.numerics import Format, Int, QuantTensor, channel, group
 
 W = np.array([[1.0, -2.0], [0.5, 4.0], [3.0, 0.0]])  # (3 inputs, 2 outputs)
 
@@ -16,14 +18,14 @@ def product() -> Model:
     return network("m (float[N,3] x) => (float[N,2] y) { y = MatMul (x, w) }", w=W)
 
 
-def activation(value: str, scale: float = 0.1, zero: int = 10, bits: int = 8, **more) -> IntegerTensor:
-    return IntegerTensor(value, np.float32(scale), np.array(zero), bits, False, **more)
+def activation(value: str, scale: float = 0.1, zero: int = 10, **more) -> ActivationTensor:
+    return ActivationTensor(value, np.float32(scale), np.array(zero), Int(8, signed=False), **more)
 
 
-def per_channel(bits: int = 8) -> IntegerTensor:
-    scale = np.array([1 / 32, 1 / 16], np.float32)
-    codes = np.rint(W / scale)
-    return IntegerTensor("w", scale, np.zeros(2), bits, True, codes, axis=1)
+def per_channel() -> StoredTensor:
+    scale = np.array([[1 / 32, 1 / 16]], np.float32)
+    stored = QuantTensor(np.rint(W / scale).astype(np.int8), Format(Int(8), channel(1)), (3, 1), scale)
+    return StoredTensor("w", stored, arithmetic=INTEGERS)
 
 
 def stored(program: ir.Model) -> dict[str, np.ndarray]:
@@ -70,15 +72,22 @@ def test_only_the_readers_that_were_named_see_the_quantized_value():
 
 @pytest.mark.parametrize(
     ("bits", "signed", "dtype"),
-    [(4, True, "INT8"), (3, False, "UINT8"), (8, False, "UINT8"), (9, False, "UINT16"), (32, True, "INT32")],
+    [(4, True, "INT8"), (3, False, "UINT8"), (8, False, "UINT8"), (9, False, "UINT16")],
 )
-def test_an_engine_computes_with_codes_in_8_16_or_32_bits(bits, signed, dtype):
-    assert IntegerTensor("w", np.float32(1), np.array(0), bits, signed).dtype is ir.DataType[dtype]
+def test_an_engine_computes_with_codes_in_8_or_16_bits(bits, signed, dtype):
+    assert ActivationTensor("w", np.float32(1), np.array(0), Int(bits, signed)).dtype is ir.DataType[dtype]
+
+
+def test_a_bias_has_codes_of_32_bits():
+    model = network("m (float[N,2] x) => (float[N,2] y) { y = Add (x, b) }", b=np.zeros(2))
+    program = write(model.program, [BiasTensor("b", np.array([1 << 20, -3]), np.array([0.5, 0.25]))])
+    assert stored(program)["b_codes"].dtype == np.int32
+    assert Model(program).run({"x": np.zeros((1, 2), np.float32)})["y"].tolist() == [[1 << 19, -0.75]]
 
 
 def test_a_code_that_no_engine_computes_with_is_refused():
-    with pytest.raises(UnsupportedError, match="no engine computes in 20-bit integers"):
-        _ = IntegerTensor("w", np.float32(1), np.array(0), 20, False).dtype
+    with pytest.raises(InputError, match="bits must be 1 to 16"):
+        ActivationTensor("w", np.float32(1), np.array(0), Int(20, signed=False))
 
 
 def test_integers_are_not_quantized_again():
@@ -102,6 +111,7 @@ def test_blocks_of_weights_have_a_scale_each():
     model = network("m (float[N,64] x) => (float[N,8] y) { y = MatMul (x, w) }", w=weight)
     scale = (np.abs(weight).reshape(2, 32, 8).max(1) / 7).astype(np.float32)
     codes = np.rint(weight.reshape(2, 32, 8) / scale[:, None]).reshape(64, 8)
-    program = write(model.program, [IntegerTensor("w", scale, np.zeros((2, 8)), 4, True, codes, axis=0, block=32)])
+    blocks = QuantTensor(codes.astype(np.int8), Format(Int(4), group(32, axis=0)), (32, 1), scale)
+    program = write(model.program, [StoredTensor("w", blocks, arithmetic=BY_BLOCK)])
     exact = (codes.reshape(2, 32, 8) * scale[:, None]).reshape(64, 8)
     assert np.allclose(Model(program).run({"x": np.eye(64, dtype=np.float32)})["y"], exact, atol=1e-6)

@@ -1,7 +1,6 @@
 """From a network to a deployable program, and the ledger of what became of every tensor."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import onnx_ir as ir
 import torch
 
 from lowbit.deploy.kernels import REWRITES
-from lowbit.deploy.write import ExpandedTensor, IntegerTensor, MeasuredTensor, Tensor, write
+from lowbit.deploy.write import ActivationTensor, BiasTensor, MeasuredTensor, StoredTensor, Tensor, write
 from lowbit.engines.read_back import BY_BLOCK, FLOAT, INTEGERS, ReadBack
 from lowbit.errors import UnsupportedError
 from lowbit.graph.halves import store_halves
@@ -21,7 +20,7 @@ from lowbit.network.stored import PIECE, FakeBias, WeightQuant
 from lowbit.network.weights import has_one_scale_an_output
 from lowbit.network.why_float import constant_in_float
 from lowbit.numerics import TENSOR, Format, Int, QuantTensor, describe_format, group
-from lowbit.numerics.grids import grid_table, is_whole
+from lowbit.numerics.grids import is_whole
 from lowbit.ranges import range_words
 
 Row = dict[str, Any]
@@ -78,20 +77,20 @@ def _tensors(network: Network) -> Iterator[Tensor]:
         elif isinstance(quantizer, WeightQuant):
             if quantizer.stored is None:
                 continue
-            constant = _constant(network, site, quantizer)
-            if unsigned and site.role == "constant" and isinstance(constant, IntegerTensor):
-                constant = constant.unsigned()
-            yield constant
+            arithmetic, lift = _arithmetic(network, site), 0
+            if unsigned and site.role == "constant" and arithmetic != FLOAT:
+                grid = quantizer.stored.format.grid
+                lift = _half_a_grid(grid if isinstance(grid, Int) else Int(8))
+            yield StoredTensor(name, quantizer.stored, site.readers, arithmetic, lift)
         elif site.spec.dynamic:
             assert site.readers is not None
             if readers := frozenset(pair for pair in site.readers if pair[0] not in network.recurrent):
                 yield MeasuredTensor(name, readers)  # else a recurrent layer quantizes it
         elif not (quantizer.dynamic and site.readers and {layer for layer, _ in site.readers} <= by_block):
-            activation = _activation(site, quantizer)
-            yield activation.unsigned() if unsigned else activation  # else the kernel of blocks quantizes it
+            yield _activation(site, quantizer, unsigned)  # else the kernel of blocks quantizes it
 
 
-def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
+def _activation(site: Site, quantizer: FakeQuant, unsigned: bool) -> ActivationTensor:
     grid = quantizer.format.grid
     if not isinstance(grid, Int) or quantizer.dynamic:
         raise UnsupportedError(
@@ -100,25 +99,12 @@ def _activation(site: Site, quantizer: FakeQuant) -> IntegerTensor:
             "whose weights are in 'int4 group:32'."
         )
     scale, zero = quantizer.scale.numpy(), quantizer.zero.numpy()
-    return IntegerTensor(site.value, scale, zero, grid.bits, grid.signed, narrow=grid.narrow, readers=site.readers)
+    return ActivationTensor(site.value, scale, zero, grid, site.readers, _half_a_grid(grid) if unsigned else 0)
 
 
-def _constant(network: Network, site: Site, quantizer: WeightQuant) -> IntegerTensor | ExpandedTensor:
-    stored, arithmetic = quantizer.stored, _arithmetic(network, site)
-    assert stored is not None
-    if arithmetic == FLOAT:
-        return ExpandedTensor(site.value, stored, site.readers)
-    grid = stored.format.grid
-    kind, table = (grid, None) if isinstance(grid, Int) else (Int(8), np.asarray(grid_table(grid).values))
-    scale, zero, codes = (np.asarray(t) for t in (stored.scale_values(), stored.zero_values(), stored.codes))
-    axis: int | None
-    if arithmetic == BY_BLOCK:
-        (axis, block), *_ = [pair for pair in enumerate(stored.tile) if pair[1] > 1]
-    else:
-        axis, block = next((axis for axis, count in enumerate(stored.tiles) if count > 1), None), 0
-        scale, zero = (t.reshape(() if axis is None else -1) for t in (scale, zero))
-    held = IntegerTensor(site.value, scale, zero, kind.bits, kind.signed, codes, axis=axis, block=block)
-    return replace(held, table=table, readers=site.readers)
+def _half_a_grid(grid: Int) -> int:
+    """What makes signed codes of at most 8 bits unsigned."""
+    return 1 << (grid.bits - 1) if grid.signed and grid.bits <= 8 else 0
 
 
 def _arithmetic(network: Network, site: Site) -> str:
@@ -187,11 +173,9 @@ def _site_beside(network: Network, site: Site, node: ir.Node) -> Site | None:
     return data if site.layer in network.placement.integer else None
 
 
-def _bias(network: Network, site: Site, quantizer: FakeBias) -> IntegerTensor:
+def _bias(network: Network, site: Site, quantizer: FakeBias) -> BiasTensor:
     bias = network.parameter(site.value).detach()
-    scale = quantizer.scale().expand(bias.shape)
-    codes = quantizer.codes(bias).numpy()
-    return IntegerTensor(site.value, scale.numpy(), np.zeros(bias.shape, np.int32), 32, True, codes, axis=0)
+    return BiasTensor(site.value, quantizer.codes(bias).numpy(), quantizer.scale().expand(bias.shape).numpy())
 
 
 def ledger(network: Network, runs: ReadBack | None = None) -> list[Row]:

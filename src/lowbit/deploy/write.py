@@ -9,7 +9,7 @@ QuantizeLinear-21 and DequantizeLinear-21.
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -19,9 +19,11 @@ from lowbit.deploy.dynamic import multiply_integers
 from lowbit.deploy.expand import Expansion, Pool, expand, has_separate_rows, kernel_type, stored_type
 from lowbit.deploy.lookup import looked_up
 from lowbit.deploy.rewrites import fit_kernel_of_blocks, keep_bias_apart, keep_residuals_apart
+from lowbit.engines.read_back import BY_BLOCK, FLOAT
 from lowbit.errors import UnsupportedError
 from lowbit.graph.weights import drop_unread
 from lowbit.numerics import Int, QuantTensor
+from lowbit.numerics.grids import grid_table
 
 # Values of a table that is expanded when the file is loaded, 64 kB: its rows then cost one Gather and no arithmetic.
 # A character model, ms: 0.419 where rows were decoded at each call, onnxruntime's own file 0.414; now they are equal.
@@ -29,83 +31,66 @@ SMALL_TABLE = 1 << 14
 
 
 @dataclass(frozen=True)
-class IntegerTensor:
-    """One value to be written in integers: real ≈ (code − zero) · scale.
+class StoredTensor:
+    """A constant in codes.
 
-    codes       the integers of a constant; None for an activation, which is quantized where it is made
-    scale       float32: a scalar, (channels,) along `axis`, or one per block of `block` elements along `axis`
-    zero        integers of scale's shape
-    bits        of a code: 1–16, and 32 of a bias. A constant takes that many in the file
-    narrow      the lowest code is not used
-    block       4-bit codes only: left to the engine as they are, for its kernel of blocks (onnxruntime's MatMulNBits)
-    readers     (node, input index) that read the quantized value; None: all
-    table       of a constant: the integers that its codes, counted from 0, stand for
+    readers      (node, input index) that read the quantized value; None: all
+    arithmetic   of its kernel: INTEGERS of 8 or 16 bits; BY_BLOCK, the engine's own kernel of 4-bit blocks
+                 (onnxruntime's MatMulNBits); FLOAT, in any format: expanded when the file is loaded
+    lift         what codes and zeros of integers are higher by in the file: half a grid makes signed ones unsigned
     """
-
-    value: str
-    scale: np.ndarray
-    zero: np.ndarray
-    bits: int
-    signed: bool
-    codes: np.ndarray | None = None
-    axis: int | None = None
-    block: int = 0
-    narrow: bool = False
-    readers: frozenset[tuple[str, int]] | None = None
-    table: np.ndarray | None = None
-
-    @property
-    def dtype(self) -> ir.DataType:
-        """The ONNX integers of 8, 16 or 32 bits in which an engine computes with the codes."""
-        if self.bits == 32 and self.signed:
-            return ir.DataType.INT32
-        if self.bits > 16:
-            raise UnsupportedError(
-                f"'{self.value}': no engine computes in {self.bits}-bit integers. Use 16 bits or fewer."
-            )
-        return kernel_type(self.grid)
-
-    @property
-    def stored(self) -> ir.DataType:
-        """The ONNX integers that hold the codes of a kernel of blocks."""
-        return stored_type(self.grid)
-
-    @property
-    def grid(self) -> Int:
-        return Int(self.bits, self.signed)
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """The lowest and the highest code."""
-        return self.grid.minimum + self.narrow, self.grid.maximum
-
-    def unsigned(self) -> "IntegerTensor":
-        """The same numbers in unsigned codes, where it has at most 8 bits: codes and zero both half a grid higher."""
-        if not self.signed or self.bits > 8:
-            return self
-        half = 1 << (self.bits - 1)
-        codes = None if self.codes is None else self.codes.astype(np.int16) + half
-        return replace(self, signed=False, zero=self.zero + half, codes=codes)
-
-
-@dataclass(frozen=True)
-class ExpandedTensor:
-    """A constant in any format, expanded to floats when the file is loaded; readers as in `IntegerTensor`."""
 
     value: str
     stored: QuantTensor
     readers: frozenset[tuple[str, int]] | None = None
+    arithmetic: str = FLOAT
+    lift: int = 0
+
+
+@dataclass(frozen=True)
+class BiasTensor:
+    """A bias in int32. codes and scale: (outputs,)"""
+
+    value: str
+    codes: np.ndarray
+    scale: np.ndarray
+
+
+@dataclass(frozen=True)
+class ActivationTensor:
+    """An activation in codes of `grid`, real ≈ (code − zero) · scale; readers and lift as in `StoredTensor`."""
+
+    value: str
+    scale: np.ndarray
+    zero: np.ndarray
+    grid: Int
+    readers: frozenset[tuple[str, int]] | None = None
+    lift: int = 0
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The ONNX integers of 8 or 16 bits in which an engine computes with the codes."""
+        return kernel_type(_lifted(self.grid, self.lift))
+
+    @property
+    def lifted_zero(self) -> np.ndarray:
+        return np.asarray(self.zero + self.lift)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        return self.grid.minimum + self.lift, self.grid.maximum + self.lift
 
 
 @dataclass(frozen=True)
 class MeasuredTensor:
-    """An activation in uint8 whose range is measured at each input; readers as in `IntegerTensor`."""
+    """An activation in uint8 whose range is measured at each input; readers as in `StoredTensor`."""
 
     value: str
     readers: frozenset[tuple[str, int]] | None = None
 
 
-Tensor = IntegerTensor | ExpandedTensor | MeasuredTensor
+Tensor = StoredTensor | BiasTensor | ActivationTensor | MeasuredTensor
 
 
 def write(
@@ -130,10 +115,10 @@ def write(
     pool = Pool(whole_codes)
     for tensor in tensors:
         value = values[tensor.value]
-        if isinstance(tensor, ExpandedTensor):
-            _write_expanded(program, value, tensor, pool)
-        elif isinstance(tensor, IntegerTensor) and tensor.codes is not None:
-            _write_constant(program, value, tensor, pool)
+        if isinstance(tensor, StoredTensor):
+            (_write_expanded if tensor.arithmetic == FLOAT else _write_decoded)(program, value, tensor, pool)
+        elif isinstance(tensor, BiasTensor):
+            _write_bias(program, value, tensor, pool)
         elif value.dtype is ir.DataType.FLOAT:
             _write_activation(program, value, tensor, pool)
         else:
@@ -147,9 +132,8 @@ def write(
     return program
 
 
-def _attributes(tensor: IntegerTensor) -> dict[str, int]:
-    attributes = {} if tensor.axis is None else {"axis": tensor.axis}
-    return attributes | ({"block_size": tensor.block} if tensor.block else {})
+def _lifted(grid: Int, lift: int) -> Int:
+    return Int(grid.bits, grid.signed and not lift)
 
 
 def _node(
@@ -159,33 +143,60 @@ def _node(
     return ir.node(op_type, inputs, attributes, outputs=[output])
 
 
-def _write_constant(program: ir.Model, value: ir.Value, tensor: IntegerTensor, pool: Pool) -> None:
+def _write_decoded(program: ir.Model, value: ir.Value, tensor: StoredTensor, pool: Pool) -> None:
     """codes → DequantizeLinear. Codes of few bits become int8 first: engines fold that when they load the file.
 
     onnxruntime makes QLinearConv of int8 codes only; int4 codes under DequantizeLinear are decoded at each call.
     """
-    name = str(value.name)
-    assert tensor.codes is not None
-    expansion = Expansion(name, pool)
-    if tensor.block or tensor.bits == 32:
-        codes = expansion.constant("_codes", tensor.codes, ir.DataType.INT32 if tensor.bits == 32 else tensor.stored)
-    elif tensor.table is not None:
-        codes = expansion.looked_up(tensor.codes, tensor.table, "_codes", tensor.dtype)
+    stored, expansion = tensor.stored, Expansion(str(value.name), pool)
+    grid, codes = stored.format.grid, np.asarray(stored.codes)
+    scale, zero = np.asarray(stored.scale_values()), np.asarray(stored.zero_values()) + tensor.lift
+    if tensor.arithmetic == BY_BLOCK:
+        assert isinstance(grid, Int)
+        dtype = stored_type(grid)
+        held = expansion.constant("_codes", codes, dtype)
+        axis, block = next(pair for pair in enumerate(stored.tile) if pair[1] > 1)
+        attributes = {"axis": axis, "block_size": block}
     else:
-        codes = expansion.integers(tensor.codes, tensor.grid, "_codes", tensor.dtype)
-    inputs = [codes, expansion.constant("_scale", np.asarray(tensor.scale, np.float32), ir.DataType.FLOAT)]
-    if tensor.bits < 32 and not (tensor.block and not np.any(tensor.zero)):
-        inputs.append(
-            expansion.constant("_zero", np.asarray(tensor.zero), tensor.stored if tensor.block else tensor.dtype)
-        )
+        axes = [axis for axis, count in enumerate(stored.tiles) if count > 1]
+        attributes = {"axis": axes[0]} if axes else {}
+        scale, zero = (numbers.reshape(-1 if axes else ()) for numbers in (scale, zero))
+        whole = _lifted(grid if isinstance(grid, Int) else Int(8), tensor.lift)
+        dtype = kernel_type(whole)
+        if isinstance(grid, Int):
+            held = expansion.integers(codes.astype(np.int32) + tensor.lift, whole, "_codes", dtype)
+        else:
+            held = expansion.looked_up(codes, grid_table(grid).values + tensor.lift, "_codes", dtype)
+    inputs = [held, expansion.constant("_scale", scale, ir.DataType.FLOAT)]
+    if tensor.arithmetic != BY_BLOCK or np.any(zero):
+        inputs.append(expansion.constant("_zero", zero, dtype))
+    _decode(program, value, tensor.readers, expansion, inputs, attributes)
+
+
+def _write_bias(program: ir.Model, value: ir.Value, tensor: BiasTensor, pool: Pool) -> None:
+    expansion = Expansion(str(value.name), pool)
+    codes = expansion.constant("_codes", tensor.codes, ir.DataType.INT32)
+    scale = expansion.constant("_scale", tensor.scale, ir.DataType.FLOAT)
+    _decode(program, value, None, expansion, [codes, scale], {"axis": 0})
+
+
+def _decode(
+    program: ir.Model,
+    value: ir.Value,
+    readers: frozenset[tuple[str, int]] | None,
+    expansion: Expansion,
+    inputs: list[ir.Value],
+    attributes: Mapping[str, int],
+) -> None:
+    """Let the readers of a constant read the DequantizeLinear of its codes. inputs: codes, scale, zero"""
     decode = _node(
-        "DequantizeLinear", inputs, f"{name}_dequantized", ir.DataType.FLOAT, value.shape, **_attributes(tensor)
+        "DequantizeLinear", inputs, f"{value.name}_dequantized", ir.DataType.FLOAT, value.shape, **attributes
     )
     _register(program, expansion)
-    _replace_constant(program, value, tensor.readers, [*expansion.nodes, decode])
+    _replace_constant(program, value, readers, [*expansion.nodes, decode])
 
 
-def _write_expanded(program: ir.Model, value: ir.Value, tensor: ExpandedTensor, pool: Pool) -> None:
+def _write_expanded(program: ir.Model, value: ir.Value, tensor: StoredTensor, pool: Pool) -> None:
     readers = _readers(value, tensor.readers)
     if all(map(_reads_rows, readers)) and has_separate_rows(tensor.stored) and not _is_small(tensor.stored):
         _register(program, looked_up(tensor.stored, str(value.name), [use.node for use in readers], pool))
@@ -225,7 +236,9 @@ def _replace_constant(
         use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
 
 
-def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor | MeasuredTensor, pool: Pool) -> None:
+def _write_activation(
+    program: ir.Model, value: ir.Value, tensor: ActivationTensor | MeasuredTensor, pool: Pool
+) -> None:
     name, graph = str(value.name), program.graph
     readers = _readers(value, tensor.readers)
     if isinstance(tensor, MeasuredTensor):
@@ -235,7 +248,7 @@ def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor 
     else:
         constants = Expansion(name, pool)
         scale = constants.constant("_scale", tensor.scale, ir.DataType.FLOAT)
-        zero = constants.constant("_zero", tensor.zero, tensor.dtype)
+        zero = constants.constant("_zero", tensor.lifted_zero, tensor.dtype)
         nodes = _encode(constants, value, tensor, scale, zero)
         _register(program, constants)
         codes = nodes[-1].outputs[0]
@@ -260,7 +273,7 @@ def _write_activation(program: ir.Model, value: ir.Value, tensor: IntegerTensor 
 
 
 def _encode(
-    constants: Expansion, value: ir.Value, tensor: IntegerTensor, scale: ir.Value, zero: ir.Value
+    constants: Expansion, value: ir.Value, tensor: ActivationTensor, scale: ir.Value, zero: ir.Value
 ) -> list[ir.Node]:
     """QuantizeLinear, which saturates at the ends of 8 or 16 bits, and a Clip where the codes have fewer.
 
@@ -275,7 +288,7 @@ def _encode(
     by_code = tensor.dtype.bitwidth == 8
     kind = tensor.dtype if by_code else ir.DataType.FLOAT
     if not by_code:
-        ends = (ends - tensor.zero) * np.float64(tensor.scale)
+        ends = (ends - tensor.lifted_zero) * np.float64(tensor.scale)
     low, high = (constants.shared(end.astype(kind.numpy()), kind) for end in ends)
     clip = _node("Clip", [encode.outputs[0] if by_code else value, low, high], f"{name}_clipped", kind, value.shape)
     if by_code:
