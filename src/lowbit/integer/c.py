@@ -5,7 +5,7 @@ The loops are those of kernels.c, of which a network gets what it uses; tables a
 
 import keyword
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,10 +28,9 @@ from lowbit.integer.program import (
     MaxPool,
     Multiply,
     Program,
-    Rescale,
     Table,
 )
-from lowbit.integer.reference import spatial, window_out
+from lowbit.integer.tensors import Window
 from lowbit.integer.weights import BLOCK, LANES, REACH, SHORT, TOGETHER, in_lanes, per_output, row_of, stored
 
 Library = Literal["none", "cmsis-nn"]
@@ -105,11 +104,11 @@ def _call(
 
 
 def _conv(writer: Writer, layer: Conv) -> Iterator[str]:
-    rows, weights = layer.weight.reshape(len(layer.weight), -1), stored(layer)
+    weights = stored(layer)
     wide, lanes = layer.input.bits > 8, in_lanes(layer)
     # What is read as it is has its zero taken off in the loop; rows read 8-bit codes lifted by 128 instead.
     lifted = 0 if wide else layer.input.zero if lanes else 0 if layer.depthwise else -128
-    bias = layer.bias + lifted * rows.astype(np.int64).sum(1)
+    bias = layer.bias_without(lifted)
     exact = writer.program.rounding == "onnxruntime" and in_float32(layer)
     rescale = layer.rescale
     multiplier, shift, left = rescale.multiplier, rescale.shift, rescale.left
@@ -151,10 +150,11 @@ def _conv(writer: Writer, layer: Conv) -> Iterator[str]:
 
 def _places(layer: Conv) -> dict[str, Any]:
     """The window of a convolution; one that reads each position alone takes them as one line."""
-    size, out = spatial(layer.input), spatial(layer.output)
-    if size[:3] == out[:3] and layer.weight.shape[1:4] == (1, 1, 1):
-        size, out = ((1, 1, int(np.prod(shape[:3])), shape[3]) for shape in (size, out))
-    return _window(size, out, layer.weight.shape[1:4], layer)
+    window = layer.window
+    if window.size[:3] == window.out[:3] and window.taps == (1, 1, 1):
+        size, out = ((1, 1, int(np.prod(shape[:3])), shape[3]) for shape in (window.size, window.out))
+        window = window._replace(size=size, out=out)
+    return _window(window)
 
 
 def _operands(writer: Writer, layer: Add | Multiply) -> str:
@@ -169,26 +169,19 @@ def _operands(writer: Writer, layer: Add | Multiply) -> str:
 def _add(writer: Writer, layer: Add) -> Iterator[str]:
     fields: dict[str, Any] = {"count": layer.a.size, "period": layer.b.size, "zeros": (layer.a.zero, layer.b.zero)}
     if writer.program.rounding == "twice":
-        factors = [_exponent(factor) for factor in layer.factors()]
-        fields |= {"multipliers": [m for m, _ in factors], "exponents": [e for _, e in factors], "sign": layer.sign}
+        factors = [factor.numbers for factor in layer.factors()]
+        exponents = [left - shift for _, shift, left in factors]
+        fields |= {"multipliers": [m for m, _, _ in factors], "exponents": exponents, "sign": layer.sign}
     else:
         fields |= {"multipliers": layer.multipliers, "shift": layer.shift}
     yield _call(writer, "add", layer, fields, _operands(writer, layer))
 
 
-def _exponent(factor: Rescale) -> tuple[int, int]:
-    """(multiplier, exponent) as `twice` takes them."""
-    return int(factor.multiplier[0]), factor.left - int(factor.shift[0])
-
-
 def _multiply(writer: Writer, layer: Multiply) -> Iterator[str]:
     fields: dict[str, Any] = {"count": layer.a.size, "period": layer.b.size, "zeros": (layer.a.zero, layer.b.zero)}
-    multiplier, exponent = _exponent(layer.rescale)
+    multiplier, shift, left = layer.rescale.numbers
     fields |= {"multiplier": multiplier}
-    if writer.program.rounding == "twice":
-        fields |= {"exponent": exponent}
-    else:
-        fields |= {"shift": int(layer.rescale.shift[0]), "left": layer.rescale.left}
+    fields |= {"exponent": left - shift} if writer.program.rounding == "twice" else {"shift": shift, "left": left}
     wide = max(layer.a.bits, layer.b.bits, layer.output.bits) > 8
     yield _call(writer, "multiply_wide" if wide else "multiply", layer, fields, _operands(writer, layer))
 
@@ -196,20 +189,19 @@ def _multiply(writer: Writer, layer: Multiply) -> Iterator[str]:
 def _average(writer: Writer, layer: AveragePool) -> Iterator[str]:
     given = f"{writer.place(layer.input)}, {writer.place(layer.output)}"
     if writer.program.rounding == "twice" and layer.whole:
-        multiplier, exponent = _exponent(layer.factor())
+        multiplier, shift, left = layer.factor().numbers
         fields = {"places": layer.input.size // layer.output.size, "channels": layer.output.size}
-        fields |= {"in_zero": layer.input.zero, "multiplier": multiplier, "exponent": exponent}
+        fields |= {"in_zero": layer.input.zero, "multiplier": multiplier, "exponent": left - shift}
         yield _call(writer, "mean", layer, fields, given)
         return
-    at = _window(spatial(layer.input), window_out(layer), layer.kernel, layer)
+    at = _window(layer.window)
     numbers = {"in_zero": layer.input.zero, "counted": int(layer.count_padding), "multiplier": layer.multiplier}
     struct = writer.struct("average", layer.name, {"at": at} | numbers | {"shift": layer.shift} | ends_of(layer))
     yield f"    {writer.function('average', layer.input.bits, layer.output.bits)}({struct}, {given});"
 
 
 def _largest(writer: Writer, layer: MaxPool) -> Iterator[str]:
-    fields = _window(spatial(layer.input), spatial(layer.output), layer.kernel, layer)
-    struct = writer.struct("window", layer.name, fields)
+    struct = writer.struct("window", layer.name, _window(layer.window))
     bits = layer.input.bits, layer.output.bits
     given = f"{writer.place(layer.input)}, {writer.place(layer.output)}"
     yield f"    {writer.function('largest', *bits)}({struct}, {given});"
@@ -235,9 +227,10 @@ def _copy(writer: Writer, layer: Copy) -> Iterator[str]:
         yield f"    {function}({loops}, {steps}, {source}, {output} + {piece.write_to});"
 
 
-def _window(size: Sequence[int], out: Sequence[int], taps: Sequence[int], layer: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = {"in": size, "out": out, "taps": taps, "strides": layer.strides, "pads": layer.pads}
-    return fields | {"dilations": getattr(layer, "dilations", (1, 1, 1))}
+def _window(window: Window) -> dict[str, Any]:
+    """As kernels.c names it."""
+    given = window._asdict()
+    return {"in": given.pop("size"), **given}
 
 
 _STEPS: Mapping[type[Layer], Callable[[Writer, Any], Iterator[str]]] = {

@@ -12,14 +12,13 @@ import numpy as np
 from lowbit.integer.c_writer import Writer, ends_of
 from lowbit.integer.plan import scratch_name
 from lowbit.integer.program import Conv, Layer, Rounding
-from lowbit.integer.reference import spatial
 
 
 def suits(layer: Layer) -> TypeGuard[Conv]:
     """Whether CMSIS-NN has the layer: 8 bits, no depth, no groups but depthwise, one number a byte."""
     if not isinstance(layer, Conv) or layer.packed or max(layer.input.bits, layer.output.bits) > 8:
         return False
-    flat = layer.weight.shape[1] == 1 and spatial(layer.input)[0] == 1 == spatial(layer.output)[0]
+    flat = layer.window.taps[0] == 1 and layer.window.size[0] == 1 == layer.window.out[0]
     return flat and (layer.groups == 1 or layer.depthwise)
 
 
@@ -38,10 +37,9 @@ def include(rounding: Rounding) -> Iterator[str]:
 
 
 def step(writer: Writer, layer: Conv) -> Iterator[str]:
-    rows = layer.weight.reshape(len(layer.weight), -1)
-    weight = np.ascontiguousarray(rows.T) if layer.depthwise else rows  # depthwise: the channels last
-    (_, h, w, c), (_, out_h, out_w, out_c) = spatial(layer.input), spatial(layer.output)
-    bias = layer.bias + layer.input.zero * rows.astype(np.int64).sum(1)  # the library takes the zero off by itself
+    weight = np.ascontiguousarray(layer.rows.T) if layer.depthwise else layer.rows  # depthwise: the channels last
+    (_, h, w, c), (_, out_h, out_w, out_c), taps, strides, pads, dilations = layer.window
+    bias = layer.bias_without(layer.input.zero)  # the library takes the zero off by itself
     shift = layer.rescale.left - layer.rescale.shift
     tables = {
         key: writer.table(kind, f"{layer.name}_{key}", array)
@@ -52,17 +50,21 @@ def step(writer: Writer, layer: Conv) -> Iterator[str]:
             ("shift", "int32_t", shift),
         )
     }
-    taps = {"n": 1 if layer.depthwise else out_c, "h": layer.weight.shape[2], "w": layer.weight.shape[3]}
     fields = {
         **tables,
         "buffer": buffer_bytes(layer),
         "in": {"n": 1, "h": h, "w": w, "c": c},
-        "taps": {**taps, "c": out_c if layer.depthwise else c},
+        "taps": {
+            "n": 1 if layer.depthwise else out_c,
+            "h": taps[1],
+            "w": taps[2],
+            "c": out_c if layer.depthwise else c,
+        },
         "out": {"n": 1, "h": out_h, "w": out_w, "c": out_c},
         "in_zero": layer.input.zero,
         **ends_of(layer),
     }
-    for key, pair in (("stride", layer.strides), ("pad", layer.pads), ("dilation", layer.dilations)):
+    for key, pair in (("stride", strides), ("pad", pads), ("dilation", dilations)):
         fields[key] = {"w": pair[2], "h": pair[1]}
     name = writer.function("cmsis_depthwise" if layer.depthwise else "cmsis_convolve")
     places = f"{writer.place(layer.input)}, {writer.place(layer.output)}, {writer.at(scratch_name(layer.name))}"

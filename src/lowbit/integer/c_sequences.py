@@ -13,8 +13,7 @@ from lowbit.integer.tensors import Ints, Rescale
 def _product(writer: Writer, layer: Product) -> Iterator[str]:
     rows, columns = layer.output.shape[-2:]
     sizes = {"count": layer.output.size // (rows * columns), "rows": rows, "columns": columns, "depth": layer.depth}
-    factor = layer.rescale
-    numbers = {"multiplier": int(factor.multiplier[0]), "shift": int(factor.shift[0]), "left": factor.left}
+    numbers = dict(zip(("multiplier", "shift", "left"), layer.rescale.numbers, strict=True))
     fields = sizes | {"zeros": (layer.a.zero, layer.b.zero)} | numbers | ends_of(layer)
     name = "product_twice" if writer.program.rounding == "twice" else "product"
     function = writer.function(name, layer.a.bits, layer.b.bits, layer.output.bits)

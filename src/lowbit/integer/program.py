@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.integer.sequences import Normalize, Product, Recurrent, Softmax
-from lowbit.integer.tensors import Ints, OneInput, Rescale, Rounding, Tensor
+from lowbit.integer.tensors import Ints, OneInput, Rescale, Rounding, Tensor, TwoInputs, Window, spatial
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,20 @@ class Conv(OneInput):
         return self.output.size * int(np.prod(self.weight.shape[1:]))
 
     @property
+    def window(self) -> Window:
+        size, out = spatial(self.input), spatial(self.output)
+        return Window(size, out, self.weight.shape[1:4], self.strides, self.pads, self.dilations)
+
+    @property
+    def rows(self) -> Ints:
+        """(outputs, products of one output)"""
+        return self.weight.reshape(len(self.weight), -1)
+
+    def bias_without(self, zero: int) -> Ints:
+        """int64: the bias beside inputs from which `zero` was taken off."""
+        return np.asarray(self.bias + zero * self.rows.astype(np.int64).sum(1))
+
+    @property
     def packed(self) -> bool:
         """Whether all weights fit in 4 bits: two of them share a byte of flash. Not beside 16-bit codes."""
         return self.input.bits <= 8 and bool(self.weight.min(initial=0) >= -8 and self.weight.max(initial=0) <= 7)
@@ -54,7 +68,7 @@ class Conv(OneInput):
 
 
 @dataclass(frozen=True)
-class Add:
+class Add(TwoInputs):
     """y = zero_y + ((a − zero_a) · multipliers[0] + (b − zero_b) · multipliers[1] + 2^(shift−1)) >> shift.
 
     multipliers   of a and b, at most 2^30 in absolute value; b's is negative in a subtraction. The sum takes 40 bits:
@@ -73,10 +87,6 @@ class Add:
     constant: Ints | None = None
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (self.a,) if self.constant is not None else (self.a, self.b)
-
-    @property
     def sign(self) -> int:
         """−1 in a subtraction."""
         return 1 if self.multipliers[1] > 0 else -1
@@ -92,7 +102,7 @@ class Add:
 
 
 @dataclass(frozen=True)
-class Multiply:
+class Multiply(TwoInputs):
     """y = zero_y + rescale((a − zero_a) · (b − zero_b)); b's shape may have axes of 1 where a's has more."""
 
     name: str
@@ -103,10 +113,6 @@ class Multiply:
     low: int
     high: int
     constant: Ints | None = None
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (self.a,) if self.constant is not None else (self.a, self.b)
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,17 @@ class AveragePool(OneInput):
     shift: int
     low: int
     high: int
+
+    @property
+    def window(self) -> Window:
+        """Positions and channels that it makes of its input, whatever axes its output keeps."""
+        size, shape = spatial(self.input), spatial(self.output)
+        channels = size[3]
+        if self.output.size == channels:
+            shape = (1, 1, 1, channels)
+        elif shape[3] != channels:
+            shape = (1, self.output.size // channels, 1, channels)
+        return Window(size, shape, self.kernel, self.strides, self.pads)
 
     @property
     def whole(self) -> bool:
@@ -155,6 +172,11 @@ class MaxPool(OneInput):
     strides: tuple[int, int, int]
     pads: tuple[int, int, int]
     dilations: tuple[int, int, int]
+
+    @property
+    def window(self) -> Window:
+        size, out = spatial(self.input), spatial(self.output)
+        return Window(size, out, self.kernel, self.strides, self.pads, self.dilations)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,8 @@ from lowbit.integer.program import (
     Product,
     Program,
     Recurrent,
-    Rescale,
     Softmax,
     Table,
-    Tensor,
 )
 from lowbit.integer.sequences import HALVES, KINDS, tanh_table
 
@@ -41,24 +39,16 @@ def run(program: Program, inputs: Mapping[str, Ints]) -> Codes:
     return held
 
 
-def spatial(tensor: Tensor) -> tuple[int, int, int, int]:
-    """Depth, height, width, channels: the axes behind the batch, missing ones 1; of a sequence (steps, 1, channels)."""
-    shape = (tensor.shape[1:] if tensor.shape[0] == 1 else tensor.shape) or (1,)
-    *positions, channels = shape if len(shape) <= 4 else (int(np.prod(shape[:-3])), *shape[-3:])
-    d, h, w = (*(1,) * (3 - len(positions)), *positions)
-    return d, h, w, channels
-
-
 def _convolve(layer: Conv, x: Sequence[Ints], y: Ints, program: Program) -> None:
     outputs = len(layer.weight) // layer.groups
     weight = layer.weight.reshape(layer.groups, outputs, *layer.weight.shape[1:])
     wide = np.int32 if layer.input.bits <= 8 else np.int64
     weight, total = np.ascontiguousarray(np.moveaxis(weight, 1, -1).astype(wide)), np.zeros(len(layer.weight), wide)
     multiplier, shift = layer.rescale.multiplier.astype(np.int64), layer.rescale.shift.astype(np.int64)
+    size, out, _, strides, pads, dilations = layer.window
     kernels.convolve(
         x[0], y, weight, total, layer.bias, multiplier, shift, layer.rescale.left, _rule(layer, program),
-        spatial(layer.input), spatial(layer.output), layer.strides, layer.pads, layer.dilations, layer.input.zero,
-        _ends(layer),
+        size, out, strides, pads, dilations, layer.input.zero, _ends(layer),
     )  # fmt: skip
 
 
@@ -66,7 +56,7 @@ def _add(layer: Add, x: Sequence[Ints], y: Ints, program: Program) -> None:
     b = x[1] if layer.constant is None else layer.constant.reshape(1, -1)
     zeros, ends = (layer.a.zero, layer.b.zero), _ends(layer)
     if program.rounding == "twice":
-        kernels.add_twice(x[0], b, y, zeros, tuple(map(_numbers, layer.factors())), layer.sign, ends)
+        kernels.add_twice(x[0], b, y, zeros, tuple(factor.numbers for factor in layer.factors()), layer.sign, ends)
     else:
         kernels.add(x[0], b, y, zeros, layer.multipliers, layer.shift, ends)
 
@@ -74,7 +64,7 @@ def _add(layer: Add, x: Sequence[Ints], y: Ints, program: Program) -> None:
 def _multiply(layer: Multiply, x: Sequence[Ints], y: Ints, program: Program) -> None:
     b = x[1] if layer.constant is None else layer.constant.reshape(1, -1)
     kernels.multiply(
-        x[0], b, y, (layer.a.zero, layer.b.zero), *_numbers(layer.rescale), _rule(layer, program), _ends(layer)
+        x[0], b, y, (layer.a.zero, layer.b.zero), *layer.rescale.numbers, _rule(layer, program), _ends(layer)
     )
 
 
@@ -82,23 +72,19 @@ def _rule(layer: Conv | Multiply | Product, program: Program) -> int:
     return kernels.RULES["once" if program.rounding == "onnxruntime" and not in_float32(layer) else program.rounding]
 
 
-def _numbers(factor: Rescale) -> tuple[int, int, int]:
-    return int(factor.multiplier[0]), int(factor.shift[0]), factor.left
-
-
 def _average(layer: AveragePool, x: Sequence[Ints], y: Ints, program: Program) -> None:
     if program.rounding == "twice" and layer.whole:
-        kernels.mean_twice(x[0], y, layer.output.size, layer.input.zero, _numbers(layer.factor()), _ends(layer))
+        kernels.mean_twice(x[0], y, layer.output.size, layer.input.zero, layer.factor().numbers, _ends(layer))
         return
+    size, out, taps, strides, pads, _ = layer.window
     kernels.average(
-        x[0], y, spatial(layer.input), window_out(layer), layer.kernel, layer.strides, layer.pads,
-        layer.count_padding, layer.input.zero, layer.multiplier, layer.shift, _ends(layer),
+        x[0], y, size, out, taps, strides, pads, layer.count_padding, layer.input.zero, layer.multiplier, layer.shift,
+        _ends(layer),
     )  # fmt: skip
 
 
 def _largest(layer: MaxPool, x: Sequence[Ints], y: Ints, program: Program) -> None:
-    geometry = spatial(layer.input), spatial(layer.output), layer.kernel, layer.strides, layer.pads, layer.dilations
-    kernels.largest(x[0], y, *geometry)
+    kernels.largest(x[0], y, *layer.window)
 
 
 def _look_up(layer: Table, x: Sequence[Ints], y: Ints, program: Program) -> None:
@@ -121,7 +107,7 @@ def _product(layer: Product, x: Sequence[Ints], y: Ints, program: Program) -> No
     rows, columns = layer.output.shape[-2:]
     sizes = layer.output.size // (rows * columns), rows, columns, layer.depth
     zeros = layer.a.zero, layer.b.zero
-    sequence_kernels.product(x[0], x[1], y, sizes, zeros, *_numbers(layer.rescale), _rule(layer, program), _ends(layer))
+    sequence_kernels.product(x[0], x[1], y, sizes, zeros, *layer.rescale.numbers, _rule(layer, program), _ends(layer))
 
 
 def _softmax(layer: Softmax, x: Sequence[Ints], y: Ints, program: Program) -> None:
@@ -149,16 +135,6 @@ def _recurrent(layer: Recurrent, x: Sequence[Ints], y: Ints, program: Program) -
 
 def _walks(counts: Sequence[int], steps: Sequence[int]) -> list[Ints]:
     return [np.arange(count) * step for count, step in zip(counts, steps, strict=True)]
-
-
-def window_out(layer: AveragePool) -> tuple[int, int, int, int]:
-    """Positions and channels that a pooling makes of its input, whatever axes its output keeps."""
-    size = spatial(layer.input)
-    if layer.output.size == size[3]:
-        return 1, 1, 1, size[3]
-    shape = spatial(layer.output)
-    positions = layer.output.size // size[3]
-    return shape if shape[3] == size[3] else (1, positions, 1, size[3])
 
 
 def _ends(layer: Conv | Add | Multiply | AveragePool | Product | Softmax | Normalize) -> tuple[int, int, int]:

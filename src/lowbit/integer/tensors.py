@@ -1,7 +1,7 @@
 """What a value of the integer program is: codes with scale and zero, and how an accumulator becomes a code."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,43 @@ class OneInput:
         return (self.input,)
 
 
+class TwoInputs:
+    """A layer that reads two tensors; b's codes may be `constant`, those of the network."""
+
+    a: Tensor
+    b: Tensor
+    constant: Ints | None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.a,) if self.constant is not None else (self.a, self.b)
+
+
+Sizes = tuple[int, int, int, int]
+
+
+def spatial(tensor: Tensor) -> Sizes:
+    """Depth, height, width, channels: the axes behind the batch, missing ones 1; of a sequence (steps, 1, channels)."""
+    shape = (tensor.shape[1:] if tensor.shape[0] == 1 else tensor.shape) or (1,)
+    *positions, channels = shape if len(shape) <= 4 else (int(np.prod(shape[:-3])), *shape[-3:])
+    d, h, w = (*(1,) * (3 - len(positions)), *positions)
+    return d, h, w, channels
+
+
+class Window(NamedTuple):
+    """Which positions a layer reads, over depth, height, width: at · strides − pads + tap · dilations.
+
+    size, out   depth, height, width, channels of what is read and of what is made
+    """
+
+    size: Sizes
+    out: Sizes
+    taps: tuple[int, ...]
+    strides: tuple[int, int, int]
+    pads: tuple[int, int, int]
+    dilations: tuple[int, int, int] = (1, 1, 1)
+
+
 @dataclass(frozen=True)
 class Rescale:
     """A positive factor, or one an output channel, as integers: multiplier · 2^(left − 31 − shift).
@@ -77,6 +114,11 @@ class Rescale:
     multiplier: Ints
     shift: Ints
     left: int = 0
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """Multiplier, shift and left of a single factor."""
+        return int(self.multiplier[0]), int(self.shift[0]), self.left
 
     @staticmethod
     def of(factors: "float | NDArray[np.float64]") -> "Rescale":

@@ -24,7 +24,7 @@ from lowbit.integer.program import (
     Table,
     Tensor,
 )
-from lowbit.integer.reference import spatial
+from lowbit.integer.tensors import spatial
 from lowbit.integer.tflite_moves import moves
 from lowbit.integer.tflite_writer import Writer
 
@@ -53,8 +53,7 @@ def write_tflite(program: Program) -> bytes:
 
 
 def _conv(writer: Writer, layer: Conv) -> None:
-    rows = layer.weight.reshape(len(layer.weight), -1).astype(np.int64)
-    bias = layer.bias + layer.input.zero * rows.sum(1)
+    bias = layer.bias_without(layer.input.zero)
     if layer.weight.shape[1] != 1:
         raise UnsupportedError("a convolution over depth")
     bias_scale = layer.weight_scale.astype(np.float32) * np.float32(layer.input.scale)
@@ -63,7 +62,7 @@ def _conv(writer: Writer, layer: Conv) -> None:
     weight, scales = layer.weight[:, 0], layer.weight_scale
     activation = _activation(layer)
     if len(layer.input.shape) == 2 and writer.rounding != "twice":  # LiteRT's own kernel for it rounds once
-        flat = writer.constant(f"{layer.name}/weight", rows.astype(np.int8), scales)
+        flat = writer.constant(f"{layer.name}/weight", layer.rows, scales)
         source = writer.latest.get(layer.input.name, layer.input)  # it flattens what it reads
         inputs = [writer.tensor(source), flat, biases]
         writer.operator("FULLY_CONNECTED", inputs, [writer.tensor(layer.output)], FusedActivationFunction=activation)

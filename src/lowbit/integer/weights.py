@@ -3,7 +3,7 @@
 import numpy as np
 
 from lowbit.integer.program import Conv, Ints
-from lowbit.integer.reference import spatial
+from lowbit.integer.tensors import spatial
 
 BLOCK = 64  # accumulators on the stack
 TOGETHER = 8  # positions that share each weight that was read
@@ -73,7 +73,7 @@ def stored(layer: Conv) -> Ints:
                 i + row_of / 2 in its high bits, so that both halves are read in order
     packed codes are 8 higher, 0 … 15
     """
-    rows = layer.weight.reshape(len(layer.weight), -1)
+    rows = layer.rows
     if layer.depthwise:
         taps = np.tile(rows.T, neighbours(layer))
         if not layer.packed:
