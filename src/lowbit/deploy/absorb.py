@@ -7,32 +7,24 @@ nothing.
 import numpy as np
 import onnx_ir as ir
 
+from lowbit.graph.homogeneous import clip_bounds
+from lowbit.graph.links import made_by, only_reader
+
 
 def absorb_clips(program: ir.Model) -> list[str]:
     """Remove, in place, each Relu or Clip that only a QuantizeLinear reads and whose bounds it keeps anyway."""
     absorbed = []
     for node in list(program.graph):
-        clip = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] is not None else None
-        if clip is None or clip.op_type not in ("Relu", "Clip") or len(clip.outputs[0].uses()) != 1:
+        clip = made_by(node.inputs[0], "Relu", "Clip") if node.op_type == "QuantizeLinear" else None
+        bounds = clip_bounds(clip)
+        if clip is None or bounds is None or only_reader(clip.outputs[0]) is None:
             continue
-        if clip.outputs[0].is_graph_output() or not _saturates_within(node, *bounds_of(clip)):
+        if not _saturates_within(node, *bounds):
             continue
         node.replace_input_with(0, clip.inputs[0])
         program.graph.remove(clip, safe=True)
         absorbed.append(str(clip.name))
     return absorbed
-
-
-def bounds_of(clip: ir.Node) -> tuple[float, float]:
-    """(lowest, highest) value that a Relu or Clip lets through."""
-    if clip.op_type == "Relu":
-        return 0.0, np.inf
-    ends = [clip.inputs[i] if len(clip.inputs) > i else None for i in (1, 2)]
-    constants = [None if v is None else v.const_value for v in ends]
-    if any(v is not None and c is None for v, c in zip(ends, constants, strict=True)):
-        return np.inf, -np.inf  # computed bounds: never inside
-    lo, hi = (d if c is None else float(c.numpy()) for c, d in zip(constants, (-np.inf, np.inf), strict=True))
-    return lo, hi
 
 
 def _saturates_within(quantize: ir.Node, lo: float, hi: float) -> bool:

@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 
 from lowbit.engines.compile import ENGINES
 from lowbit.graph.attention import Attention, find_attention
+from lowbit.graph.links import remove_node
 from lowbit.graph.weights import add_constant
 
 OPSET = 23  # the first with Attention
@@ -40,12 +41,8 @@ def _fuse(graph: ir.Graph, found: Attention, masks: dict[ir.Value, ir.Value]) ->
     inputs = [found.queries, found.keys, found.values, *([] if mask is None else [mask])]
     attributes = {"q_num_heads": found.heads, "kv_num_heads": found.heads, "scale": found.scale}
     node = ir.node("Attention", inputs, attributes, name=found.product.name)
-    result, made = found.result.outputs[0], node.outputs[0]
     graph.insert_before(found.result, node)
-    made.shape, made.type, name = result.shape, result.type, result.name
-    result.replace_all_uses_with(made, replace_graph_outputs=True)
-    graph.remove(found.result, safe=True)
-    made.name = name
+    remove_node(found.result, node.outputs[0])
 
 
 def _whole_mask(graph: ir.Graph, found: Attention, mask: ir.Value, known: dict[ir.Value, ir.Value]) -> ir.Value:

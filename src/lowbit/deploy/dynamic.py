@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from lowbit.deploy.scan import run_as_scan
 from lowbit.graph.layer import number
-from lowbit.graph.weights import add_constant, remove_node
+from lowbit.graph.links import made_by, remove_node
+from lowbit.graph.weights import add_constant
 
 _INTEGER = {"MatMul": "MatMulInteger", "Gemm": "MatMulInteger", "Conv": "ConvInteger"}
 
@@ -26,10 +27,10 @@ def multiply_integers(program: ir.Model, recurrent: Collection[str]) -> None:
     """
     decodes: set[ir.Node] = set()
     for node in list(program.graph):
-        data, *weights = (_decode(value) for value in [*node.inputs, None, None, None][:3])
+        data, *weights = (made_by(value, "DequantizeLinear") for value in [*node.inputs, None, None, None][:3])
         if node.op_type in _INTEGER and data is not None and weights[0] is not None:
-            encode = data.inputs[0].producer() if data.inputs[0] is not None else None
-            if encode is not None and encode.op_type == "DynamicQuantizeLinear":
+            encode = made_by(data.inputs[0], "DynamicQuantizeLinear")
+            if encode is not None:
                 _multiply(program.graph, node, encode, weights[0])
                 decodes |= {data, weights[0]}
         elif node.name in recurrent and (found := [w for w in weights if w is not None]):
@@ -39,11 +40,6 @@ def multiply_integers(program: ir.Model, recurrent: Collection[str]) -> None:
                 run_as_scan(program.graph, node, found)
             decodes |= set(found)
     program.graph.remove([decode for decode in decodes if not decode.outputs[0].uses()], safe=True)
-
-
-def _decode(value: ir.Value | None) -> ir.Node | None:
-    producer = None if value is None else value.producer()
-    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
 def _multiply(graph: ir.Graph, node: ir.Node, encode: ir.Node, decode: ir.Node) -> None:
@@ -86,7 +82,7 @@ def _run_lstm(program: ir.Model, node: ir.Node) -> None:
     program.graph.opset_imports["com.microsoft"] = 1
     inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
     for index in (1, 2):
-        decode = _decode(node.inputs[index])
+        decode = made_by(node.inputs[index], "DequantizeLinear")
         assert decode is not None
         codes, scale, _ = decode.inputs
         assert codes is not None

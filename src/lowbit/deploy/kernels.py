@@ -11,11 +11,13 @@ from types import MappingProxyType
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.deploy.absorb import bounds_of
 from lowbit.deploy.attention import fuse_attention
 from lowbit.deploy.lookup import join_rows
 from lowbit.deploy.rewrites import as_sum, fuse_silu, multiply_to_float
 from lowbit.deploy.zero_points import move_zero_points
+from lowbit.graph.homogeneous import clip_bounds
+from lowbit.graph.links import only_reader
+from lowbit.graph.weights import add_constant
 
 _INTEGER_KERNELS = frozenset(
     {
@@ -73,10 +75,10 @@ def keep_kernels_from_clips(program: ir.Model, integer: Collection[str]) -> None
         if len(readers) != 1:
             continue
         if readers[0].op_type == "QuantizeLinear":
-            lo, hi = bounds_of(clip)
-            zero = readers[0].inputs[2]
-            if lo <= hi and zero is not None and zero.dtype in (ir.DataType.UINT8, ir.DataType.INT8):  # else computed
-                _clip_codes(program, clip, readers[0])
+            bounds, zero = clip_bounds(clip), readers[0].inputs[2]
+            eight = zero is not None and zero.dtype in (ir.DataType.UINT8, ir.DataType.INT8)
+            if bounds is not None and bounds[0] <= bounds[1] and eight:
+                _clip_codes(program, clip, readers[0], bounds)
         else:
             between = ir.Value(name=f"{value.name}_unclipped", shape=value.shape, type=value.type)
             program.graph.insert_before(clip, ir.node("LeakyRelu", [value], {"alpha": 1.0}, outputs=[between]))
@@ -102,27 +104,20 @@ The proof runs every file in onnxruntime: float layers are kept apart for all.
 """
 
 
-def _clip_codes(program: ir.Model, clip: ir.Node, quantize: ir.Node) -> None:
+def _clip_codes(program: ir.Model, clip: ir.Node, quantize: ir.Node, clipped: tuple[float, float]) -> None:
     """Quantize(clip(x)) → clip(Quantize(x)) with the codes of the bounds: rounding is monotone, so these are equal."""
     scale, zero = (v.const_value.numpy() for v in quantize.inputs[1:3])  # type: ignore[union-attr]
     held = np.iinfo(zero.dtype)
-    lo, hi = (float(np.clip(np.rint(end / scale) + zero, held.min, held.max)) for end in bounds_of(clip))
+    lo, hi = (float(np.clip(np.rint(end / scale) + zero, held.min, held.max)) for end in clipped)
     codes = quantize.outputs[0]
     ends = (("lo", lo), ("hi", hi))
-    bounds = [_scalar(program, f"{codes.name}_{name}", np.array(end, zero.dtype)) for name, end in ends]
+    bounds = [add_constant(program.graph, f"{codes.name}_{name}", np.array(end, zero.dtype)) for name, end in ends]
     result = ir.Value(name=codes.name, shape=codes.shape, type=codes.type)
     codes.replace_all_uses_with(result)
     codes.name = f"{codes.name}_unclipped"
     program.graph.insert_after(quantize, ir.node("Clip", [codes, *bounds], outputs=[result]))
     quantize.replace_input_with(0, clip.inputs[0])
     program.graph.remove(clip, safe=True)
-
-
-def _scalar(program: ir.Model, name: str, number: np.ndarray | np.generic) -> ir.Value:
-    tensor = ir.tensor(np.asarray(number), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(()), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    program.graph.register_initializer(value)
-    return value
 
 
 def _reads_integers(node: ir.Node) -> bool:
@@ -148,8 +143,7 @@ def _is_quantized_next(value: ir.Value) -> bool:
 
 def _bias_behind(matmul: ir.Node) -> ir.Node | None:
     """The Add of a constant that alone reads a MatMul."""
-    uses = matmul.outputs[0].uses()
-    add = next(iter(uses)).node if len(uses) == 1 else None
-    if add is None or add.op_type != "Add" or matmul.outputs[0].is_graph_output():
+    add = only_reader(matmul.outputs[0])
+    if add is None or add.op_type != "Add":
         return None
     return add if any(v is not None and v.const_value is not None for v in add.inputs) else None

@@ -17,7 +17,8 @@ from onnx_ir.passes import common
 
 from lowbit.deploy.expand import Expansion, Pool
 from lowbit.graph.layer import number
-from lowbit.graph.weights import remove_node, scalar
+from lowbit.graph.links import made_by, remove_node
+from lowbit.graph.weights import scalar
 from lowbit.numerics import Int, QuantTensor
 
 _INT8 = ir.DataType.INT8
@@ -111,12 +112,8 @@ def join_rows(program: ir.Model, integer: Collection[str] = ()) -> None:
 
 def _behind_stack(value: ir.Value | None) -> ir.Value | None:
     """What a Concat stacks: the value in front of Unsqueeze(axis 1), else the value."""
-    maker = None if value is None else value.producer()
-    return (
-        maker.inputs[0]
-        if maker is not None and maker.op_type == "Unsqueeze" and scalar(maker.inputs[1]) == 1
-        else value
-    )
+    stack = made_by(value, "Unsqueeze")
+    return stack.inputs[0] if stack is not None and scalar(stack.inputs[1]) == 1 else value
 
 
 def _width(value: ir.Value | None) -> tuple[int, bool]:

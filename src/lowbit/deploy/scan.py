@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.layer import number
-from lowbit.graph.weights import add_constant, constant, remove_node
+from lowbit.graph.links import remove_node
+from lowbit.graph.weights import add_constant, constant
 
 
 class _Nodes:

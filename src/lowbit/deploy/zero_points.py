@@ -12,6 +12,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from lowbit.graph.links import made_by, only_reader
 from lowbit.graph.weights import add_constant, constant, scalar, set_constant
 
 _LARGEST = np.iinfo(np.int32).max
@@ -20,7 +21,7 @@ _LARGEST = np.iinfo(np.int32).max
 def move_zero_points(program: ir.Model, integer: Collection[str]) -> None:
     """In place. Values that hold x + c have `_raised` in their names: they are not the user's any more."""
     for encode in [node for node in program.graph if node.op_type == "QuantizeLinear"]:
-        decode = _only_reader(encode.outputs[0])
+        decode = only_reader(encode.outputs[0])
         if decode is None or decode.op_type != "DequantizeLinear" or decode.outputs[0].is_graph_output():
             continue
         codes = _codes_of_biases(encode, decode, integer)
@@ -33,7 +34,7 @@ def move_zero_points(program: ir.Model, integer: Collection[str]) -> None:
 def _codes_of_biases(encode: ir.Node, decode: ir.Node, integer: Collection[str]) -> dict[ir.Node, np.ndarray]:
     """DequantizeLinear of a bias → its codes where x + c is decoded; empty where a neighbour cannot take c."""
     x, c = encode.inputs[0], (scalar(encode.inputs[1]) or 0.0) * (scalar(encode.inputs[2]) or 0.0)
-    if x is None or _only_reader(x) is not encode or not c:
+    if x is None or only_reader(x) is not encode or not c:
         return {}
     readers = [use.node for use in decode.outputs[0].uses()]
     found: dict[ir.Node, np.ndarray] = {}
@@ -52,9 +53,9 @@ def _gain(reader: ir.Node, c: float) -> np.ndarray | None:
     """What c added to an input adds to each channel that the reader makes; None where that differs by position."""
     if reader.op_type == "Add":
         return np.asarray(c)
-    decode = reader.inputs[1].producer() if reader.op_type == "Conv" and reader.inputs[1] is not None else None
+    decode = made_by(reader.inputs[1], "DequantizeLinear") if reader.op_type == "Conv" else None
     pads, auto = reader.attributes.get_ints("pads", ()), reader.attributes.get_string("auto_pad", "NOTSET")
-    if decode is None or decode.op_type != "DequantizeLinear" or any(pads) or auto not in ("NOTSET", "VALID"):
+    if decode is None or any(pads) or auto not in ("NOTSET", "VALID"):
         return None
     codes, scale = (constant(value) for value in decode.inputs[:2])
     if codes is None or scale is None or (len(decode.inputs) > 2 and np.any(constant(decode.inputs[2]))):
@@ -74,8 +75,7 @@ def _unrounded_term(node: ir.Node) -> ir.Value | None:
     """What a convolution hands to this Add alone."""
     terms = node.inputs if node.op_type == "Add" else ()
     for term in terms:
-        maker = None if term is None else term.producer()
-        if maker is not None and maker.op_type == "Conv" and _only_reader(term) is node:
+        if made_by(term, "Conv") is not None and only_reader(term) is node:
             return term
     return None
 
@@ -83,8 +83,8 @@ def _unrounded_term(node: ir.Node) -> ir.Value | None:
 def _bias(layer: ir.Node) -> ir.Node | None:
     """The DequantizeLinear of constant codes that makes a layer's bias, and no other layer's."""
     value = layer.inputs[2] if len(layer.inputs) > 2 else None
-    decode = None if value is None or len(value.uses()) != 1 else value.producer()
-    if decode is None or decode.op_type != "DequantizeLinear" or constant(decode.inputs[0]) is None:
+    decode = None if value is None or len(value.uses()) != 1 else made_by(value, "DequantizeLinear")
+    if decode is None or constant(decode.inputs[0]) is None:
         return None
     return decode if constant(decode.inputs[1]) is not None else None
 
@@ -101,9 +101,3 @@ def _start_at_zero(program: ir.Model, encode: ir.Node, decode: ir.Node) -> None:
         term = None if neighbour is None else _unrounded_term(neighbour)
         if term is not None and not str(term.name).endswith("_raised"):
             term.name = f"{term.name}_raised"
-
-
-def _only_reader(value: ir.Value | None) -> ir.Node | None:
-    """The node that reads a value, where it is one and the value is no output of the network."""
-    uses = () if value is None or value.is_graph_output() else tuple(value.uses())
-    return uses[0].node if len(uses) == 1 else None

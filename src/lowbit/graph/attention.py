@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lowbit.graph.weights import only_reader, scalar
+from lowbit.graph.links import made_by, only_reader
+from lowbit.graph.weights import scalar
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ def find_attention(result: ir.Node) -> Attention | None:
 
 def _made_by(value: ir.Value | None, *operators: str) -> ir.Node | None:
     """The node of one of these operators that makes the value for one reader alone."""
-    node = None if value is None or only_reader(value) is None else value.producer()
-    return node if node is not None and node.op_type in operators else None
+    return None if only_reader(value) is None else made_by(value, *operators)
 
 
 def _scaled_product(value: ir.Value | None) -> tuple[ir.Node | None, float]:

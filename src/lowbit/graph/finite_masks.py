@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.weights import constant, drop_unread, remove_node, scalar, set_constant
+from lowbit.graph.links import made_by, remove_node
+from lowbit.graph.weights import constant, drop_unread, scalar, set_constant
 
 
 def finite_masks(program: ir.Model) -> Changed:
@@ -38,9 +39,8 @@ def finite_masks(program: ir.Model) -> Changed:
 def _guarded(node: ir.Node) -> ir.Node | None:
     """The Softmax where the node is Where(IsNaN(softmax), 0, softmax) and nobody else reads the softmax."""
     condition, zero, probabilities = node.inputs
-    isnan = None if condition is None else condition.producer()
-    softmax = None if probabilities is None else probabilities.producer()
-    if isnan is None or softmax is None or isnan.op_type != "IsNaN" or softmax.op_type != "Softmax":
+    isnan, softmax = made_by(condition, "IsNaN"), made_by(probabilities, "Softmax")
+    if isnan is None or softmax is None:
         return None
     if isnan.inputs[0] is not probabilities or scalar(zero) != 0 or condition is None:
         return None

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
 from lowbit.graph.layer import Layer, linear_before, linear_layer, number
-from lowbit.graph.weights import constant, drop_unread, only_reader, remove_node
+from lowbit.graph.links import only_reader, remove_node
+from lowbit.graph.weights import constant, drop_unread
 
 FOLDED = "folded batch norm"  # in the meta data of a node in memory: what was folded into the layer before it
 

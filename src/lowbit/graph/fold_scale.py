@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
 from lowbit.graph.layer import Layer, linear_before
-from lowbit.graph.weights import constant, drop_unread, only_reader, remove_node, scalar
+from lowbit.graph.links import only_reader, remove_node
+from lowbit.graph.weights import constant, drop_unread, scalar
 
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 

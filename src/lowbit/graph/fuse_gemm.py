@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
 from lowbit.graph.layer import linear_layer
-from lowbit.graph.weights import drop_unread, remove_node, set_constant
+from lowbit.graph.links import remove_node
+from lowbit.graph.weights import drop_unread, set_constant
 
 
 def fuse_gemm(program: ir.Model) -> Changed:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.weights import constant, drop_unread, only_reader, scalar
+from lowbit.graph.links import only_reader
+from lowbit.graph.weights import constant, drop_unread, scalar
 
 LOWEST = -3.4e38  # float32's lowest is −3.4028e38
 

@@ -56,12 +56,16 @@ def _only_drops_ones(node: ir.Node) -> bool:
 
 def relu_ceiling(node: ir.Node | None) -> float | None:
     """c where the node is min(max(x, 0), c): 6 for ReLU6, infinity for Relu; None where it is neither."""
-    if node is None or node.domain not in ("", "ai.onnx"):
+    low, high = clip_bounds(node) or (None, None)
+    return high if low == 0 else None
+
+
+def clip_bounds(node: ir.Node | None) -> tuple[float, float] | None:
+    """(lowest, highest) value that a Relu or Clip lets through; None for other nodes, and where a bound is computed."""
+    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in ("Relu", "Clip"):
         return None
     if node.op_type == "Relu":
-        return float("inf")
-    if node.op_type != "Clip" or len(node.inputs) < 2 or scalar(node.inputs[1]) != 0:
-        return None
-    if len(node.inputs) < 3 or node.inputs[2] is None:
-        return float("inf")
-    return scalar(node.inputs[2])
+        return 0.0, float("inf")
+    ends = zip([*node.inputs[1:], None, None], (float("-inf"), float("inf")), strict=False)
+    low, high = (default if value is None else scalar(value) for value, default in ends)
+    return None if low is None or high is None else (low, high)

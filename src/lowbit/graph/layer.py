@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.graph.weights import constant, float_constant, only_reader, set_constant
+from lowbit.graph.links import only_reader
+from lowbit.graph.weights import constant, float_constant, set_constant
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import onnx_ir as ir
 from lowbit.graph.attention import find_attention
 from lowbit.graph.fold_scale import source_layer
 from lowbit.graph.layer import Layer
-from lowbit.graph.weights import add_constant, constant, float_constant, only_reader, set_constant
+from lowbit.graph.links import only_reader, take_over
+from lowbit.graph.weights import add_constant, constant, float_constant, set_constant
 
 SMALLEST = float(np.finfo(np.float32).tiny)  # rows of zeros stay zeros
 
@@ -100,10 +101,7 @@ def _add(
 
 def _multiply_back(graph: ir.Graph, node: ir.Node, factor: ir.Value) -> None:
     product = node.outputs[0]
-    name, behind = str(product.name), ir.node("Mul", [product, factor], name=f"{node.name}_Mul")
-    result = behind.outputs[0]
-    result.shape, result.type = product.shape, product.type
+    behind = ir.node("Mul", [product, factor], name=f"{node.name}_Mul")
     graph.insert_after(node, behind)
-    product.replace_all_uses_with(result, replace_graph_outputs=True)
+    take_over(product, behind.outputs[0], "normalized")
     behind.replace_input_with(0, product)
-    product.name, result.name = f"{name}_normalized", name

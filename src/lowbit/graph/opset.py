@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.errors import ModelError, UnsupportedError
+from lowbit.graph.links import take_over
 
 TARGET_OPSET = 21
 OLDEST_OPSET = 7
@@ -215,17 +216,9 @@ def _softmax_13(node: ir.Node) -> None:
     node.replace_input_with(0, flat.outputs[0])
     back = ir.node("Reshape", [output, shape.outputs[0]], name=f"{node.name}_reshape")
     node.append(back)
-    _take_over(output, back.outputs[0])
+    take_over(output, back.outputs[0], "rows")
+    output.shape = None
     back.replace_input_with(0, output)
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` be what everyone knew as `old`: its name, type, uses and place among the graph's outputs."""
-    name = old.name
-    new.shape, new.type = old.shape, old.type
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    old.name, new.name = f"{name}_rows", name
-    old.shape = None
 
 
 @_row(13, "Squeeze", "Unsqueeze", "ReduceSum")

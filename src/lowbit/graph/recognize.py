@@ -13,7 +13,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.weights import constant, only_reader, remove_node, scalar
+from lowbit.graph.links import made_by, only_reader, remove_node
+from lowbit.graph.weights import constant, scalar
 
 DEEPEST_PRODUCT = 4  # Mul and Div nested in one of the forms below
 
@@ -40,7 +41,7 @@ def recognize_operators(program: ir.Model) -> Changed:
 def silu_input(node: ir.Node) -> ir.Value | None:
     """x where the node is the Mul of x · sigmoid(x), and nobody else reads the sigmoid."""
     for x, gate in (node.inputs, node.inputs[::-1]) if node.op_type == "Mul" and len(node.inputs) == 2 else ():
-        sigmoid = _made_by(gate, "Sigmoid")
+        sigmoid = made_by(gate, "Sigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is x and only_reader(sigmoid.outputs[0]) is node:
             return x
     return None
@@ -50,11 +51,6 @@ def is_of_silu(node: ir.Node) -> bool:
     """Whether the node is the Sigmoid or the Mul of a SiLU."""
     mul = only_reader(node.outputs[0]) if node.op_type == "Sigmoid" else node
     return mul is not None and silu_input(mul) is not None
-
-
-def _made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    producer = None if value is None else value.producer()
-    return producer if producer is not None and producer.op_type in op_types else None
 
 
 def _split(node: ir.Node | None) -> tuple[ir.Value, np.ndarray] | None:
@@ -70,7 +66,7 @@ def _split(node: ir.Node | None) -> tuple[ir.Value, np.ndarray] | None:
 
 def _plus(value: ir.Value | None, number: float) -> ir.Value | None:
     """x where the value is x + number."""
-    parts = _split(_made_by(value, "Add"))
+    parts = _split(made_by(value, "Add"))
     return parts[0] if parts and parts[1].size == 1 and _close(float(parts[1].reshape(())), number) else None
 
 
@@ -79,7 +75,7 @@ def _factors(value: ir.Value | None, depth: int = 0) -> tuple[list[ir.Value], fl
 
     What several nodes read is a factor as a whole: x in x·gate(x) may be a product itself.
     """
-    node = _made_by(value, "Mul", "Div")
+    node = made_by(value, "Mul", "Div")
     if node is None or value is None or depth > DEEPEST_PRODUCT:
         return ([] if value is None else [value]), 1.0
     factors: list[ir.Value] = []
@@ -112,7 +108,7 @@ def _gelu(node: ir.Node) -> ir.Node | None:
         return None
     for x, gate in (factors, factors[::-1]):
         inner = _plus(gate, 1.0)
-        erf, tanh = _made_by(inner, "Erf"), _made_by(inner, "Tanh")
+        erf, tanh = made_by(inner, "Erf"), made_by(inner, "Tanh")
         if erf is not None:
             inside, scale = _factors(erf.inputs[0])
             if inside == [x] and _close(scale, math.sqrt(0.5)):
@@ -126,12 +122,12 @@ def _is_tanh_argument(value: ir.Value | None, x: ir.Value) -> bool:
     inside, scale = _factors(value)
     if len(inside) != 1 or not _close(scale, math.sqrt(2 / math.pi)):
         return False
-    add = _made_by(inside[0], "Add")
+    add = made_by(inside[0], "Add")
     if add is None or x not in add.inputs:
         return False
     cubic = add.inputs[1] if add.inputs[0] is x else add.inputs[0]
     factors, scale = _factors(cubic)
-    cube = _made_by(factors[0], "Pow") if len(factors) == 1 else None
+    cube = made_by(factors[0], "Pow") if len(factors) == 1 else None
     cubed = cube is not None and cube.inputs[0] is x and scalar(cube.inputs[1]) == 3
     return _close(scale, 0.044715) and (cubed or (len(factors) == 3 and all(factor is x for factor in factors)))
 
@@ -144,12 +140,12 @@ def _hard_swish(node: ir.Node) -> ir.Node | None:
     if len(factors) != 2:
         return None
     for x, gate in (factors, factors[::-1]):
-        sigmoid = _made_by(gate, "HardSigmoid")
+        sigmoid = made_by(gate, "HardSigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is x and _close(product, 1.0):
             slope, offset = sigmoid.attributes.get("alpha"), sigmoid.attributes.get("beta")
             if slope is not None and _close(slope.as_float(), 1 / 6) and (offset is None or offset.as_float() == 0.5):
                 return ir.node("HardSwish", [x])
-        clip = _made_by(gate, "Clip")
+        clip = made_by(gate, "Clip")
         if clip is not None and _close(product, 1 / 6) and _plus(clip.inputs[0], 3.0) is x:
             bounds = [scalar(bound) for bound in clip.inputs[1:3]]
             if bounds == [0.0, 6.0]:
@@ -178,19 +174,19 @@ def _global_pool(node: ir.Node) -> ir.Node | None:
 def _layer_norm(node: ir.Node) -> ir.Node | None:
     """(x − mean)/√(var + ε)·γ + β over the last axes."""
     with_beta = _split(node) if node.op_type == "Add" else None
-    with_gamma = _split(_made_by(with_beta[0], "Mul")) if with_beta else None
+    with_gamma = _split(made_by(with_beta[0], "Mul")) if with_beta else None
     if with_beta is None or with_gamma is None:
         return None
-    divided = _made_by(with_gamma[0], "Div")
-    root = _made_by(divided.inputs[1], "Sqrt") if divided is not None else None
+    divided = made_by(with_gamma[0], "Div")
+    root = made_by(divided.inputs[1], "Sqrt") if divided is not None else None
     if divided is None or root is None:
         return None
-    deviation = _made_by(divided.inputs[0], "Sub")
-    with_epsilon = _split(_made_by(root.inputs[0], "Add"))
+    deviation = made_by(divided.inputs[0], "Sub")
+    with_epsilon = _split(made_by(root.inputs[0], "Add"))
     if deviation is None or with_epsilon is None or with_epsilon[1].size != 1:
         return None
-    x, variance = deviation.inputs[0], _made_by(with_epsilon[0], "ReduceMean")
-    axes = _mean_axes(_made_by(deviation.inputs[1], "ReduceMean"), x)
+    x, variance = deviation.inputs[0], made_by(with_epsilon[0], "ReduceMean")
+    axes = _mean_axes(made_by(deviation.inputs[1], "ReduceMean"), x)
     if x is None or variance is None or axes is None or _mean_axes(variance, variance.inputs[0]) != axes:
         return None
     if not _is_square_of_deviation(variance.inputs[0], x, axes):
@@ -198,7 +194,7 @@ def _layer_norm(node: ir.Node) -> ir.Node | None:
     gamma, beta = with_gamma[1], with_beta[1]
     if gamma.shape != beta.shape or gamma.ndim != len(axes):
         return None
-    mul, add = _made_by(with_beta[0], "Mul"), node
+    mul, add = made_by(with_beta[0], "Mul"), node
     assert mul is not None
     scale = next(value for value in mul.inputs if constant(value) is not None)
     bias = next(value for value in add.inputs if constant(value) is not None)
@@ -221,11 +217,11 @@ def _mean_axes(node: ir.Node | None, x: ir.Value | None) -> list[int] | None:
 
 
 def _is_square_of_deviation(value: ir.Value | None, x: ir.Value, axes: list[int]) -> bool:
-    power = _made_by(value, "Pow", "Mul")
+    power = made_by(value, "Pow", "Mul")
     if power is None:
         return False
     squared = power.inputs[0] is power.inputs[1] if power.op_type == "Mul" else scalar(power.inputs[1]) == 2
-    deviation = _made_by(power.inputs[0], "Sub")
+    deviation = made_by(power.inputs[0], "Sub")
     if not squared or deviation is None or deviation.inputs[0] is not x:
         return False
-    return _mean_axes(_made_by(deviation.inputs[1], "ReduceMean"), x) == axes
+    return _mean_axes(made_by(deviation.inputs[1], "ReduceMean"), x) == axes

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lowbit.graph.changed import Changed
-from lowbit.graph.weights import add_constant, constant, only_reader, remove_node
+from lowbit.graph.links import made_by, only_reader, remove_node
+from lowbit.graph.weights import add_constant, constant
 
 Dim = int | str | None
 
@@ -94,7 +95,7 @@ def _equal(found: list[Dim], wanted: list[Dim]) -> bool:
 
 def _merge(node: ir.Node) -> bool:
     """A Transpose of a Transpose is one Transpose."""
-    first = node.inputs[0].producer() if node.inputs[0] is not None else None
+    first = made_by(node.inputs[0], "Transpose")
     inner, outer = _perm(first), _perm(node)
     if first is None or inner is None or outer is None or len(inner) != len(outer):
         return False

@@ -14,7 +14,8 @@ from onnx_ir.passes import common
 
 from lowbit.graph.changed import Changed
 from lowbit.graph.layer import layers_of, number
-from lowbit.graph.weights import constant, drop_unread, remove_node, set_constant
+from lowbit.graph.links import remove_node
+from lowbit.graph.weights import constant, drop_unread, set_constant
 
 Offsets = dict[int, tuple[int, int]]  # axis → (first, step)
 

@@ -39,6 +39,12 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
+def shared_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """The initialiser of that name, made once."""
+    known = graph.initializers.get(name)
+    return add_constant(graph, name, array) if known is None else known
+
+
 def set_constant(node: ir.Node, index: int, array: np.ndarray, name: str) -> None:
     """Make the node's input `index` this constant, in the element type that it had.
 
@@ -57,26 +63,6 @@ def set_constant(node: ir.Node, index: int, array: np.ndarray, name: str) -> Non
     else:
         assert isinstance(node.graph, ir.Graph)
         node.replace_input_with(index, add_constant(node.graph, name, array))
-
-
-def only_reader(value: ir.Value | None) -> ir.Node | None:
-    """The one node that reads the value, or None where there are more, none, or the value leaves the graph."""
-    if value is None or value.is_graph_output():
-        return None
-    readers = value.consumers()
-    return readers[0] if len(value.uses()) == 1 and len(readers) == 1 else None
-
-
-def remove_node(node: ir.Node, *replacements: ir.Value) -> None:
-    """Remove a node; a replacement for each output takes its name, its readers and its place among the outputs."""
-    assert node.graph is not None
-    for output, replacement in zip(node.outputs, replacements, strict=True):
-        output.replace_all_uses_with(replacement, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)
-    for output, replacement in zip(node.outputs, replacements, strict=True):
-        replacement.name = output.name or replacement.name
-        replacement.shape = replacement.shape or output.shape
-        replacement.type = replacement.type or output.type
 
 
 def drop_unread(program: ir.Model) -> None:

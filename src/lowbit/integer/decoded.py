@@ -7,6 +7,7 @@ deploy/kernels.py); the integer program wants to see the codes.
 import numpy as np
 import onnx_ir as ir
 
+from lowbit.graph.links import made_by
 from lowbit.graph.weights import add_constant, constant
 from lowbit.integer.moves import run_node
 
@@ -14,8 +15,8 @@ from lowbit.integer.moves import run_node
 def decode_products(program: ir.Model) -> None:
     """Each such Mul becomes the DequantizeLinear that it spells, in place."""
     for node in list(program.graph):
-        cast = node.inputs[0].producer() if node.op_type == "Mul" and node.inputs[0] is not None else None
-        scale = constant(node.inputs[1]) if cast is not None and cast.op_type == "Cast" else None
+        cast = made_by(node.inputs[0], "Cast") if node.op_type == "Mul" else None
+        scale = None if cast is None else constant(node.inputs[1])
         codes = _codes(cast.inputs[0]) if cast is not None and scale is not None else None
         if codes is None or scale is None:
             continue
