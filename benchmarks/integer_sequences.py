@@ -5,20 +5,28 @@ silero       the LSTM of silero's voice detection (128 inputs and values), on it
 suppressor   the shape of a noise suppressor, exported from torch: two GRUs of 400, 161 inputs, and gains before their
              sigmoid; random weights and inputs
 transformer  a torch encoder: 2 layers of 64 values, 4 heads, 16 tokens; random weights and inputs
+charlstm     a character model: its two LSTMs and its head, over the rows of its table for 128 characters
 minilm       the 6 layers of all-MiniLM-L6-v2 over 16 embedded tokens; STS-B sentences, those of the development part
              calibrate
+
+`states_rows` simulates the recurrent ones with other states: float, 16 bits as in the integer program, and 8 bits: h in
+steps of 2^-7, c of 2^-3, which is the range of the 16 bits.
 """
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from examples import sentences, voice_activity
+from examples import characters, sentences, voice_activity
+from onnx import numpy_helper
+from onnx.utils import Extractor
 from torch import Tensor, nn
 
 import lowbit as lb
@@ -30,10 +38,12 @@ from lowbit.integer.c import write_c
 from lowbit.integer.engine import IntegerReference, encode
 from lowbit.integer.lower import lower
 from lowbit.integer.reference import run
+from lowbit.presets import find_recipe
 from lowbit.recipe import PREPARE, Recipe, Rule, TensorSpec
 
 Made = tuple[lb.Model, np.ndarray, np.ndarray]  # network, samples to calibrate on, samples to measure
 _WIDE = Recipe((Rule("*", TensorSpec("int8 channel:0", "minmax"), TensorSpec("int16", "minmax")),), PREPARE, "integer")
+LENGTH = 128  # characters of a sample
 _RECORDED = "/model/encoder/3/activation/Relu_output_0"
 
 
@@ -68,6 +78,15 @@ def suppressor() -> Made:
     layers = nn.GRU(161, 400, 2, batch_first=True)
     samples = np.random.default_rng(0).normal(size=(32, 50, 161)).astype(np.float32)
     return _loaded(Layers(layers, 400, 161), samples), samples[:16], samples[16:]
+
+
+def charlstm() -> Made:
+    program = onnx.shape_inference.infer_shapes(onnx.load(FOLDER / f"text/{characters.NAME}.onnx"))
+    behind = Extractor(program).extract_model(["emb"], ["logits"])
+    behind.graph.input[0].type.tensor_type.shape.dim[1].dim_value = LENGTH
+    table = next(numpy_helper.to_array(t) for t in program.graph.initializer if t.name == "embedding.weight")
+    parts = [characters.ids(part)[: 48 * LENGTH].reshape(48, LENGTH) for part in ("calib", "eval")]
+    return lb.load(behind), table[parts[0]], table[parts[1][:32]]
 
 
 def transformer() -> Made:
@@ -108,8 +127,12 @@ def _loaded(module: nn.Module, samples: np.ndarray) -> lb.Model:
 
 
 MAKERS: Mapping[str, Callable[[], Made]] = MappingProxyType(
-    {"silero": silero, "suppressor": suppressor, "transformer": transformer, "minilm": minilm}
+    {
+        **{"silero": silero, "suppressor": suppressor, "charlstm": charlstm},
+        **{"transformer": transformer, "minilm": minilm},
+    }
 )
+RECURRENT = ("silero", "suppressor", "charlstm")
 
 
 def row(name: str) -> dict[str, Any]:
@@ -140,6 +163,27 @@ def row(name: str) -> dict[str, Any]:
         "C = reference": "every byte" if written == own.tobytes() else "DIFFERS",
         "arena": source.arena_bytes,
     }
+
+
+def states_rows(name: str) -> Iterator[dict[str, Any]]:
+    """Decibels between float and the simulation, with activations of 8 bits and of 16, by what holds the states."""
+    network, calibration, samples = MAKERS[name]()
+    port, lstm = network.inputs[0].name, any(node.op_type == "LSTM" for node in network.program.graph)
+    exact = network.run({port: samples})
+    columns: dict[str, dict[str, str]] = {"float": {"h": "float", "c": "float"}, "16 bits": {}}
+    columns |= {"h of 8 bits": {"h": "int8 scale:2^-7"}}
+    columns |= {"h and c of 8 bits": {"h": "int8 scale:2^-7", "c": "int8 scale:2^-3"}} if lstm else {}
+    for bits, recipe in ((8, find_recipe("int8", "integer")), (16, _WIDE)):
+        found: dict[str, Any] = {"network": name, "activations": f"{bits} bits"}
+        for column, formats in columns.items():
+            rules = [Rule(f"state:*.{s}", activations=f) for s, f in formats.items() if lstm or s == "h"]
+            simulation = lb.simulation(
+                network, {port: calibration}, replace(recipe, rules=(*recipe.rules, *rules)), target="integer"
+            )
+            with simulation.mode("quantize"), torch.no_grad():
+                made = simulation.module(torch.from_numpy(samples))
+            found[f"{column}, dB"] = _sqnr_db(exact, {key: y.numpy() for key, y in made.items()})
+        yield found
 
 
 def _sqnr_db(exact: Mapping[str, np.ndarray], rough: Mapping[str, np.ndarray]) -> float:

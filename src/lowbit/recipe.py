@@ -80,7 +80,8 @@ class Rule:
     """What happens to the layers whose name matches; None leaves what earlier rules said.
 
     layers                a glob over a layer's names: its ONNX node, its weight tensor (with or without '.weight'), or
-                          'op:Conv'
+                          'op:Conv'. One that begins with 'state:' speaks of states only: 'state:*.h' of all recurrent
+                          layers, 'state:lstm_1.c' of one
     weights, activations  specs, or the words of a format: Rule("head.*", "codebook:4")
     prune                 a Pruning, or the share of the weights that become zero. Weights that one rule prunes are
                           compared with each other
@@ -111,6 +112,11 @@ class Rule:
                     "a range together are TensorSpec('uint8', 'minmax')."
                 )
             object.__setattr__(self, name, TensorSpec(spec) if isinstance(spec, (Format, str)) else spec)
+        if self.of_states and (self.weights or self.prune or not self.activations or not _is_known(self.activations)):
+            raise InputError(
+                f"rule '{layers}': a state has activations alone, in a format whose scale needs no data, as "
+                "'int8 scale:2^-7', 'fp16' or 'float'."
+            )
         if self.weights is not None and self.weights.dynamic:
             raise InputError(f"rule '{layers}': weights cannot be dynamic, they are the same at every input.")
         if self.activations is not None and self.activations.solve != FLOAT.solve:
@@ -127,6 +133,11 @@ class Rule:
         if self.prune is not None:
             told["prune"] = self.prune.told()
         return "[[rules]]\n" + "".join(f"{key} = {_inline(value)}\n" for key, value in told.items())
+
+    @property
+    def of_states(self) -> bool:
+        """Whether it speaks of the states of recurrent layers."""
+        return self.layers.startswith("state:")
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether it speaks of the layer that goes by these names."""
@@ -185,6 +196,11 @@ class Recipe:
                 f"{asking[0]}: target '{self.target}' has no kernels that measure the range of an activation "
                 f"at each input. Use static ranges (preset 'int8'), or a target that has them: {', '.join(able)}."
             )
+        if asked := [rule.layers for rule in self.rules if rule.of_states]:
+            raise UnsupportedError(
+                f"rule '{asked[0]}': states in other formats than the target's can be simulated, but no engine "
+                "computes them. Leave the rule out, or use lowbit.simulation."
+            )
         for rule, spec in ((rule, rule.activations or FLOAT) for rule in self.rules):
             if spec.dynamic and spec != DYNAMIC:
                 raise UnsupportedError(
@@ -207,6 +223,12 @@ class Recipe:
                 weights = rule.weights or weights
                 activations = rule.activations or activations
         return weights, activations
+
+    def state(self, names: Iterable[str], format: Format) -> TensorSpec:
+        """What becomes of the state that goes by these names: the last rule of it, or the target's format."""
+        names = tuple(names)
+        told = [rule.activations for rule in self.rules if rule.of_states and rule.matches(names)]
+        return told[-1] or FLOAT if told else TensorSpec(format)
 
     def prunings(self, layers: Mapping[str, Sequence[str]]) -> list[tuple[Pruning, tuple[str, ...]]]:
         """How weights are pruned, and those that are compared with each other. layers: weight → names of its layer"""
@@ -274,6 +296,12 @@ class Recipe:
                 prune = Pruning(**prune)
             rules.append(Rule(row.get("layers", "*"), **given, prune=prune))
         return Recipe(**table | {"rules": tuple(rules)})
+
+
+def _is_known(spec: TensorSpec) -> bool:
+    """Whether what it makes of a value needs no calibration."""
+    kind = spec.format
+    return spec.dynamic or kind is None or kind.block is None or kind.has_fixed_scale
 
 
 def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

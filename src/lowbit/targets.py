@@ -16,7 +16,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from lowbit.errors import InputError
-from lowbit.numerics import INT8, UINT8, Format, Int, channel
+from lowbit.numerics import INT8, UINT8, Format, Int, channel, fixed_point
 
 
 class Role(Enum):
@@ -50,6 +50,7 @@ class Target:
     in_float      functions of several operators that are faster in float, between two integer kernels
     engine        what the file is for, and what the proof reads back
     whole         everything between inputs and outputs is in integers; what has no integer form is an error
+    states        recurrent operator → state → what it is stored in from step to step; empty: float
     """
 
     name: str
@@ -61,6 +62,7 @@ class Target:
     adds: frozenset[str] = frozenset()
     engine: str = "onnxruntime"
     whole: bool = False
+    states: Mapping[str, Mapping[str, Format]] = field(default_factory=dict)
 
 
 _ONNXRUNTIME = _kernels(
@@ -94,6 +96,9 @@ _SILU = frozenset({"SiLU"})
 _SCANS = {"GRU": 320, "RNN": 192}
 _DYNAMIC = MappingProxyType({"MatMul": 1, "Gemm": 1, "LSTM": 1} | _SCANS)
 
+_H = MappingProxyType({"h": fixed_point(16, -15)})  # |h| ≤ 1: a tanh, or a mean of such
+_STATES = MappingProxyType({"LSTM": {**_H, "c": fixed_point(16, -11)}, "GRU": _H, "RNN": _H})  # |c| ≤ 16
+
 _CHANNELS = INT8.with_block(channel(0))
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
@@ -114,7 +119,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 dynamic=MappingProxyType({"MatMul": 1, "Gemm": 1, "Conv": 1} | _SCANS),
             ),
             # Codes of weights from −127 to 127, as TFLite's specification asks for.
-            Target("integer", Format(Int(8, narrow=True), channel(0)), UINT8, _WHOLE, whole=True),
+            Target("integer", Format(Int(8, narrow=True), channel(0)), UINT8, _WHOLE, whole=True, states=_STATES),
         )
     }
 )

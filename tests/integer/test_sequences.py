@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from compiled import codes_of, program_of, quantized, reference_bytes, run_c
+from recurrent_toys import RECURRENT, recurrent
 from toy_networks import network, sqnr_db
 
 from lowbit.engines.compile import ENGINES
@@ -87,48 +88,12 @@ def test_layer_normalization_is_within_half_a_step_and_a_hundredth():
     assert np.abs(np.clip(wanted, -128, 127) - run(program, {"x": codes})[made.name]).max() < 0.51
 
 
-RECURRENT = {
-    "LSTM": ("float[M,1,24] y, float[D,1,24] h, float[D,1,24] c", "y, h, c = LSTM <hidden_size = 24> (x, w, r, b)"),
-    "LSTM with states": (
-        "float[M,1,24] y, float[D,1,24] h, float[D,1,24] c",
-        "y, h, c = LSTM <hidden_size = 24> (x, w, r, b, , h0, c0)",
-    ),
-    "LSTM in both directions": (
-        "float[M,2,1,24] y",
-        'y, h, c = LSTM <hidden_size = 24, direction = "bidirectional"> (x, w, r, b)',
-    ),
-    "GRU": ("float[M,1,24] y, float[D,1,24] h", "y, h = GRU <hidden_size = 24, linear_before_reset = 1> (x, w, r, b)"),
-    "GRU with its reset before": ("float[M,1,24] y, float[D,1,24] h", "y, h = GRU <hidden_size = 24> (x, w, r, b)"),
-    "GRU with its reset before and a state": (
-        "float[M,1,24] y, float[D,1,24] h",
-        "y, h = GRU <hidden_size = 24> (x, w, r, b, , h0)",
-    ),
-    "RNN": ("float[M,1,24] y, float[D,1,24] h", "y, h = RNN <hidden_size = 24> (x, w, r, b)"),
-    "GRU backwards": (
-        "float[D,1,24] h",
-        'y, h = GRU <hidden_size = 24, linear_before_reset = 1, direction = "reverse"> (x, w, r, b)',
-    ),
-}
-
-
 FAST = ("LSTM with states", "GRU", "GRU with its reset before and a state")  # a C compiler runs in each
 
 
 @pytest.mark.parametrize("case", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in RECURRENT])
 def test_recurrent_layers_with_16_bit_states_are_30_db_from_float_and_the_same_bytes_in_c(case: str, tmp_path: Path):
-    outputs, body = RECURRENT[case]
-    gates, directions = {"GRU": 3, "RNN": 1, "LSTM": 4}[case.split()[0]], 2 if "both" in case else 1
-    states = ", float[1,1,24] h0" * ("state" in case) + ", float[1,1,24] c0" * ("states" in case)
-    outputs = outputs.replace("M,1,24", "12,1,1,24").replace("M,2", "12,2").replace("D", str(directions))
-    rng = np.random.default_rng(0)
-    weights = {
-        "w": rng.normal(size=(directions, gates * 24, 10)) / 2,
-        "r": rng.normal(size=(directions, gates * 24, 24)) / 4,
-        "b": rng.normal(size=(directions, 2 * gates * 24)) / 8,
-    }
-    model = network(f"f (float[12,1,10] x{states}) => ({outputs}) {{ {body} }}", **weights)
-    sizes = {port.name: [d if isinstance(d, int) else 1 for d in port.shape] for port in model.inputs}
-    samples = [{name: rng.uniform(-1, 1, s).astype(np.float32) for name, s in sizes.items()} for _ in range(8)]
+    model, samples = recurrent(case)
     file = quantized(model, samples)
     program = program_of(file)
     assert any(isinstance(layer, Recurrent) for layer in program.layers)
@@ -136,6 +101,7 @@ def test_recurrent_layers_with_16_bit_states_are_30_db_from_float_and_the_same_b
         exact, ours = model.run(batch), IntegerReference().compile(file.program)(batch)
         for name, values in exact.items():
             assert sqnr_db(values, ours[name].reshape(values.shape)) > 30, name
+    rng = np.random.default_rng(0)
     codes = {t.name: rng.integers(-128, 128, (6, t.size)).astype(np.int8) for t in program.inputs}
     sanitized = ["-fsanitize=undefined,address", "-fno-sanitize-recover"]
     assert run_c(program, codes, tmp_path, "gcc", *sanitized) == reference_bytes(program, codes)

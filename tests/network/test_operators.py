@@ -19,7 +19,6 @@ from lowbit.network.operators_types import to_tensor
 
 RANDOM = "draws at random; neither torch's generator nor onnxruntime's is numpy's"
 CHANCE = "draws ten numbers at random, which may agree by chance"
-BATCH_FIRST = "a GRU that resets before its product, batch first: neither torch nor onnxruntime has a kernel for it"
 WHOLE_LENGTH = "wants align_corners over a fractional output length; onnxruntime and torch use the whole one"
 SKIPPED = {
     "test_training_dropout": RANDOM,
@@ -28,7 +27,6 @@ SKIPPED = {
     "test_training_dropout_default_mask": RANDOM,
     **{f"test_bernoulli{kind}": CHANCE for kind in ("", "_expanded", "_double", "_double_expanded")},
     **dict.fromkeys(("test_bernoulli_seed", "test_bernoulli_seed_expanded"), CHANCE),
-    "test_gru_batchwise": BATCH_FIRST,
     "test_resize_downsample_scales_linear_align_corners": WHOLE_LENGTH,
     "test_resize_downsample_scales_cubic_align_corners": WHOLE_LENGTH,
 }

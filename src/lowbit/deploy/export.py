@@ -190,6 +190,13 @@ def ledger(network: Network, runs: ReadBack | None = None) -> list[Row]:
                 row["arithmetic"] = runs.of(row["layer"])
             elif row["role"] == "activation" and row["layer"] in network.placement.integer:
                 row |= {} if runs.of(row["layer"]) == INTEGERS else {"arithmetic": runs.of(row["layer"])}
+    rows += [
+        {"tensor": f"{layer}.{state}", "role": "activation", "layer": layer, "format": describe_format(spec.format),
+         "bits": spec.format.bits_per_element(), "bytes": 0, "status": "quantized", "reason": "", "range": "fixed"}
+        for layer, specs in network.placement.states.items()
+        for state, spec in zip("hc", specs, strict=False)
+        if spec.format is not None
+    ]  # fmt: skip
     reasons = network.placement.float_reasons
     products = (node for node in network.program.graph if node.op_type in MULTIPLYING)
     multiplied = {weight.value.name for node in products for weight in layers_of(node)}

@@ -21,7 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lowbit.engines.compile import ENGINES, Batch
+from lowbit.engines.compile import ENGINES, Batch, Engine
 from lowbit.engines.cpu import saturation_advice
 from lowbit.engines.read_back import FLOAT, ReadBack
 from lowbit.errors import MismatchError
@@ -33,6 +33,9 @@ from lowbit.network.quantizers import FakeQuant
 from lowbit.numerics import Int
 
 OUTPUT_NOISE = 1e-4  # of an output's power, given equal integers before it: 40 dB
+# Root mean square, h being 1 at most. The integer program's gates have steps of 2^-12, which is 8 steps of h, and its
+# tanh is off by 3: toy networks are 3 to 4 steps apart, single values 25. This is 32.
+STATE_NOISE = 2.0**-10
 FLOAT_SHARE = 1e-3  # of the largest output: float32 sums in another order, through a hundred layers, stay below
 # A kernel of blocks rounds activations itself: those that lie on a tie fall on either side, and the difference grows
 # from layer to layer (0.006 after 12 products, 0.020 after MiniLM's 36). A wrong code or scale differs by about 1.
@@ -53,31 +56,37 @@ class Parity:
     worst: tuple[str, int]
 
 
-def verify(simulation: Network, program: ir.Model, batches: Iterable[Batch], engine: str = "onnxruntime") -> Parity:
+def verify(
+    simulation: Network, program: ir.Model, batches: Iterable[Batch], engine: str | Engine = "onnxruntime"
+) -> Parity:
     """Run the written program and hold every quantized value against the simulation; MismatchError beyond one step.
 
     One step is allowed because engines requantize with a fixed-point multiplier or in float32 in another order of sums;
     a value that lies within float rounding of a tie then falls on either side.
+
+    engine   the name of one that runs ONNX files, where states of fixed scale are float, or one that rounds them too
     """
+    runner = ENGINES[engine] if isinstance(engine, str) else engine
+    held = simulation.recurrent if isinstance(engine, str) else frozenset(simulation.placement.states)
     values = [name for name in simulation.placement.sites if _has_codes(simulation, name)]
     outputs = {str(v.name) for v in program.graph.outputs}
     outputs |= {name for value in values for name in _parts(simulation, value)}
-    outputs |= {name for layer in simulation.recurrent for name in _results(simulation, layer).values()}
-    run = ENGINES[engine].compile(program, outputs=sorted(outputs), threads=1 if simulation.recurrent else None)
+    outputs |= {name for layer in held for name in _results(simulation, layer).values()}
+    run = runner.compile(program, outputs=sorted(outputs), threads=1 if simulation.recurrent else None)
     steps, compared = _Steps(), 0
-    with simulation.mode("quantize"):
+    with simulation.mode("quantize", simulation.rounding(states=not isinstance(engine, str))):
         for batch in batches:
             deployed = run(dict(batch))
-            for name, simulated in _outputs_behind(simulation, batch, deployed, steps).items():
+            for name, simulated in _outputs_behind(simulation, batch, deployed, steps, held, runner.name).items():
                 compared += simulated.numel()
                 if simulated.is_floating_point():
-                    _reject_nan(simulation, batch, name, simulated, deployed[name], engine)
-                    _compare_output(simulation, name, simulated.double().numpy(), deployed[name], engine)
+                    _reject_nan(simulation, batch, name, simulated, deployed[name], runner.name)
+                    _compare_output(simulation, name, simulated.double().numpy(), deployed[name], runner.name)
     worst, most = steps.worst
     if most > 1:
         site = simulation.placement.sites[worst]
         raise MismatchError(
-            f"layer '{site.layer}': {engine} and the simulation differ by {most} steps in '{worst}'. "
+            f"layer '{site.layer}': {runner.name} and the simulation differ by {most} steps in '{worst}'. "
             f"{saturation_advice()}Leave the layer in float (a rule 'float' for '{site.layer}') and report the model."
         )
     return Parity(len(values), steps.codes or compared, steps.off / max(1, steps.codes), steps.worst)
@@ -140,20 +149,27 @@ def _compare_output(
 
 
 def _compare_recurrence(
-    simulation: Network, layer: str, simulated: Tensor | tuple[Tensor, ...], deployed: Mapping[str, np.ndarray]
+    simulation: Network,
+    layer: str,
+    simulated: Tensor | tuple[Tensor, ...],
+    deployed: Mapping[str, np.ndarray],
+    engine: str,
 ) -> Tensor | tuple[Tensor, ...]:
     """The engine's outputs of a layer that quantizes its states; MismatchError beyond OUTPUT_NOISE.
 
     They agree to float rounding until one state falls on the other side of a tie; all later steps then differ a little.
+    Beside states of fixed scale the integer program rounds its gates too: STATE_NOISE is allowed whatever their power.
     """
+    floor = STATE_NOISE**2 if layer in simulation.placement.states else 0.0
     own = simulated if isinstance(simulated, tuple) else (simulated,)
     found = list(own)
     for index, name in _results(simulation, layer).items():
         y, found[index] = own[index], torch.from_numpy(deployed[name])
-        off = float((y - found[index]).square().sum() / y.square().sum().clamp(min=1e-30))
+        power = max(float(y.square().sum()), y.numel() * floor / OUTPUT_NOISE, 1e-30)
+        off = float((y - found[index]).square().sum()) / power
         if not off <= OUTPUT_NOISE:
             raise MismatchError(
-                f"layer '{layer}': onnxruntime and the simulation differ by {off:.2g} of the power of '{name}', "
+                f"layer '{layer}': {engine} and the simulation differ by {off:.2g} of the power of '{name}', "
                 f"and {OUTPUT_NOISE} at most is due to rounding. Leave the layer in float (a rule 'float' for "
                 f"'{layer}') and report the model."
             )
@@ -161,9 +177,11 @@ def _compare_recurrence(
 
 
 def _results(simulation: Network, layer: str) -> dict[int, str]:
-    """The outputs of a layer that are read, by their place."""
+    """The outputs of a layer that are read, by their place; the file's output of that name may be quantized."""
     values = next(node for node in simulation.program.graph if node.name == layer).outputs
-    return {index: str(v.name) for index, v in enumerate(values) if v.uses() or v.is_graph_output()}
+    read = {index: v for index, v in enumerate(values) if v.uses() or v.is_graph_output()}
+    coded = {v.name for v in read.values() if v.is_graph_output() and v.name in simulation.placement.sites}
+    return {index: f"{v.name}_unquantized" if v.name in coded else str(v.name) for index, v in read.items()}
 
 
 def _reject_nan(
@@ -236,7 +254,12 @@ class _Steps:
 
 
 def _outputs_behind(
-    simulation: Network, batch: Batch, deployed: Mapping[str, np.ndarray[Any, Any]], steps: _Steps
+    simulation: Network,
+    batch: Batch,
+    deployed: Mapping[str, np.ndarray[Any, Any]],
+    steps: _Steps,
+    recurrent: Collection[str],
+    engine: str,
 ) -> dict[str, Tensor]:
     """The simulation's outputs, each quantized value replaced by the engine's after the two were compared."""
     walk = Walk(simulation.module, tensors(simulation, batch))
@@ -248,7 +271,8 @@ def _outputs_behind(
             simulated, found = walk.compute(node), [deployed[name] for name in _parts(simulation, value)]
             (source,) = node.all_input_nodes
             walk.env[node] = steps.compare(quantizer, value, walk.compute(source), simulated, found)
-        elif node.meta.get("node") in simulation.recurrent and node.op == "call_module":
-            walk.env[node] = _compare_recurrence(simulation, str(node.meta["node"]), walk.compute(node), deployed)
+        elif node.meta.get("node") in recurrent and node.op == "call_module":
+            layer, simulated = str(node.meta["node"]), walk.compute(node)
+            walk.env[node] = _compare_recurrence(simulation, layer, simulated, deployed, engine)
     outputs: dict[str, Tensor] = walk.env[node]
     return outputs

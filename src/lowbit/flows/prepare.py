@@ -174,7 +174,7 @@ def _let_train(network: Network, model: Any) -> None:
 
 
 def _warn_of_stopped_gradients(network: Network) -> None:
-    """Operators that run in onnxruntime inside the network, as DynamicRecurrence does not."""
+    """Operators that run in onnxruntime inside the network, as QuantizedRecurrence does not."""
     calls = [n for n in network.module.graph.nodes if n.op == "call_module" and "op" in n.meta]
     computed = [n for n in calls if "exact" not in n.meta and not n.meta.get("on_host")]
     if stops := [f"{n.meta['op']} '{n.meta['node']}'" for n in computed]:

@@ -19,13 +19,14 @@ from lowbit.deploy.proof import check_arithmetic, verify
 from lowbit.engines.compile import Batch
 from lowbit.engines.profile import layer_seconds
 from lowbit.engines.read_back import read_back
-from lowbit.errors import InputError, UnsupportedError
+from lowbit.errors import InputError, ShapeError, UnsupportedError
 from lowbit.flows.given import float_model_and_data
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, pieces, room
 from lowbit.flows.masks import prune_once
 from lowbit.flows.rest import round_constants
 from lowbit.graph import PASSES
 from lowbit.graph.layer import RECURRENT, layer_names
+from lowbit.integer.engine import IntegerReference
 from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.network.calibrate import observe, tensors
@@ -97,6 +98,7 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
     final, target = network.placement.recipe, network.placement.target
     program = export(network)
     parity = verify(ready.trained or network, program, ready.proof)
+    notes = ready.notes + ([_states_held(ready, program)] if network.placement.states else [])
     program = compact(program, network.program)
     runs = read_back(program, target.engine)
     rows = ledger(network, runs)
@@ -108,11 +110,28 @@ def written(ready: "Observed", stage: Stage = _silent) -> Model:
             "lowbit.version": lowbit.__version__,
             "lowbit.recipe": final.to_toml(),
             "lowbit.ledger": to_text(rows),
-            "lowbit.passes": json.dumps(ready.notes),
+            "lowbit.passes": json.dumps(notes),
             "lowbit.parity": json.dumps(asdict(parity) | {"read_back": runs.unread or runs.engine}),
         }
     )
     return Model(program, ready.source)
+
+
+def _states_held(ready: "Observed", program: ir.Model) -> str:
+    """Hold recurrent layers against the integer program, which rounds their states as the simulation does; told so.
+
+    Only samples of one length: the program has fixed sizes.
+    """
+    one, *_ = ready.calibration.single
+    alike = [b for b in ready.calibration.single if all(b[name].shape == x.shape for name, x in one.items())]
+    ports = [(port.shape or (), one[str(port.name)].shape) for port in program.graph.inputs]
+    sizes = [pair for named, given in ports for pair in zip(named, given, strict=True)]
+    reference = IntegerReference(sizes={str(dim.value): n for dim, n in sizes if isinstance(dim, ir.SymbolicDim)})
+    try:
+        verify(ready.trained or ready.network, program, alike[:PROOF_SAMPLES], reference)
+    except (ShapeError, UnsupportedError) as why:
+        return f"left out: holding the states of recurrent layers against integers: {why}"
+    return f"states of recurrent layers were held against integers on {len(alike[:PROOF_SAMPLES])} samples"
 
 
 def simulation(

@@ -263,6 +263,11 @@ def layer_names(node: ir.Node) -> tuple[str, ...]:
     return (*names, f"op:{node.op_type}")
 
 
+def state_names(layer: ir.Node, state: str) -> tuple[str, ...]:
+    """What a rule may call a state of a recurrent layer: 'state:', a name of the layer, and '.h' or '.c'."""
+    return tuple(f"state:{name}.{state}" for name in layer_names(layer))
+
+
 def adds_residual(node: ir.Node) -> bool:
     """Whether a node adds two values, neither a constant."""
     return node.op_type == "Add" and all(v is not None and v.const_value is None for v in node.inputs)

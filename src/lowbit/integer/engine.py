@@ -1,15 +1,16 @@
 """The integer reference as an engine: floats are quantized at the inputs and decoded at the outputs, nowhere else."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from lowbit.engines.compile import Batch, Run
-from lowbit.errors import LowbitError, ModelError
-from lowbit.integer.lower import lower, read_program
+from lowbit.errors import LowbitError
+from lowbit.graph.load import read_file
+from lowbit.integer.lower import lower
 from lowbit.integer.program import Ints, Tensor
 from lowbit.integer.reference import run as run_program
 from lowbit.integer.values import onnx_shape
@@ -17,9 +18,13 @@ from lowbit.integer.values import onnx_shape
 
 @dataclass(frozen=True)
 class IntegerReference:
-    """Runs what `--target integer` wrote, in integers by definition (docs/integers.md); slower than onnxruntime."""
+    """Runs what `--target integer` wrote, in integers by definition (docs/integers.md); slower than onnxruntime.
+
+    sizes   of dimensions of the inputs that have only a name
+    """
 
     name: str = "integer"
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def compile(
         self,
@@ -29,21 +34,20 @@ class IntegerReference:
         outputs: Sequence[str] | None = None,
         optimize: bool = True,
     ) -> Run:
-        lowered = read_program(program) if isinstance(program, Path) else lower(program)
-        tensors = {str(t.name): t for t in lowered.tensors()} | dict(zip(lowered.names, lowered.outputs, strict=True))
-        names = list(outputs or lowered.names)
-        if unknown := [name for name in names if name not in tensors]:
-            raise ModelError(f"the integer program has no value '{unknown[0]}'. There are {', '.join(tensors)}.")
+        source = read_file(program) if isinstance(program, Path) else program
+        lowered = lower(source, sizes=self.sizes, outputs=outputs)
+        coded = {v.name: v.dtype.numpy() for n in source.graph for v in n.outputs if v.dtype and v.dtype.is_integer()}
 
         def run(batch: Batch) -> Batch:
             held = run_program(lowered, {t.name: encode(batch[t.name], t) for t in lowered.inputs})
-            return {name: decode(held[tensors[name].name], tensors[name]) for name in names}
+            given = zip(lowered.names, lowered.outputs, strict=True)
+            return {name: decode(held[t.name], t, coded.get(name)) for name, t in given}
 
         return run
 
     def unsupported(self, program: ir.Model) -> list[str]:
         try:
-            lower(program)
+            lower(program, sizes=self.sizes)
         except LowbitError as error:
             return [str(error)]
         return []
@@ -56,9 +60,11 @@ def encode(values: "np.ndarray", tensor: Tensor) -> Ints:
     return np.ascontiguousarray(apart).reshape(len(apart), -1)
 
 
-def decode(codes: Ints, tensor: Tensor) -> "np.ndarray":
-    """Codes as they lie in memory → float32 in ONNX's order."""
+def decode(codes: Ints, tensor: Tensor, kind: "np.dtype | None" = None) -> "np.ndarray":
+    """Codes as they lie in memory → float32 in ONNX's order, or the codes themselves in a type of the file."""
     lies = codes.reshape(-1, *tensor.shape).transpose(0, *(1 + np.argsort(tensor.order)))
     first, *rest = onnx_shape(tensor) or (1,)
     together = lies.reshape(len(codes) * first, *rest)
+    if kind is not None:
+        return np.asarray(together.astype(np.int32) + np.iinfo(kind).min - tensor.ends[0]).astype(kind)
     return np.asarray((together.astype(np.int32) - tensor.zero).astype(np.float32) * np.float32(tensor.scale))

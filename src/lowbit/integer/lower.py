@@ -4,15 +4,16 @@ Every float value of the file is a function of codes: what DequantizeLinear give
 QuantizeLinear behind it. The float graph only says which; none of it is left in the program.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.errors import LowbitError, ShapeError, UnsupportedError
+from lowbit.errors import LowbitError, ModelError, ShapeError, UnsupportedError
 from lowbit.graph.fix_inputs import fix_inputs
+from lowbit.graph.fold import infer_shapes
 from lowbit.graph.layer import RECURRENT, number
 from lowbit.graph.load import read_file
 from lowbit.graph.weights import constant
@@ -35,10 +36,16 @@ def read_program(path: Path, rounding: Rounding = "onnxruntime", sizes: Mapping[
     return lower(read_file(path), rounding, sizes)
 
 
-def lower(source: ir.Model, rounding: Rounding = "onnxruntime", sizes: Mapping[str, int] | None = None) -> Program:
+def lower(
+    source: ir.Model,
+    rounding: Rounding = "onnxruntime",
+    sizes: Mapping[str, int] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Program:
     """The integer program of a network with Q/DQ; UnsupportedError names all operators that have no integer form.
 
-    sizes   of dimensions that have only a name; the batch, the first of every input, is 1
+    sizes     of dimensions that have only a name; the batch, the first of every input, is 1 where they do not say it
+    outputs   values to give, inner ones too; None: the outputs of the network
     """
     program = source.clone()
     decode_products(program)
@@ -48,9 +55,10 @@ def lower(source: ir.Model, rounding: Rounding = "onnxruntime", sizes: Mapping[s
         walk.visit(node)
     if walk.wrong:
         raise UnsupportedError(f"these have no integer form: {'; '.join(walk.wrong)}. {AGAIN}")
-    outputs = walk.outputs()
+    names = tuple(outputs or (str(v.name) for v in program.graph.outputs))
+    made = walk.outputs(names)
     layers = tuple(map(with_float32_factors, walk.layers) if rounding == "onnxruntime" else walk.layers)
-    lowered = Program(walk.inputs(), outputs, tuple(str(v.name) for v in program.graph.outputs), layers, rounding)
+    lowered = Program(walk.inputs(), made, names, layers, rounding)
     beside = (replace(layer.b, name=layer.name) for layer in lowered.layers if isinstance(layer, (Add, Multiply)))
     wide = next((t.name for t in (*lowered.tensors(), *beside) if t.bits > 8), None)
     if rounding == "twice" and wide is not None:
@@ -61,21 +69,30 @@ def lower(source: ir.Model, rounding: Rounding = "onnxruntime", sizes: Mapping[s
 
 def _fix_sizes(program: ir.Model, sizes: dict[str, int]) -> None:
     """One sample at a time: the first axis of every input becomes 1; ShapeError where another has no size."""
+    infer_shapes(program)
+    along = {str(dim.value) for dim in _steps(program) if not isinstance(dim, int)} - sizes.keys()
     for port in program.graph.inputs:
         dims = list(port.shape or ())
-        others = [str(d.value) for d in dims[1:] if not isinstance(d, int) and str(d.value) not in sizes]
+        named = [(place, str(d.value)) for place, d in enumerate(dims) if not isinstance(d, int)]
+        others = [name for place, name in named if name not in sizes and (place or name in along)]
         if others or not dims:
             raise ShapeError(
                 f"input '{port.name}' has the shape {port.shape}: an integer program needs every size but the batch's. "
                 f"Fix it: --shape {','.join(f'{name}=…' for name in others) or '…'}."
             )
-        if not isinstance(dims[0], int):
-            sizes[str(dims[0].value)] = 1
-        elif dims[0] != 1 and (len(dims) != 3 or dims[1] != 1):  # a recurrent layer's: steps or layers, a batch of 1
-            raise ShapeError(
-                f"input '{port.name}' has a fixed batch of {dims[0]}; an integer program takes one sample."
-            )
+        sizes |= {name: 1 for place, name in named if not place and name not in sizes}
+        first, *rest = (d if isinstance(d, int) else sizes[str(d.value)] for d in dims)
+        if first != 1 and (len(rest) != 2 or rest[0] != 1):  # a recurrent layer's: steps or layers, a batch of 1
+            raise ShapeError(f"input '{port.name}' has a fixed batch of {first}; an integer program takes one sample.")
     fix_inputs(program, sizes)
+
+
+def _steps(program: ir.Model) -> Iterator[int | ir.SymbolicDim]:
+    """How many steps recurrent layers make, as their inputs say: never one for each sample of a batch."""
+    for node in program.graph:
+        shape = node.inputs[0].shape if node.op_type in RECURRENT and node.inputs[0] is not None else None
+        if shape is not None:
+            yield shape[int(number(node, "layout"))]
 
 
 @dataclass
@@ -121,12 +138,15 @@ class _Walk:
             raise UnsupportedError(f"input '{missing[0]}' is not quantized. {AGAIN}")
         return tuple(self.ports[str(port.name)] for port in self.graph.inputs)
 
-    def outputs(self) -> tuple[Tensor, ...]:
+    def outputs(self, names: Sequence[str]) -> tuple[Tensor, ...]:
         found = []
-        for value in self.graph.outputs:
-            coded = self.known.get(str(value.name))
+        for name in names:
+            if name not in self.known:
+                raise ModelError(f"the integer program has no value '{name}'. There are {', '.join(self.known)}.")
+            known = self.known[name]
+            coded = known.tensor if isinstance(known, _Codes) else known
             if not isinstance(coded, Coded) or coded.function is not None:
-                raise UnsupportedError(f"output '{value.name}' is computed in float. {AGAIN}")
+                raise UnsupportedError(f"output '{name}' is computed in float. {AGAIN}")
             found.append(coded.tensor)
         return tuple(found)
 

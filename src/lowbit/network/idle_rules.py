@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from lowbit.errors import UnusedRuleError
-from lowbit.graph.layer import LAYERS, layer_names, layers_of
-from lowbit.recipe import Recipe
-from lowbit.targets import COMPUTING, Target
+from lowbit.graph.layer import LAYERS, layer_names, layers_of, state_names
+from lowbit.recipe import Recipe, Rule
+from lowbit.targets import COMPUTING, TARGETS, Target
 
 MAY_BE_NONE = ("*", "at:residual")  # what presets say of any network
 
@@ -19,6 +19,9 @@ def idle_rules(nodes: Sequence[ir.Node], recipe: Recipe, target: Target) -> tupl
     """
     told = []
     for rule in recipe.rules:
+        if rule.of_states:
+            _check_states(nodes, rule, target)
+            continue
         found = [node for node in nodes if rule.matches(layer_names(node))]
         kind = rule.layers.removeprefix("op:")  # one recipe serves networks with and without an operator
         if not found and rule.layers not in MAY_BE_NONE and kind not in LAYERS:
@@ -42,3 +45,16 @@ def idle_rules(nodes: Sequence[ir.Node], recipe: Recipe, target: Target) -> tupl
 def computes(node: ir.Node, target: Target) -> bool:
     """Whether a rule can change what becomes of this node: it has arithmetic of its own, or weights."""
     return target.kernels.get(node.op_type) in COMPUTING or any(layers_of(node))
+
+
+def _check_states(nodes: Sequence[ir.Node], rule: Rule, target: Target) -> None:
+    """UnusedRuleError for a rule of states that no recurrent layer of this target has."""
+    if not target.states:
+        raise UnusedRuleError(
+            f"rule '{rule.layers}': target '{target.name}' keeps the states of recurrent layers in float. Drop it, or "
+            f"simulate for a target with states in few bits: {', '.join(n for n, t in TARGETS.items() if t.states)}."
+        )
+    found = [state_names(node, state) for node in nodes for state in target.states.get(node.op_type, ())]
+    if not any(map(rule.matches, found)):
+        shown = ", ".join(names[0] for names in found[:8]) or "none, as there is no recurrent layer"
+        raise UnusedRuleError(f"rule '{rule.layers}' matched no state. States are: {shown}.")

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from lowbit.graph.layer import RECURRENT, layer_names, layers_of
 from lowbit.network.build import build
-from lowbit.network.dynamic_recurrence import STEPS, DynamicRecurrence
+from lowbit.network.quantized_recurrence import STEPS, QuantizedRecurrence
 from lowbit.network.quantizers import FakeQuant, Mode, Quantizer
 from lowbit.network.sites import Placement, Site
 from lowbit.network.stored import FakeBias, WeightQuant
@@ -28,7 +28,7 @@ class Network:
 
     module       the network; forward takes the graph's inputs and gives {output: tensor}
     quantizers   value name → FakeQuant (one object for all values of a group), WeightQuant or FakeBias
-    recurrent    names of the LSTMs, GRUs and RNNs that multiply in integers
+    recurrent    names of the LSTMs, GRUs and RNNs that measure the range of what they multiply
     """
 
     def __init__(self, program: ir.Model, placement: Placement) -> None:
@@ -41,11 +41,10 @@ class Network:
         self.before_steps: dict[str, Tensor] = {}  # parameters that steps may edit, as the float network has them
         for site in placement.sites.values():
             self._insert(site, by_value[site.value], groups)
-        found = [] if placement.target.whole else [n for n in self.module.graph.nodes if n.target in STEPS]
-        calls = [n for n in found if n.meta["node"] in placement.integer]
-        self.recurrent = frozenset(str(call.meta["node"]) for call in calls)
-        for call in calls:
-            self._measure_states(call)
+        steps = [n for n in self.module.graph.nodes if n.target in STEPS and n.meta["node"] in placement.integer]
+        self.recurrent = frozenset(str(call.meta["node"]) for call in steps) - placement.states.keys()
+        for call in steps:
+            self._round_states(call)
         self._keep_zeros()
         self.module.graph.lint()
         self.module.recompile()
@@ -71,15 +70,15 @@ class Network:
         copied.nodes = {value: by_value[value] for value in self.nodes if value in by_value}
         return copied
 
-    def _measure_states(self, call: fx.Node) -> None:
-        """Let a recurrent layer quantize what it reads, and its states at each step."""
-        (source, *_) = call.all_input_nodes
-        site, spec = self.placement.sites.get(str(source.meta.get("quantized_value"))), DYNAMIC
+    def _round_states(self, call: fx.Node) -> None:
+        """Let a recurrent layer round its states at each step; one that measures quantizes what it reads, too."""
+        (source, *_), states = call.all_input_nodes, self.placement.states.get(str(call.meta["node"]), ())
+        site, spec = self.placement.sites.get(str(source.meta.get("quantized_value"))), None if states else DYNAMIC
         if site is not None and site.spec.dynamic:
             spec = site.spec
             call.replace_input_with(source, source.all_input_nodes[0])
-        call.meta["exact"], name = call.target, f"dynamic_{call.name}"
-        self.module.add_submodule(name, DynamicRecurrence(call.meta["exact"], spec))
+        call.meta["exact"], name = call.target, f"quantized_{call.name}"
+        self.module.add_submodule(name, QuantizedRecurrence(call.meta["exact"], spec, states))
         call.op, call.target = "call_module", name
 
     def _insert(self, site: Site, source: fx.Node, groups: dict[str, list[Site]]) -> None:
@@ -163,6 +162,12 @@ class Network:
         finally:
             for m, old in zip(modules, before, strict=True):
                 m.mode = old
+
+    def rounding(self, *, states: bool) -> list[Quantizer | FakeBias]:
+        """All quantizers, with those of recurrent layers' states of fixed scale or without."""
+        recurrent = [m for m in self.module.modules() if isinstance(m, QuantizedRecurrence)]
+        left = {m for layer in recurrent for m in layer.states} if not states else set()
+        return [m for m in self.module.modules() if isinstance(m, Quantizer | FakeBias) and m not in left]
 
     def placed(self, placement: Placement, *, keep_ranges: bool = False) -> "Network":
         """The same program under another placement, with what the activations have observed, and chosen if asked."""

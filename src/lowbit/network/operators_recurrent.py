@@ -6,6 +6,7 @@ recurrent product: it is computed step by step.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lowbit.network.operators_shape import reverse_sequence
-from lowbit.network.recurrent_steps import Outputs, gru_steps, in_steps
+from lowbit.network.recurrent_steps import Outputs, Rounding, batch_first, gru_steps, in_steps
 
 _STANDARD = {"LSTM": (("Sigmoid", "Tanh", "Tanh"),), "GRU": (("Sigmoid", "Tanh"),), "RNN": (("Tanh",), ("Relu",))}
 _ATTRIBUTES = {"activations", "direction", "hidden_size", "input_forget", "layout", "linear_before_reset"}
@@ -22,11 +23,9 @@ _PEEPHOLES = 7  # input of an LSTM
 
 
 def is_standard(node: ir.Node) -> bool:
-    """Whether an LSTM, GRU or RNN has the standard form; a GRU of layout 1 with its reset after the product."""
+    """Whether an LSTM, GRU or RNN has the standard form."""
     how = node.attributes
     if not how.keys() <= _ATTRIBUTES or any(node.inputs[_PEEPHOLES:]) or how.get_int("input_forget", 0) != 0:
-        return False
-    if node.op_type == "GRU" and how.get_int("layout", 0) != 0 and not how.get_int("linear_before_reset", 0):
         return False
     directions = 2 if how.get_string("direction") == "bidirectional" else 1
     names = tuple(how.get_strings("activations", ()))
@@ -39,7 +38,7 @@ def lstm(*inputs: Tensor | None, outputs: int = 1, **how: Any) -> Outputs:
 
 def gru(*inputs: Tensor | None, outputs: int = 1, linear_before_reset: int = 0, **how: Any) -> Outputs:
     if not linear_before_reset:
-        return in_steps(gru_steps, lambda x: x, *inputs, outputs=outputs, **how)  # type: ignore[arg-type]
+        return in_steps(gru_steps, Rounding(), *inputs, outputs=outputs, **how)  # type: ignore[arg-type]
     return _layer(torch.gru, (1, 0, 2), *inputs, outputs=outputs, **how)  # type: ignore[arg-type]  # z r h → r z h
 
 
@@ -68,8 +67,8 @@ def _layer(
     settled  attributes that the kernel and the weights imply
     """
     if layout:
-        x = x.transpose(0, 1)
-        initial = tuple(None if state is None else state.transpose(0, 1) for state in initial)
+        run = partial(_layer, kernel, order)
+        return batch_first(run, x, w, r, b, sequence_lens, *initial, outputs=outputs, direction=direction, **settled)
     zeros = x.new_zeros(r.shape[0], x.shape[1], r.shape[2])
     given = [*initial, None, None][: 2 if kernel is torch.lstm else 1]
     states = [zeros if state is None else state.contiguous() for state in given]
@@ -98,8 +97,6 @@ def _layer(
             torch.where(runs, value, 0) for value in (y, *(state[:, packed.unsorted_indices] for state in last))
         )
     y = y.reshape(*y.shape[:2], *r.shape[::2]).transpose(1, 2)
-    if layout:
-        y, last = y.permute(2, 0, 1, 3), [state.transpose(0, 1) for state in last]
     return y if outputs == 1 else (y, *last)
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from lowbit.errors import UnsupportedError
-from lowbit.graph.layer import MULTIPLYING, OVER_POSITIONS, RECURRENT, layer_names, layers_of
+from lowbit.graph.layer import MULTIPLYING, OVER_POSITIONS, RECURRENT, layer_names, layers_of, state_names
 from lowbit.graph.weights import float_constant
 from lowbit.network import why_float
 from lowbit.network.idle_rules import idle_rules
@@ -42,7 +42,18 @@ def place(program: ir.Model, recipe: Recipe) -> Placement:
             f"by a rule: {', '.join(floats)}. Leave them out of the network, drop the rule, or choose another target."
         )
     integer = frozenset(name for name, role in placer.role.items() if role in COMPUTING)
-    return Placement(sites, placer.reasons, integer, idle, recipe)
+    return Placement(sites, placer.reasons, integer, idle, recipe, _states(nodes, recipe, target, integer))
+
+
+def _states(
+    nodes: list[ir.Node], recipe: Recipe, target: Target, integer: frozenset[str]
+) -> dict[str, tuple[TensorSpec, ...]]:
+    """What the states of recurrent layers in integers are rounded to, where the target stores them in few bits."""
+    return {
+        str(n.name): tuple(recipe.state(state_names(n, s), kind) for s, kind in target.states[n.op_type].items())
+        for n in nodes
+        if n.op_type in target.states and n.name in integer
+    }
 
 
 class _Placer:

@@ -1,10 +1,12 @@
 """LSTM, GRU and RNN of the standard form, one step after the other, as ONNX defines them.
 
-What a product reads can be rounded first: x once for all its steps, and the states at each step.
+What a product reads can be rounded first: x once for all its steps, and the states at each step. So can the states that
+a step hands on.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,15 +16,32 @@ from lowbit.errors import DataError
 from lowbit.network.operators_shape import reverse_sequence
 
 Outputs = Tensor | tuple[Tensor, ...]
-Rounding = Callable[[Tensor], Tensor]
 States = tuple[Tensor, ...]
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a layer rounds.
+
+    h, c     the states that it begins with, and those that each step hands on; h also a GRU's r·h before its product
+    x        what W is multiplied with, all steps together
+    factor   what R is multiplied with, where the states themselves are not rounded
+    """
+
+    h: Callable[[Tensor], Tensor] = _as_it_is
+    c: Callable[[Tensor], Tensor] = _as_it_is
+    x: Callable[[Tensor], Tensor] = _as_it_is
+    factor: Callable[[Tensor], Tensor] = _as_it_is
 
 
 @dataclass(frozen=True)
 class Direction:
     """What one direction of a layer computes with; x and the states are in the order of its steps.
 
-    round    what becomes of the factors of products
     x        (time, batch, inputs)
     w, r     (gates, inputs) and (gates, states)
     biases   of W and of R, (gates,) each
@@ -41,7 +60,7 @@ class Direction:
 
 def in_steps(
     run: Callable[..., tuple[Tensor, States]],
-    round_: Rounding,
+    rounding: Rounding,
     x: Tensor,
     w: Tensor,
     r: Tensor,
@@ -50,13 +69,16 @@ def in_steps(
     *initial: Tensor | None,
     outputs: int = 1,
     direction: str = "forward",
+    layout: int = 0,
     **how: Any,
 ) -> Outputs:
-    """Inputs and outputs as ONNX has them, in layout 0.
+    """Inputs and outputs as ONNX has them.
 
-    run      `lstm_steps`, `gru_steps` or `rnn_steps`
-    round_   what becomes of the factors of products
+    run   `lstm_steps`, `gru_steps` or `rnn_steps`
     """
+    if layout:
+        return batch_first(partial(in_steps, run, rounding), x, w, r, b, sequence_lens, *initial, outputs=outputs,
+                           direction=direction, **how)  # fmt: skip
     lengths = torch.full((x.shape[1],), len(x)) if sequence_lens is None else sequence_lens
     if bool(((lengths < 0) | (lengths > len(x))).any()):
         raise DataError(f"a sequence length lies outside 0 to {len(x)}, the number of steps: {lengths.tolist()}.")
@@ -64,14 +86,24 @@ def in_steps(
     zeros = x.new_zeros(x.shape[1], r.shape[2])
     found = []
     for d in range(len(w)):
-        states = [zeros if state is None else state[d] for state in [*initial, None, None][:count]]
+        given = [zeros if state is None else state[d] for state in [*initial, None, None][:count]]
+        states = [kept(state) for kept, state in zip((rounding.h, rounding.c), given, strict=False)]
         backwards = d == 1 or direction == "reverse"
         steps = reverse_sequence(x, lengths) if backwards else x
         biases = (x.new_zeros(2 * w.shape[1]) if b is None else b[d]).chunk(2)
-        y, last = run(Direction(round_, steps, w[d], r[d], biases, lengths, states), **how)
+        y, last = run(Direction(rounding, steps, w[d], r[d], biases, lengths, states), **how)
         found.append((reverse_sequence(y, lengths) if backwards else y, *last))
     joined = tuple(torch.stack(parts, 0 if i else 1) for i, parts in enumerate(zip(*found, strict=True)))
     return joined[0] if outputs == 1 else joined
+
+
+def batch_first(run: Callable[..., Outputs], x: Tensor, *inputs: Tensor | None, **how: Any) -> Outputs:
+    """`run`, which has layout 0, with inputs and outputs in layout 1; inputs as ONNX has them behind x."""
+    first = (None if state is None else state.transpose(0, 1) for state in inputs[4:])
+    made = run(x.transpose(0, 1), *inputs[:4], *first, **how)
+    if isinstance(made, Tensor):
+        return made.permute(2, 0, 1, 3)
+    return made[0].permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in made[1:])
 
 
 def lstm_steps(given: Direction, **settled: Any) -> tuple[Tensor, States]:
@@ -79,15 +111,15 @@ def lstm_steps(given: Direction, **settled: Any) -> tuple[Tensor, States]:
 
     As DynamicQuantizeLSTM has it: steps behind the longest sequence are not read, so they are not in the range of x.
     """
-    x, lengths, (h, c) = given.x, given.lengths, given.states
+    x, lengths, (h, c), rounding = given.x, given.lengths, given.states, given.round
     longest = int(lengths.max()) if len(lengths) else 0
-    inputs = given.round(x[:longest]) @ given.w.T + sum(given.biases)
+    inputs = rounding.x(x[:longest]) @ given.w.T + sum(given.biases)
     y = [x.new_zeros(0, *h.shape)]
     for t, input_gates in enumerate(inputs):
         runs = (lengths > t)[:, None]
-        i, o, f, g = (input_gates + given.round(torch.where(runs, h, 0)) @ given.r.T).chunk(4, 1)
-        cell = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        state = o.sigmoid() * cell.tanh()
+        i, o, f, g = (input_gates + rounding.factor(torch.where(runs, h, 0)) @ given.r.T).chunk(4, 1)
+        cell = rounding.c(f.sigmoid() * c + i.sigmoid() * g.tanh())
+        state = rounding.h(o.sigmoid() * cell.tanh())
         h, c = torch.where(runs, state, h), torch.where(runs, cell, c)
         y.append(torch.where(runs, state, 0)[None])
     empty = (lengths == 0)[:, None]
@@ -97,7 +129,7 @@ def lstm_steps(given: Direction, **settled: Any) -> tuple[Tensor, States]:
 
 def gru_steps(given: Direction, linear_before_reset: int = 0, **settled: Any) -> tuple[Tensor, States]:
     """Gates are update, reset and candidate; the reset comes before or after the candidate's recurrent product."""
-    r, size = given.r, len(given.r) // 3
+    r, size, rounding = given.r, len(given.r) // 3, given.round
     input_bias, state_bias = given.biases
     outside = state_bias.clone()
     if linear_before_reset:
@@ -106,12 +138,12 @@ def gru_steps(given: Direction, linear_before_reset: int = 0, **settled: Any) ->
     def step(gates: Tensor, h: Tensor) -> Tensor:
         both, candidate = gates[:, : 2 * size], gates[:, 2 * size :]
         if linear_before_reset:
-            products = given.round(h) @ r.T
+            products = rounding.factor(h) @ r.T
             update, reset = (both + products[:, : 2 * size]).sigmoid().chunk(2, 1)
             new = torch.tanh(reset * (products[:, 2 * size :] + state_bias[2 * size :]) + candidate)
         else:
-            update, reset = (both + given.round(h) @ r[: 2 * size].T).sigmoid().chunk(2, 1)
-            new = torch.tanh(candidate + given.round(reset * h) @ r[2 * size :].T)
+            update, reset = (both + rounding.factor(h) @ r[: 2 * size].T).sigmoid().chunk(2, 1)
+            new = torch.tanh(candidate + rounding.factor(rounding.h(reset * h)) @ r[2 * size :].T)
         return new + update * (h - new)
 
     return _free_steps(given, input_bias + outside, step)
@@ -120,7 +152,7 @@ def gru_steps(given: Direction, linear_before_reset: int = 0, **settled: Any) ->
 def rnn_steps(given: Direction, activations: Sequence[str] = (), **settled: Any) -> tuple[Tensor, States]:
     """One product of the states a step, behind it tanh or ReLU."""
     clip = torch.relu if "Relu" in activations else torch.tanh
-    return _free_steps(given, sum(given.biases), lambda gates, h: clip(gates + given.round(h) @ given.r.T))
+    return _free_steps(given, sum(given.biases), lambda gates, h: clip(gates + given.round.factor(h) @ given.r.T))
 
 
 def _free_steps(
@@ -129,10 +161,10 @@ def _free_steps(
     """All steps of all sequences; what lies behind the end of one is read as 0, and left out of what is given."""
     x, lengths, (h,) = given.x, given.lengths, given.states
     times = torch.arange(len(x), device=lengths.device)[:, None]
-    inputs = given.round(torch.where((times < lengths)[..., None], x, 0)) @ given.w.T + bias
+    inputs = given.round.x(torch.where((times < lengths)[..., None], x, 0)) @ given.w.T + bias
     y = [x.new_zeros(0, *h.shape)]
     for gates in inputs:
-        h = step(gates, h)
+        h = given.round.h(step(gates, h))
         y.append(h[None])
     states = torch.cat(y)
     last = torch.where((times == lengths - 1)[..., None], states, 0).sum(0)

@@ -2,7 +2,7 @@
 
 from lowbit.numerics.encode import decode_rows, encode_rows, fake_quantize_rows
 from lowbit.numerics.fitted import Bases, KMeans, Piecewise
-from lowbit.numerics.formats import FORMATS, INT8, UINT8, Format
+from lowbit.numerics.formats import FORMATS, INT8, UINT8, Format, fixed_point
 from lowbit.numerics.grids import (
     E2M1,
     E2M3,

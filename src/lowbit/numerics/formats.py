@@ -98,6 +98,11 @@ class Format:
         return replace(self, block=group(self.block.lengths[0][1], axis), scale=scale)
 
     @property
+    def has_fixed_scale(self) -> bool:
+        """Whether its scale is one number, whatever the range."""
+        return self.scale is not None and not self.scale.grid.bits
+
+    @property
     def shares_scale(self) -> bool:
         """Whether scales share a second scale, so that one tile's range moves other tiles' scales."""
         return self.scale is not None and self.scale.block is not None
@@ -120,6 +125,13 @@ class Format:
 
 
 POWER_OF_TWO_UP = Format(E8M0, None, rounding="up")
+
+
+def fixed_point(bits: int, exponent: int) -> Format:
+    """Signed integers times 2**exponent: a scale of 0 bits, which no range moves. fixed_point(16, -15) holds ±1."""
+    return Format(Int(bits), scale=Format(Pow2(0, exponent), None))
+
+
 _SHARED_EXPONENT = Format(E8M0, None, rounding="down")
 
 

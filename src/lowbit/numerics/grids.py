@@ -130,6 +130,8 @@ class Float:
 class Pow2:
     """Positive powers of two, 2**lowest upwards; `reserved` codes at the top mean no number (E8M0 keeps one for NaN).
 
+    Of 0 bits it is one number: as the grid of a scale it fixes that scale, whatever the range.
+
     Source: OCP MX 1.0 (E8M0 scales); shared micro-exponents, Darvish Rouhani et al. 2023 (arXiv 2302.08007).
     """
 
@@ -138,8 +140,8 @@ class Pow2:
     reserved: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise InputError(f"{self!r}: bits must be 1 to 8.")
+        if not 0 <= self.bits <= 8:
+            raise InputError(f"{self!r}: bits must be 0 to 8.")
         highest = self.lowest + (1 << self.bits) - 1 - self.reserved
         if self.lowest < -149 or highest > 127:
             raise InputError(f"{self!r} reaches 2**{self.lowest} … 2**{highest}, outside float32. Move lowest.")

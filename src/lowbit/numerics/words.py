@@ -9,7 +9,7 @@ from typing import Any
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.numerics.fitted import Bases, KMeans, Piecewise
 from lowbit.numerics.formats import FORMATS, POWER_OF_TWO_UP, Format
-from lowbit.numerics.grids import AdditivePow2, Fitted, Float, Grid, Int, SignedPow2, is_fitted
+from lowbit.numerics.grids import AdditivePow2, Fitted, Float, Grid, Int, Pow2, SignedPow2, is_fitted
 from lowbit.numerics.rows import ELEMENT, TENSOR, Block, channel, group, tile
 
 # Names with numbers in them, by the grid that they make: as shown, as read, the grid, and its name.
@@ -40,7 +40,7 @@ def _start(grid: KMeans) -> list[str]:
 
 _OPTIONS = (
     "tensor, element, channel:AXIS, group:LENGTH[:AXIS], axis:AXIS, tile:LENGTHxLENGTH, affine, symmetric, narrow, "
-    "scale:FORMAT, scale_channel:AXIS, scale_tensor, reach:NUMBER, rounding:NAME"
+    "scale:FORMAT, scale:2^EXPONENT, scale_channel:AXIS, scale_tensor, reach:NUMBER, rounding:NAME"
 )
 
 
@@ -148,9 +148,11 @@ def _apply(format: Format, option: str, text: str) -> Format:
 
 
 def _scale_format(name: str, text: str) -> Format:
-    """The scale of scale:NAME, without a second scale: e8m0 rounds up so that nothing clips."""
+    """The scale of scale:NAME, without a second scale: e8m0 rounds up so that nothing clips; 2^-7 is that number."""
     if name == "e8m0":
         return POWER_OF_TWO_UP
+    if power := re.fullmatch(r"2\^(-?\d+)", name):
+        return Format(Pow2(0, int(power[1])), None)
     named = _named(name, text)
     if is_fitted(named.grid):
         raise InputError(f"'scale:{name}' in format '{text}': a scale cannot be stored in a grid fitted to data.")
@@ -182,6 +184,8 @@ def _options(format: Format) -> Iterator[str]:
         yield "scale:float32"
     else:
         own = "" if format.scale.block is None else " scale_" + spell_block(format.scale.block)
+        if isinstance(format.scale.grid, Pow2) and not format.scale.grid.bits:
+            yield f"scale:2^{format.scale.grid.lowest}"
         yield from (option for name in ("e8m0", *FORMATS) for option in (f"scale:{name}", f"scale:{name}{own}"))
         yield own
     if format.reach is not None:
