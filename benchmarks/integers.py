@@ -7,7 +7,8 @@ bytes        of the C (gcc -Os, this machine; flash and RAM of a Cortex-M4 from 
 times        ms a sample, one thread, one run: the C, the C of emx-onnx-cgen from the float network and from the file
              with Q/DQ, onnxruntime, LiteRT, and LiteRT on the published model
 
-transformers and recurrent networks are in integer_sequences.py, decibels between them and float
+transformers and recurrent networks are in integer_sequences.py, decibels between them and float; of recurrent ones also
+with states of other formats
 
 A value is off where the reference and onnxruntime disagree though both started from onnxruntime's codes; end to end,
 where both started from the same input.
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import lowbit as lb
-from benchmarks.integer_sequences import MAKERS
+from benchmarks.integer_sequences import MAKERS, RECURRENT, states_rows
 from benchmarks.integer_sequences import row as sequence_row
 from benchmarks.networks import CASES, FOLDER
 from benchmarks.tables import arguments, show
@@ -64,6 +65,7 @@ def main(given: Sequence[str] | None = None) -> None:
             times.append({"network": name} | times_of(name, network, file, program, source, Path(folder)))
     tables = {"accuracy": accuracy, "agreement": agreement, "bytes": sizes, "ms a sample": times}
     tables["transformers and recurrent networks"] = [sequence_row(name) for name in wanted if name in MAKERS]
+    tables["states, simulated"] = [row for name in wanted if name in RECURRENT for row in states_rows(name)]
     for title, rows in tables.items():
         if rows:
             show(title, rows, options.json, {"off by one %": 4, "end to end, within one %": 4, "more than two %": 6})

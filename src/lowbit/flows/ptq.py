@@ -122,16 +122,16 @@ def _states_held(ready: "Observed", program: ir.Model) -> str:
 
     Only samples of one length: the program has fixed sizes.
     """
-    one, *_ = ready.calibration.single
-    alike = [b for b in ready.calibration.single if all(b[name].shape == x.shape for name, x in one.items())]
+    one, *_ = ready.proof
+    alike = [b for b in ready.proof if all(b[name].shape == x.shape for name, x in one.items())]
     ports = [(port.shape or (), one[str(port.name)].shape) for port in program.graph.inputs]
     sizes = [pair for named, given in ports for pair in zip(named, given, strict=True)]
     reference = IntegerReference(sizes={str(dim.value): n for dim, n in sizes if isinstance(dim, ir.SymbolicDim)})
     try:
-        verify(ready.trained or ready.network, program, alike[:PROOF_SAMPLES], reference)
+        verify(ready.trained or ready.network, program, alike, reference)
     except (ShapeError, UnsupportedError) as why:
         return f"left out: holding the states of recurrent layers against integers: {why}"
-    return f"states of recurrent layers were held against integers on {len(alike[:PROOF_SAMPLES])} samples"
+    return f"states of recurrent layers were held against integers on {len(alike)} of {len(ready.proof)} samples"
 
 
 def simulation(
@@ -237,7 +237,8 @@ def observed(
     )
     if kept.shared and any(name in STEPS for name in chosen.passes):
         notes.append("judged by the samples that were fitted to: there are no others")
-    proof = list(in_batches(first(data, kept.judging, min(PROOF_SAMPLES, max(2, affordable)))))
+    proved = first(data, kept.judging, min(PROOF_SAMPLES, max(2, affordable)))
+    proof = list(in_batches(proved, most_bytes=0) if placement.states else in_batches(proved))  # integers take one
     return Observed(model.source, network, calibration, notes, proof)
 
 

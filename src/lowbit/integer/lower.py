@@ -4,16 +4,14 @@ Every float value of the file is a function of codes: what DequantizeLinear give
 QuantizeLinear behind it. The float graph only says which; none of it is left in the program.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.errors import LowbitError, ModelError, ShapeError, UnsupportedError
-from lowbit.graph.fix_inputs import fix_inputs
-from lowbit.graph.fold import infer_shapes
+from lowbit.errors import LowbitError, ModelError, UnsupportedError
 from lowbit.graph.layer import RECURRENT, number
 from lowbit.graph.load import read_file
 from lowbit.graph.weights import constant
@@ -26,6 +24,7 @@ from lowbit.integer.functions import FUNCTIONS, evaluate
 from lowbit.integer.layout import MOVING, in_channels_last, in_order, moved, spread
 from lowbit.integer.moves import run_node
 from lowbit.integer.program import Add, Layer, Multiply, Program, Rounding, Table, Tensor
+from lowbit.integer.sizes import fix_sizes
 from lowbit.integer.values import Array, Coded, Constant, Waiting, channels_last
 
 AGAIN = "Quantize the float network with --target integer."
@@ -49,7 +48,7 @@ def lower(
     """
     program = source.clone()
     decode_products(program)
-    _fix_sizes(program, dict(sizes or {}))
+    fix_sizes(program, dict(sizes or {}))
     walk = _Walk(program.graph)
     for node in program.graph:
         walk.visit(node)
@@ -65,34 +64,6 @@ def lower(
         raise UnsupportedError(f"'{wide}' has 16-bit codes, which are rounded once. Leave out --rounding twice.")
     check_accumulators(lowered)
     return lowered
-
-
-def _fix_sizes(program: ir.Model, sizes: dict[str, int]) -> None:
-    """One sample at a time: the first axis of every input becomes 1; ShapeError where another has no size."""
-    infer_shapes(program)
-    along = {str(dim.value) for dim in _steps(program) if not isinstance(dim, int)} - sizes.keys()
-    for port in program.graph.inputs:
-        dims = list(port.shape or ())
-        named = [(place, str(d.value)) for place, d in enumerate(dims) if not isinstance(d, int)]
-        others = [name for place, name in named if name not in sizes and (place or name in along)]
-        if others or not dims:
-            raise ShapeError(
-                f"input '{port.name}' has the shape {port.shape}: an integer program needs every size but the batch's. "
-                f"Fix it: --shape {','.join(f'{name}=…' for name in others) or '…'}."
-            )
-        sizes |= {name: 1 for place, name in named if not place and name not in sizes}
-        first, *rest = (d if isinstance(d, int) else sizes[str(d.value)] for d in dims)
-        if first != 1 and (len(rest) != 2 or rest[0] != 1):  # a recurrent layer's: steps or layers, a batch of 1
-            raise ShapeError(f"input '{port.name}' has a fixed batch of {first}; an integer program takes one sample.")
-    fix_inputs(program, sizes)
-
-
-def _steps(program: ir.Model) -> Iterator[int | ir.SymbolicDim]:
-    """How many steps recurrent layers make, as their inputs say: never one for each sample of a batch."""
-    for node in program.graph:
-        shape = node.inputs[0].shape if node.op_type in RECURRENT and node.inputs[0] is not None else None
-        if shape is not None:
-            yield shape[int(number(node, "layout"))]
 
 
 @dataclass
