@@ -32,6 +32,8 @@ from torch import Tensor, nn
 import lowbit as lb
 from benchmarks.networks import FOLDER
 from benchmarks.recurrent import Layers
+from lowbit.deploy.export import export
+from lowbit.deploy.proof import verify
 from lowbit.engines.compile import ENGINES
 from lowbit.graph.weights import constant
 from lowbit.integer.c import write_c
@@ -166,7 +168,10 @@ def row(name: str) -> dict[str, Any]:
 
 
 def states_rows(name: str) -> Iterator[dict[str, Any]]:
-    """Decibels between float and the simulation, with activations of 8 bits and of 16, by what holds the states."""
+    """Decibels between float and the simulation, with activations of 8 bits and of 16, by what holds the states.
+
+    The layers with states of 16 bits are held against the integer reference, each given the reference's codes.
+    """
     network, calibration, samples = MAKERS[name]()
     port, lstm = network.inputs[0].name, any(node.op_type == "LSTM" for node in network.program.graph)
     exact = network.run({port: samples})
@@ -183,7 +188,10 @@ def states_rows(name: str) -> Iterator[dict[str, Any]]:
             with simulation.mode("quantize"), torch.no_grad():
                 made = simulation.module(torch.from_numpy(samples))
             found[f"{column}, dB"] = _sqnr_db(exact, {key: y.numpy() for key, y in made.items()})
-        yield found
+            if not rules:
+                ones = [{port: sample[None]} for sample in samples[:8]]
+                parity = verify(simulation, export(simulation), ones, IntegerReference())
+        yield found | {"16 bits: codes one step from the reference %": 100 * parity.one_step, "most": parity.worst[1]}
 
 
 def _sqnr_db(exact: Mapping[str, np.ndarray], rough: Mapping[str, np.ndarray]) -> float:

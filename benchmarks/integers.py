@@ -45,6 +45,8 @@ from lowbit.model import Model
 PUBLISHED = {"kws": "kws_ref_model.tflite", "resnet8": "pretrainedResnet_quant.tflite", "vww": "vww_96_int8.tflite"}
 NAMES = (*PUBLISHED, "resnet20", "mobilenet", *MAKERS)
 SAMPLES = 1000
+_STEPS = "16 bits: codes one step from the reference %"
+DIGITS = {"off by one %": 4, "end to end, within one %": 4, "more than two %": 6, _STEPS: 4}
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -68,7 +70,7 @@ def main(given: Sequence[str] | None = None) -> None:
     tables["states, simulated"] = [row for name in wanted if name in RECURRENT for row in states_rows(name)]
     for title, rows in tables.items():
         if rows:
-            show(title, rows, options.json, {"off by one %": 4, "end to end, within one %": 4, "more than two %": 6})
+            show(title, rows, options.json, DIGITS)
 
 
 def scores(name: str, network: Model, program: Program) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def test_the_engine_computes_what_was_simulated(name, shape):
         "uint3 channel:1",
         "uint4 group:5:1",
         "int4 tile:2x3",
+        "int4 channel:0 scale:2^-3",
         "codebook3 channel:0",
         "codebook2 group:4:1",
         "bases3 channel:0",

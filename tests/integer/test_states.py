@@ -186,7 +186,13 @@ def test_rules_of_states_that_can_not_be_are_refused_in_words():
     static = lb.Recipe((*WIDE.rules, lb.Rule("state:*", activations="float")))
     with pytest.raises(UnusedRuleError, match=r"keeps the states of recurrent layers in float.*: integer"):
         lb.simulation(model, samples, static)
-    for given in ({"activations": "int8"}, {"weights": "int8"}, {"activations": "fp16", "prune": 0.5}, {}):
+    for given in (
+        {"activations": "int8"},
+        {"activations": "uint8 scale:2^-7"},
+        {"weights": "int8"},
+        {"activations": "fp16", "prune": 0.5},
+        {},
+    ):
         with pytest.raises(InputError, match=r"rule 'state:\*': a state has activations alone, in a format"):
             lb.Rule("state:*", **given)
 

@@ -99,8 +99,8 @@ class Format:
 
     @property
     def has_fixed_scale(self) -> bool:
-        """Whether its scale is one number, whatever the range."""
-        return self.scale is not None and not self.scale.grid.bits
+        """Whether its scale is one number whatever the range, and its zero is 0."""
+        return self.scale is not None and not self.scale.grid.bits and not self.zero_point
 
     @property
     def shares_scale(self) -> bool:

@@ -67,6 +67,7 @@ def _scale_zero_stored(
     if format.scale is not None:
         stored = _quantize_torch(scale.reshape(tiles), format.scale, scale_bounds, None)
         scale = as_torch(stored.dequantize()).reshape(-1, 1)
+        stored = stored if format.scale.grid.bits else None  # a fixed scale is stored as the number that it is
     if not format.zero_point:
         return scale, none, stored
     zero_codes = encode_rows(grid_table(format.grid).minimum - lo / scale, torch.ones_like(none), none, format.grid)
