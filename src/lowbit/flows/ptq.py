@@ -19,7 +19,7 @@ from lowbit.deploy.proof import check_arithmetic, verify
 from lowbit.engines.compile import Batch
 from lowbit.engines.profile import layer_seconds
 from lowbit.engines.read_back import read_back
-from lowbit.errors import InputError, ShapeError, UnsupportedError
+from lowbit.errors import InputError, ModelError, ShapeError, UnsupportedError
 from lowbit.flows.given import float_model_and_data
 from lowbit.flows.kept_samples import BATCH, batches, first, keep, passing, pieces, room
 from lowbit.flows.masks import prune_once
@@ -129,7 +129,7 @@ def _states_held(ready: "Observed", program: ir.Model) -> str:
     reference = IntegerReference(sizes={str(dim.value): n for dim, n in sizes if isinstance(dim, ir.SymbolicDim)})
     try:
         verify(ready.trained or ready.network, program, alike, reference)
-    except (ShapeError, UnsupportedError) as why:
+    except (ModelError, ShapeError, UnsupportedError) as why:
         return f"left out: holding the states of recurrent layers against integers: {why}"
     return f"states of recurrent layers were held against integers on {len(alike)} of {len(ready.proof)} samples"
 

@@ -42,6 +42,7 @@ class Rounding:
 class Direction:
     """What one direction of a layer computes with; x and the states are in the order of its steps.
 
+    round    what is rounded, and to what
     x        (time, batch, inputs)
     w, r     (gates, inputs) and (gates, states)
     biases   of W and of R, (gates,) each
@@ -79,7 +80,8 @@ def in_steps(
     if layout:
         return batch_first(partial(in_steps, run, rounding), x, w, r, b, sequence_lens, *initial, outputs=outputs,
                            direction=direction, **how)  # fmt: skip
-    lengths = torch.full((x.shape[1],), len(x)) if sequence_lens is None else sequence_lens
+    every = torch.full((x.shape[1],), len(x), device=x.device)
+    lengths = every if sequence_lens is None else sequence_lens.to(x.device)
     if bool(((lengths < 0) | (lengths > len(x))).any()):
         raise DataError(f"a sequence length lies outside 0 to {len(x)}, the number of steps: {lengths.tolist()}.")
     count = 2 if run is lstm_steps else 1
