@@ -72,12 +72,11 @@ def test_the_proof_holds_codes_to_one_step_and_sees_a_wrong_weight(case: str):
         verify(simulation, program, samples[:1], IntegerReference())
 
 
-@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
-def test_quantizing_tells_that_layers_of_any_length_were_held_against_integers(op: str, gates: int):
+def test_quantizing_tells_that_layers_of_any_length_were_held_against_integers():
     rng = np.random.default_rng(0)
-    weights = {"w": rng.normal(size=(1, gates * 8, 5)) / 2, "r": rng.normal(size=(1, gates * 8, 8)) / 3}
-    text = f"""f (float[N,T,5] x) => (float[T,1,N,8] y) {{
-        steps = Transpose <perm = [1,0,2]> (x)  y = {op} <hidden_size = 8> (steps, w, r) }}"""
+    weights = {"w": rng.normal(size=(1, 24, 5)) / 2, "r": rng.normal(size=(1, 24, 8)) / 3}
+    text = """f (float[N,T,5] x) => (float[T,1,N,8] y) {
+        steps = Transpose <perm = [1,0,2]> (x)  y = GRU <hidden_size = 8> (steps, w, r) }"""
     x = rng.normal(size=(12, 7, 5)).astype(np.float32)
     model = lb.quantize(network(text, **weights), {"x": x}, "int8-fast", target="integer")
     assert (
