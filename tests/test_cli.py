@@ -319,7 +319,10 @@ def test_a_bar_that_is_not_met_is_status_2(place, capsys):
         (["quantize", "net.pt", "--recipe", "nf4"], "a PyTorch checkpoint; give the module"),
         (["quantize", "net.onnx", "--recipe", "nf4", "--import", "nowhere"], "'nowhere' cannot be imported"),
         (["quantize", "net.onnx", "--import"], "--import needs the name of a module"),
-        (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--engine", "abacus"], "no engine 'abacus'"),
+        (
+            ["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--engine", "abacus"],
+            "engine 'abacus' does not exist",
+        ),
         (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--limit", "99:"], "no samples after the first 99"),
         (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--limit", "x"], "'x' is not N, FROM: or FROM:TO"),
         (["run", "net.onnx", "--data", "data.npz", "-o", "y.npz", "--limit", "5:5"], "takes no sample"),

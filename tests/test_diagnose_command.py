@@ -57,7 +57,7 @@ def test_json_is_printed_and_nothing_written(place, capsys):
         (["--data", "data.npz", "-o", "gone/report.html"], "there is no folder 'gone'"),
         (["--data", "data.npz", "-o", "report.pdf"], ".html (a page)"),
         (["--data", "data.npz", "-o", "."], "is a folder"),
-        (["--data", "data.npz", "--shift", "fog:1"], "there is no 'fog'"),
+        (["--data", "data.npz", "--shift", "fog:1"], "shift 'fog' does not exist"),
         (["--data", "data.npz", "--recipe", "int7.toml"], "int7.toml"),
     ],
 )

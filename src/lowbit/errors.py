@@ -56,6 +56,13 @@ class MismatchError(LowbitError):
     """The deployed file computes something else than the simulation."""
 
 
+def check_name(what: str, name: object, names: Iterable[str]) -> None:
+    """InputError where a name is none of these; `what` it should name."""
+    known = list(names)
+    if name not in known:
+        raise InputError(f"{what} {name!r} does not exist. {did_you_mean(str(name), known)}")
+
+
 def did_you_mean(name: str, names: Iterable[str], more: str = "") -> str:
     """The sentence after "there is no 'name'": the nearest of the names, or all of them and `more`."""
     known = list(names)

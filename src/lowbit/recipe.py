@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from lowbit.errors import InputError, UnsupportedError
+from lowbit.errors import InputError, UnsupportedError, check_name
 from lowbit.graph import PASSES
 from lowbit.numerics import UINT8, Format, Int, parse_format, spell_format
 from lowbit.ranges import MSE, MinMax, Range, parse_range, range_words
@@ -58,8 +58,7 @@ class TensorSpec:
     ) -> None:
         if not isinstance(format, (Format, str, type(None))):
             raise InputError(f"format {format!r} is neither a Format nor its words, as 'int4 group:64'.")
-        if solve not in tuple(SOLVERS):
-            raise InputError(f"solver {solve!r} does not exist. Solvers are: {', '.join(SOLVERS)}.")
+        check_name("solver", solve, SOLVERS)
         if not isinstance(dynamic, bool):
             raise InputError(f"dynamic={dynamic!r} is neither True nor False.")
         kind = None if format is None or format == "float" else parse_format(format)
@@ -169,9 +168,8 @@ class Recipe:
             if not isinstance(values, (tuple, list)) or not all(isinstance(value, kind) for value in values):
                 raise InputError(f"a recipe's {name} are a tuple of {what}, not {values!r}.")
             object.__setattr__(self, name, tuple(values))
-        known = (*PASSES, *IMPROVE)
-        if unknown := [name for name in self.passes if name not in known]:
-            raise InputError(f"pass '{unknown[0]}' does not exist. Passes are: {', '.join(known)}.")
+        for name in self.passes:
+            check_name("pass", name, (*PASSES, *IMPROVE))
         find_target(self.target)
         kept = re.fullmatch(r"float32|float16|mantissa:(\d+)", self.rest) if isinstance(self.rest, str) else None
         if kept is None or (kept[1] and not 1 <= int(kept[1]) <= 23):

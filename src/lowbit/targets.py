@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
-from lowbit.errors import InputError
+from lowbit.errors import check_name
 from lowbit.numerics import INT8, UINT8, Format, Int, channel, fixed_point
 
 
@@ -127,6 +127,5 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
 
 def find_target(name: str) -> Target:
     """The target of that name; InputError lists them."""
-    if name not in tuple(TARGETS):
-        raise InputError(f"target '{name}' does not exist. Targets are: {', '.join(TARGETS)}.")
+    check_name("target", name, TARGETS)
     return TARGETS[name]

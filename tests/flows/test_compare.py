@@ -166,9 +166,9 @@ def test_networks_of_other_outputs_are_not_compared(weight, samples):
 
 def test_wrong_arguments_say_what_there_is(weight, samples):
     model = load(linear(weight))
-    with pytest.raises(InputError, match=r"no metric 'top-1'. Did you mean 'top1'"):
+    with pytest.raises(InputError, match=r"metric 'top-1' does not exist. Did you mean 'top1'"):
         compare(model, model, samples, "top-1")
-    with pytest.raises(InputError, match=r"no engine 'tensorflow'. There are onnxruntime"):
+    with pytest.raises(InputError, match=r"engine 'tensorflow' does not exist. There are onnxruntime"):
         compare(model, model, samples, engine="tensorflow")
     with pytest.raises(DataError, match=r"'top1' needs labels, and the data has none"):
         compare(model, model, samples[0], "top1")

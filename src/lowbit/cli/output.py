@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lowbit.errors import InputError
@@ -64,6 +66,37 @@ def answer(json: bool, values: Mapping[str, Any], *pages: object) -> None:
 
         width = None if sys.stdout.isatty() else 200
         Console(width=width, highlight=False, soft_wrap=False).print(page)
+
+
+def answer_quantized(
+    json: bool,
+    model: Path,
+    quantized: "Model",
+    output: Path,
+    recipe: str,
+    start: float,
+    told: Mapping[str, Any] = MappingProxyType({}),
+    note: str = "",
+) -> None:
+    """Save a quantized model and say what it is beside the float one.
+
+    start   when the command began, by the clock `perf_counter`
+    told    more of its values; note: a line more of its page
+    """
+    from lowbit.graph.notes import sizes
+    from lowbit.report.ledger import Ledger
+
+    size, before, ledger = save_model(quantized, output), sizes(model), Ledger.of(quantized)
+    seconds = perf_counter() - start
+    values = {"output": str(output), "bytes": size, "bytes_before": before[0], "note_bytes_before": before[1]}
+    values |= {"recipe": recipe, "seconds": round(seconds, 2), **told, **ledger.counts()}
+    pages = [ledger.summary(output, before, size, seconds), *([note] if note else [])]
+    answer(json, values, *pages, f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")
+
+
+def beside(model: Path, recipe: str) -> Path:
+    """Where a model that this recipe has quantized is written, if nobody says where."""
+    return Path(f"{model.stem}.{Path(recipe).stem.replace(' ', '-').replace(':', '')}.onnx")
 
 
 @contextmanager

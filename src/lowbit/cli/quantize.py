@@ -20,7 +20,7 @@ from lowbit.cli.options import (
     TrainedArgument,
     with_groups,
 )
-from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
+from lowbit.cli.output import MODEL_FILES, answer_quantized, beside, check_output, progress
 from lowbit.cli.search import answer_search
 from lowbit.errors import InputError
 
@@ -106,8 +106,7 @@ def quantize(
         )
     asked = budget.given(data)
     recipe = recipe or ("int8" if asked is None or budget.latency is not None else "w4a8-fast")
-    stem = Path(recipe).stem.replace(" ", "-").replace(":", "") if asked is None else "mixed"
-    output = output or Path(f"{model.stem}.{stem}.onnx")
+    output = output or beside(model, recipe if asked is None else "mixed")
     check_output(output, [model, data, test, recipe], MODEL_FILES)
 
     if max_drop is not None:
@@ -130,9 +129,7 @@ def _answer_file(
     """Quantize and say what came of it; budget: of `lb.mixed_precision`, which then makes the recipe."""
     from lowbit.flows.budget import mixed_precision
     from lowbit.flows.ptq import quantize as quantize_model
-    from lowbit.graph.notes import sizes
     from lowbit.model import load
-    from lowbit.report.ledger import Ledger
 
     start, seen = time.perf_counter(), [0]
 
@@ -149,9 +146,4 @@ def _answer_file(
         quantized = quantize_model(network, opened, chosen, target=target, stage=bar)
     if data is not None:
         quantized.metadata["lowbit.calibration"] = dumps(samples.told(data) | {"samples": seen[0]})
-    size, before, ledger = save_model(quantized, output), sizes(model), Ledger.of(quantized)
-    seconds = time.perf_counter() - start
-    values = {"output": str(output), "bytes": size, "bytes_before": before[0], "note_bytes_before": before[1]}
-    values |= {"recipe": recipe, "seconds": round(seconds, 2), **ledger.counts()}
-    page = ledger.summary(output, before, size, seconds)
-    answer(json, values, page, f"next: lowbit show {output}\n      lowbit compare {model} {output} --data …")
+    answer_quantized(json, model, quantized, output, recipe, start)

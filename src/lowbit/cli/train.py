@@ -3,7 +3,7 @@
 import time
 from json import dumps, loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,10 +20,7 @@ from lowbit.cli.options import (
     with_groups,
     with_names,
 )
-from lowbit.cli.output import MODEL_FILES, answer, check_output, progress, save_model
-
-if TYPE_CHECKING:
-    from lowbit.model import Model
+from lowbit.cli.output import MODEL_FILES, answer_quantized, beside, check_output, progress
 
 
 @with_groups
@@ -71,7 +68,7 @@ def train(
     Example: lowbit train net.onnx --data train.npz --test test.npz --recipe w3a3 --epochs 30 -o net.w3a3.onnx
              torchrun --nproc-per-node 4 -m lowbit train net.onnx --data train.npz
     """
-    output = output or Path(f"{model.stem}.{Path(recipe).stem.replace(' ', '-').replace(':', '')}.onnx")
+    output = output or beside(model, recipe)
     checkpoint = output.with_name(output.name + ".state")
     inputs = [model, *data, test, recipe, schedule]
     check_output(output, inputs, MODEL_FILES)
@@ -117,31 +114,11 @@ def _answer_training(
             )
         if first:
             told = samples.told(data[0]) | {"data": ", ".join(Path(with_names(one)[0]).name for one in data)}
-            trained.metadata["lowbit.calibration"] = dumps(told | {"samples": _training(trained)["samples"]})
-            _written(model, trained, output, checkpoint, settings["recipe"], time.perf_counter() - start, json)
-
-
-def _training(model: "Model") -> dict[str, Any]:
-    """What the file says of its training."""
-    return dict(loads(model.metadata["lowbit.training"]))
-
-
-def _written(
-    model: Path, trained: "Model", output: Path, checkpoint: Path, recipe: str, seconds: float, json: bool
-) -> None:
-    """Save the file, then drop the checkpoint of a run that is finished, and say so."""
-    from lowbit.graph.notes import sizes
-    from lowbit.report.ledger import Ledger
-
-    size, before, ledger = save_model(trained, output), sizes(model), Ledger.of(trained)
-    told = _training(trained)
-    if not told["interrupted"]:
-        checkpoint.unlink(missing_ok=True)
-    values = {"output": str(output), "bytes": size, "bytes_before": before[0], "recipe": recipe}
-    values |= {"seconds": round(seconds, 2), **told, **ledger.counts()}
-    pages = [ledger.summary(output, before, size, seconds)]
-    if told["interrupted"]:
-        pages.append(f"interrupted: this is the best epoch so far; the same command goes on from {checkpoint}")
-    answer(json, values, *pages, f"next: lowbit compare {model} {output} --data …")
-    if told["interrupted"]:
-        raise SystemExit(130)
+            training = dict(loads(trained.metadata["lowbit.training"]))
+            trained.metadata["lowbit.calibration"] = dumps(told | {"samples": training["samples"]})
+            note = f"interrupted: this is the best epoch so far; the same command goes on from {checkpoint}"
+            note = note if training["interrupted"] else ""
+            answer_quantized(json, model, trained, output, settings["recipe"], start, training, note)
+            if training["interrupted"]:
+                raise SystemExit(130)
+            checkpoint.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from lowbit.engines.compile import ENGINES
+from lowbit.engines.compile import ENGINES, unsupported
 from lowbit.graph.attention import Attention, find_attention
 from lowbit.graph.links import remove_node
 from lowbit.graph.weights import add_constant
@@ -27,7 +27,7 @@ def fuse_attention(program: ir.Model, integer: Collection[str] = ()) -> None:
     if before < OPSET:
         # Opsets 22 and 23 only add types to what was there; whether it has kernels of them is for onnxruntime to say.
         program.graph.opset_imports[""] = OPSET
-        if ENGINES["onnxruntime"].unsupported(program):
+        if unsupported(ENGINES["onnxruntime"], program):
             program.graph.opset_imports[""] = before
             return
     masks: dict[ir.Value, ir.Value] = {}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.errors import DataError, ModelError, UnsupportedError
+from lowbit.errors import DataError, LowbitError, ModelError, UnsupportedError
 
 Batch = dict[str, np.ndarray]  # arrays by the name of the input or output
 Run = Callable[[Batch], Batch]
@@ -43,10 +43,6 @@ class Engine(Protocol):
         optimize   False runs the graph as it is written
         ModelError carries the first line of what the engine says.
         """
-        ...
-
-    def unsupported(self, program: ir.Model) -> list[str]:
-        """What this engine cannot run of the program, in words; empty if it can run it."""
         ...
 
 
@@ -90,13 +86,6 @@ class OnnxRuntime:
                 return dict(zip(names, session.run(names, batch), strict=True))
 
         return run
-
-    def unsupported(self, program: ir.Model) -> list[str]:
-        try:
-            self.compile(program, threads=1, optimize=False)
-        except ModelError as error:
-            return [str(error)]
-        return []
 
 
 @dataclass(frozen=True)
@@ -142,15 +131,17 @@ class OpenVino:
 
         return run
 
-    def unsupported(self, program: ir.Model) -> list[str]:
-        try:
-            self.compile(program, threads=1)
-        except ModelError as error:
-            return [str(error)]
-        return []
-
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OnnxRuntime(), OpenVino())}
+
+
+def unsupported(engine: Engine, program: ir.Model) -> str:
+    """Why an engine cannot run the program, in words; empty if it can run it."""
+    try:
+        engine.compile(program, threads=1, optimize=False)
+    except LowbitError as error:
+        return str(error)
+    return ""
 
 
 def _import_openvino() -> Any:

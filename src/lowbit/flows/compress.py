@@ -25,7 +25,7 @@ from lowbit.engines.compile import Batch
 from lowbit.errors import InputError, UnsupportedError
 from lowbit.flows.compression import Progress, compression, schedule_of, trains
 from lowbit.flows.fit_size import BATCH, MOST_SAMPLES
-from lowbit.flows.given import model_and_data, refuse_quantized, samples_lead
+from lowbit.flows.given import by_name, model_and_data, refuse_quantized, samples_lead
 from lowbit.flows.masks import SMALLEST, compressible
 from lowbit.flows.prune_and_share import Compressor
 from lowbit.flows.rest import round_parameters
@@ -112,9 +112,7 @@ def _samples(model: Model, data: Data, recipe: Recipe, schedule: Schedule) -> tu
     if trains(recipe, schedule):
         samples_lead(model, "compress takes", "`lb.compress_tensors` prunes and shares the weights without training.")
         samples = Samples.of(data.batches(max(schedule.batch, 64)))
-        names = [port.name for port in model.inputs]
-        parts = samples.parts(BATCH, MOST_SAMPLES)
-        return samples, [{n: x.numpy() for n, x in zip(names, part, strict=True)} for part in parts]
+        return samples, [by_name(model, part) for part in samples.parts(BATCH, MOST_SAMPLES)]
     return None, [inputs for inputs, _ in data.take(MOST_SAMPLES).batches(BATCH)]
 
 

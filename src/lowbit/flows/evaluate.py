@@ -12,7 +12,7 @@ import onnx_ir as ir
 from lowbit.data import Data, Preprocessing
 from lowbit.data.samples import Batching
 from lowbit.engines.compile import ENGINES, Run
-from lowbit.errors import DataError, InputError
+from lowbit.errors import DataError, check_name
 from lowbit.flows.given import model_and_data
 from lowbit.flows.metrics import Metric, metric_of
 from lowbit.integer.engine import IntegerReference
@@ -82,8 +82,7 @@ class Subject:
     def compiled(self, engine: str = "onnxruntime", threads: int | None = None) -> Run:
         """The network in an engine; InputError lists the engines where it is none of them."""
         engines = {**ENGINES, "integer": IntegerReference()}
-        if engine not in engines:
-            raise InputError(f"there is no engine '{engine}'. There are {', '.join(engines)}.")
+        check_name("engine", engine, engines)
         return engines[engine].compile(self.program, threads=threads)
 
 

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +18,14 @@ from lowbit.data.fitting import LABELS
 from lowbit.data.made_up import made_up_batch
 from lowbit.data.samples import Batching, as_array
 from lowbit.data.sources import imported, iterable
+from lowbit.engines.compile import Batch
 from lowbit.errors import DataError, InputError, UnsupportedError
 from lowbit.graph.quantized import how_quantized
 from lowbit.model import Model, Port, load
 from lowbit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXAMPLE_SAMPLES = 2  # torch.export takes an axis of size 1 for a constant
 
@@ -78,6 +82,11 @@ def samples_lead(model: Model, takes: str, instead: str) -> None:
             raise UnsupportedError(
                 f"input '{name}' has {where}; {takes} networks whose inputs all have them along axis 0. {instead}"
             )
+
+
+def by_name(model: Model, inputs: "Iterable[Tensor]") -> Batch:
+    """Tensors in the order of a model's inputs, as arrays by their names."""
+    return {port.name: x.numpy() for port, x in zip(model.inputs, inputs, strict=True)}
 
 
 def is_module(model: object) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST_RUNS = 2000
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -18,7 +20,7 @@ class Timing:
 
 
 def side_by_side(
-    calls: Mapping[str, Callable[[], object]], *, seconds: float = 2.0, least_runs: int = 10, most_runs: int = 2000
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 2.0, least_runs: int = 10
 ) -> dict[str, Timing]:
     """Time each call in turn, round after round, for about `seconds` in all.
 
@@ -30,7 +32,7 @@ def side_by_side(
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     rounds = 0
-    while rounds < least_runs or (time.perf_counter() < end and rounds < most_runs):
+    while rounds < least_runs or (time.perf_counter() < end and rounds < MOST_RUNS):
         order = list(calls.items()) if rounds % 2 == 0 else list(calls.items())[::-1]
         for name, call in order:
             start = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 from lowbit.classes import class_axes
 from lowbit.data.samples import stacked
 from lowbit.data.sources import imported
-from lowbit.errors import DataError, InputError, did_you_mean
+from lowbit.errors import DataError, InputError, check_name
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -98,8 +98,7 @@ def metric_of(given: "str | Metric | Callable[..., float]") -> Metric:
     if isinstance(given, str) and ":" in given:
         given = imported(given)
     if isinstance(given, str):
-        if given not in METRICS:
-            raise InputError(f"there is no metric '{given}'. {did_you_mean(given, METRICS, ', and module:function')}")
+        check_name("metric", given, (*METRICS, "module:function"))
         return METRICS[given]
     return _of_function(given)
 

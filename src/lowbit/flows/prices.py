@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lowbit.errors import DataError, InputError
+from lowbit.errors import DataError, check_name
 from lowbit.flows.ptq import MEMORY, Observed, given, observed
 from lowbit.graph.layer import layer_names
 from lowbit.network.calibrate import solve_alone
@@ -81,8 +81,7 @@ def sensitivity(
 
 def check_loss(loss: str, calibration: Calibration) -> None:
     """InputError where there is no such loss; DataError where it needs labels and there are none."""
-    if loss not in (*LOSSES, "labels"):
-        raise InputError(f"loss={loss!r}: losses are {', '.join(LOSSES)}, labels.")
+    check_name("loss", loss, (*LOSSES, "labels"))
     if loss == "labels" and not calibration.single_labels:
         raise DataError("loss='labels' needs the classes of the samples, and the data has none: add an array 'labels'.")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from lowbit.data import Data
 from lowbit.data.samples import BATCH_NAMES, SampleBatch
-from lowbit.errors import InputError, did_you_mean
+from lowbit.errors import InputError, check_name
 from lowbit.flows.inputs import InputFacts
 from lowbit.model import Port
 
@@ -69,8 +69,7 @@ class Shift:
     def parse(cls, words: str) -> "Shift":
         """noise:0.5; InputError lists the kinds."""
         kind, colon, strength = words.partition(":")
-        if kind not in KINDS:
-            raise InputError(f"shift '{words}': there is no '{kind}'. {did_you_mean(kind, KINDS)}")
+        check_name("shift", kind, KINDS)
         try:
             value = float(strength)
         except ValueError:

@@ -17,7 +17,7 @@ from lowbit.engines.compile import ENGINES
 from lowbit.errors import DataError, TooSmallError
 from lowbit.flows.compress import compress
 from lowbit.flows.compression import Progress, compression
-from lowbit.flows.given import model_and_data
+from lowbit.flows.given import by_name, model_and_data
 from lowbit.flows.judge import Judge
 from lowbit.flows.metrics import points_lost
 from lowbit.model import Model
@@ -128,5 +128,5 @@ def _split(model: Model, every: Samples) -> tuple[Arrays, Data]:
 
 
 def _arrays(model: Model, samples: Samples) -> Arrays:
-    found = {port.name: x.numpy() for port, x in zip(model.inputs, samples.inputs, strict=True)}
+    found = by_name(model, samples.inputs)
     return found if samples.labels is None else found | {"labels": samples.labels.numpy()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lowbit.errors import InputError, did_you_mean
+from lowbit.flows.given import by_name
 from lowbit.flows.masks import Masks
 from lowbit.flows.prepare import BatchNorms, prepare
 from lowbit.flows.prepared import Prepared
@@ -85,8 +86,7 @@ class Trainer:
     def _calibration(self) -> dict[str, Any]:
         """Samples that ranges begin from, by input; drawn from all, since a folder has its classes one by one."""
         rows = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.schedule.seed))
-        inputs = self.samples.take(rows[:CALIBRATION].sort().values).inputs
-        return {port.name: x.numpy() for port, x in zip(self.model.inputs, inputs, strict=True)}
+        return by_name(self.model, self.samples.take(rows[:CALIBRATION].sort().values).inputs)
 
     def told(self) -> dict[str, Any]:
         """What happened, for the file and for JSON."""
@@ -102,9 +102,7 @@ class _Stage:
         self.last = number == len(trainer.recipes) - 1
         schedule = trainer.schedule
         teacher = build(prepared.network.program).eval().requires_grad_(False)
-        names = [port.name for port in trainer.model.inputs]
-        parts = trainer.samples.parts(BATCH, SENSED)
-        batches = [{name: x.numpy() for name, x in zip(names, part, strict=True)} for part in parts]
+        batches = [by_name(trainer.model, part) for part in trainer.samples.parts(BATCH, SENSED)]
         self.masks = Masks.of(prepared.network, trainer.recipes[number], batches)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for module in (prepared, teacher):

@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.engines.compile import Batch, Run
-from lowbit.errors import LowbitError
 from lowbit.graph.load import read_file
 from lowbit.integer.lower import lower
 from lowbit.integer.program import Ints, Tensor
@@ -44,13 +43,6 @@ class IntegerReference:
             return {name: decode(held[t.name], t, coded.get(name)) for name, t in given}
 
         return run
-
-    def unsupported(self, program: ir.Model) -> list[str]:
-        try:
-            lower(program, sizes=self.sizes)
-        except LowbitError as error:
-            return [str(error)]
-        return []
 
 
 def encode(values: "np.ndarray", tensor: Tensor) -> Ints:

@@ -97,9 +97,9 @@ def unpack(path: str | os.PathLike[str], out: str | os.PathLike[str], max_bytes:
         return sum(file.size for file in container.index.files)
 
 
-def unpacked_bytes(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
+def unpacked_bytes(path: str | os.PathLike[str]) -> bytes:
     """The packed file's bytes; InputError if it keeps weights in external files."""
-    with Container(path, max_bytes) as container:
+    with Container(path) as container:
         if len(container.index.files) > 1:
             raise InputError(f"'{path}' holds {len(container.index.files)} files; unpack it to a folder instead.")
         return b"".join(container.stream(0))
