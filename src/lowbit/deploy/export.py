@@ -21,6 +21,7 @@ from lowbit.network.weights import has_one_scale_an_output
 from lowbit.network.why_float import constant_in_float
 from lowbit.numerics import TENSOR, Format, Int, QuantTensor, describe_format, group
 from lowbit.numerics.grids import is_whole
+from lowbit.numerics.noise import decibels
 from lowbit.ranges import range_words
 
 Row = dict[str, Any]
@@ -258,5 +259,5 @@ def _site_row(network: Network, site: Site) -> Row:
         "solver": quantizer.spec.solve,
         "bits": stored.format.bits_per_element(stored.shape),
         "bytes": round(stored.bits / 8),
-        "sqnr_db": round(10 * np.log10(power / noise), 2) if noise and power else None,
+        "sqnr_db": round(decibels(noise, power), 2) if noise and power else None,
     }

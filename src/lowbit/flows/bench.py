@@ -1,12 +1,12 @@
 """Files of recipes for one network and its calibration data, which is read once for each set of passes."""
 
 from dataclasses import dataclass, field, replace
-from math import log10
 
 from lowbit.data import Data
 from lowbit.errors import DataError
 from lowbit.flows.ptq import Observed, Stage, observed, settled, written
 from lowbit.model import Model
+from lowbit.numerics.noise import decibels
 from lowbit.recipe import Recipe, Rule
 from lowbit.repair.prove import float_outputs, output_error
 from lowbit.repair.steps import STEPS
@@ -41,7 +41,7 @@ class Bench:
         judging = ready.calibration.judging
         exact = float_outputs(self.observed(recipe).network, judging)
         error = output_error(ready.network, judging, exact)
-        return written(ready, self.stage), -10 * log10(max(error, 1e-30))
+        return written(ready, self.stage), decibels(max(error, 1e-30))
 
     def settled(self, recipe: Recipe) -> Observed:
         """The network with the recipe's scales and codes."""

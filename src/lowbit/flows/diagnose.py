@@ -25,12 +25,13 @@ from lowbit.flows.metrics import Metric
 from lowbit.flows.operations import Operations, multiply_adds, operations
 from lowbit.flows.ptq import MEMORY, Observed, Stage, _silent, given, observed, settled, written
 from lowbit.flows.shifts import Shift, shifted, usual_shifts
-from lowbit.flows.tensor_facts import TensorFacts, Walked, decibels, growth, tensor_facts, walk_once
+from lowbit.flows.tensor_facts import TensorFacts, Walked, growth, tensor_facts, walk_once
 from lowbit.graph.layer import layer_names
 from lowbit.graph.smooth import smoothable
 from lowbit.model import Model
 from lowbit.network.network import Network
 from lowbit.numerics import Format
+from lowbit.numerics.noise import decibels
 from lowbit.recipe import Recipe
 from lowbit.repair.prove import Outputs, output_error
 from lowbit.repair.sensitivity import quantizer_costs

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite, log10, nan
+from math import inf, isfinite, nan
 
 import numpy as np
 import onnx_ir as ir
 
 from lowbit.engines.compile import ENGINES
 from lowbit.flows.metrics import class_axis
+from lowbit.numerics.noise import decibels
 
 GROUP_BYTES = 2**28  # of intermediate values that are held at once
 
@@ -76,9 +77,7 @@ class Closeness:
 
     @property
     def sqnr_db(self) -> float:
-        if self.noise == 0:
-            return inf
-        return 10 * log10(self.signal / self.noise) if self.signal and isfinite(self.noise) else -inf
+        return decibels(self.noise, self.signal) if isfinite(self.noise) else -inf
 
     def fidelity(self, name: str) -> Fidelity:
         """What the sums say."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, log10, prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from lowbit.network.quantizers import FakeQuant
 from lowbit.network.sites import Site
 from lowbit.network.stored import WeightQuant
 from lowbit.numerics import TENSOR, describe_format
+from lowbit.numerics.noise import decibels
 from lowbit.ranges import Histogram, range_words
 
 BINS = 60  # of a histogram that is drawn
@@ -93,11 +94,6 @@ class Walked:
 
     shapes: Mapping[str, tuple[int, ...]]
     channels: Mapping[str, Tensor]
-
-
-def decibels(noise: float) -> float:
-    """Noise in parts of the signal's power, as a signal-to-noise ratio."""
-    return inf if noise <= 0 else -10 * log10(noise)
 
 
 def walk_once(network: Network, batch: Batch) -> Walked:
@@ -186,7 +182,7 @@ def _activation(site: Site, q: FakeQuant, cost: float | None, walked: Walked, mo
         name=site.value, role="activation", layer=site.layer, format=describe_format(q.format),
         range=range_words(q.spec.range), one_scale=q.format.block == TENSOR, bits=q.format.grid.bits,
         minimum=float(statistics.minimum.min()), maximum=float(statistics.maximum.max()),
-        **_magnitudes(values, weights), step=step, sqnr_db=_ratio_db(power, total),
+        **_magnitudes(values, weights), step=step, sqnr_db=decibels(total, power),
         below_zero=float(weights[values < 0].sum()) / count, cost=cost, counts=_counts(values, weights),
         **_channels(walked.channels.get(site.value)), **static,
     )  # fmt: skip
@@ -207,7 +203,7 @@ def _weight(network: Network, site: Site, q: WeightQuant, cost: float | None) ->
         bits=q.stored.format.grid.bits,
         minimum=float(values.min(initial=0)), maximum=float(values.max(initial=0)),
         **_magnitudes(values), step=float(q.scale.max()) if one_scale else 0.0,
-        sqnr_db=_ratio_db(float(weight.square().sum()), float((weight - rounded).square().sum())),
+        sqnr_db=decibels(float((weight - rounded).square().sum()), float(weight.square().sum())),
         cost=cost, counts=_counts(values), **_channels(largest),
     )  # fmt: skip
 
@@ -236,7 +232,3 @@ def _magnitudes(values: np.ndarray, weights: np.ndarray | None = None) -> dict[s
 
 def _counts(values: np.ndarray, weights: np.ndarray | None = None) -> tuple[int, ...]:
     return tuple(np.histogram(values, BINS, weights=weights)[0].round().astype(int).tolist()) if values.size else ()
-
-
-def _ratio_db(power: float, noise: float) -> float:
-    return inf if not noise else 10 * log10(power / noise) if power else -inf

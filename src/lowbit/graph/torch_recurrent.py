@@ -41,7 +41,7 @@ def recurrent_operators() -> Iterator[None]:
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """torch operator → function that writes ONNX, for those that torch's exporter has none for."""
     aten = torch.ops.aten
-    return {aten.rnn_tanh.input: _write_tanh_rnn, aten.rnn_relu.input: _write_relu_rnn}
+    return {aten.rnn_tanh.input: _writer_of_rnn("Tanh"), aten.rnn_relu.input: _writer_of_rnn("Relu")}
 
 
 def _shapes_of_rnn(
@@ -60,18 +60,14 @@ def _shapes_of_rnn(
     return input.new_empty((*input.shape[:-1], width)), torch.empty_like(hx)
 
 
-def _write_tanh_rnn(
-    input: Any, hx: Any, params: Sequence[Any], has_biases: bool, num_layers: int, dropout: float, train: bool,
-    bidirectional: bool, batch_first: bool,
-) -> Any:  # fmt: skip
-    return _write_rnn("Tanh", input, hx, params, has_biases, num_layers, bidirectional, batch_first)
+def _writer_of_rnn(activation: str) -> Callable[..., Any]:
+    def write(
+        input: Any, hx: Any, params: Sequence[Any], has_biases: bool, num_layers: int, dropout: float, train: bool,
+        bidirectional: bool, batch_first: bool,
+    ) -> Any:  # fmt: skip
+        return _write_rnn(activation, input, hx, params, has_biases, num_layers, bidirectional, batch_first)
 
-
-def _write_relu_rnn(
-    input: Any, hx: Any, params: Sequence[Any], has_biases: bool, num_layers: int, dropout: float, train: bool,
-    bidirectional: bool, batch_first: bool,
-) -> Any:  # fmt: skip
-    return _write_rnn("Relu", input, hx, params, has_biases, num_layers, bidirectional, batch_first)
+    return write
 
 
 def _write_rnn(

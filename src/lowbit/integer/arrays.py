@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.integer.program import Program, Rescale, Tensor
+from lowbit.integer.program import Program
+from lowbit.integer.tensors import Rescale, Tensor
 
 
 def arrays_of(program: Program) -> dict[str, np.ndarray]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowbit.errors import UnsupportedError
-from lowbit.integer.program import Conv, Ints, Layer, Product, Program, Recurrent, Rescale
+from lowbit.integer.program import Conv, Layer, Program
+from lowbit.integer.sequences import Product, Recurrent
+from lowbit.integer.tensors import Ints, Rescale
 
 INT32 = 2**31 - 1
 
@@ -40,13 +42,11 @@ class Bound:
         return self.pairs > 2**15 - 1
 
 
-def bounds_of(program: Program) -> list[Bound]:
-    """A bound for each sum of products: of a layer with a weight, of the two of a recurrent one, of two values."""
-    return [bound for layer in program.layers for bound, _ in layer_bounds(layer)]
-
-
 def layer_bounds(layer: Layer) -> Iterator[tuple[Bound, Rescale]]:
-    """Bounds, and what the accumulators are multiplied with."""
+    """A bound for each sum of products, and what its accumulators are multiplied with.
+
+    Of a layer with a weight, of the two of a recurrent one, of two values.
+    """
     if isinstance(layer, Conv):
         lifted = layer.input.bits <= 8
         yield _bound(layer.name, layer.weight, layer.bias, layer.input.ends, lifted), layer.rescale

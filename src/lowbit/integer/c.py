@@ -19,17 +19,7 @@ from lowbit.integer.c_sequences import SEQUENCE_STEPS
 from lowbit.integer.c_writer import RESERVED, Writer, ends_of
 from lowbit.integer.float32 import fixed_point, in_float32
 from lowbit.integer.plan import plan, scratch_bytes, scratch_name
-from lowbit.integer.program import (
-    Add,
-    AveragePool,
-    Conv,
-    Copy,
-    Layer,
-    MaxPool,
-    Multiply,
-    Program,
-    Table,
-)
+from lowbit.integer.program import Add, AveragePool, Conv, Copy, Layer, MaxPool, Multiply, Program, Table
 from lowbit.integer.tensors import Window
 from lowbit.integer.weights import BLOCK, LANES, REACH, SHORT, TOGETHER, in_lanes, per_output, row_of, stored
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from lowbit.integer.c_writer import Writer, ends_of
 from lowbit.integer.plan import scratch_name
-from lowbit.integer.program import Conv, Layer, Rounding
+from lowbit.integer.program import Conv, Layer
+from lowbit.integer.tensors import Rounding
 
 
 def suits(layer: Layer) -> TypeGuard[Conv]:

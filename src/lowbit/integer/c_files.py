@@ -7,8 +7,9 @@ from importlib.resources import files
 import numpy as np
 
 from lowbit.integer.plan import Plan
-from lowbit.integer.program import Ints, Program, Tensor
+from lowbit.integer.program import Program
 from lowbit.integer.sequences import HALVES, tanh_table
+from lowbit.integer.tensors import Ints, Tensor
 
 FILES = ("kernels", "channels", "elementwise", "sequences", "cmsis")
 _SECTION = re.compile(r"/\* section (\w+)(?:: ([\w ]+))? \*/\n")

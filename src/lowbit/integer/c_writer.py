@@ -6,7 +6,8 @@ from typing import Any
 
 from lowbit.integer.c_files import numbers, suffix
 from lowbit.integer.plan import Plan
-from lowbit.integer.program import Ints, Program, Tensor
+from lowbit.integer.program import Program
+from lowbit.integer.tensors import Ints, Tensor
 
 RESERVED = frozenset(
     {

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from lowbit.engines.compile import Batch, Run
 from lowbit.graph.load import read_file
 from lowbit.integer.lower import lower
-from lowbit.integer.program import Ints, Tensor
 from lowbit.integer.reference import run as run_program
+from lowbit.integer.tensors import Ints, Tensor
 from lowbit.integer.values import onnx_shape
 
 

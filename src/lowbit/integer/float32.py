@@ -6,7 +6,8 @@ from typing import TypeGuard
 import numpy as np
 
 from lowbit.integer.bounds import sums
-from lowbit.integer.program import Conv, Ints, Layer, Rescale
+from lowbit.integer.program import Conv, Layer
+from lowbit.integer.tensors import Ints, Rescale
 
 
 def in_float32(layer: Layer) -> TypeGuard[Conv]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lowbit.errors import UnsupportedError
 from lowbit.graph.layer import number
-from lowbit.integer.program import Add, AveragePool, Conv, Ints, Layer, MaxPool, Multiply, Rescale, Tensor
+from lowbit.integer.program import Add, AveragePool, Conv, Layer, MaxPool, Multiply
+from lowbit.integer.tensors import Ints, Rescale, Tensor
 from lowbit.integer.values import Coded, Constant, Waiting, channels_last, onnx_shape
 
 Read = Mapping[int, Coded | Constant]

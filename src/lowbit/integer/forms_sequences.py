@@ -15,9 +15,9 @@ from lowbit.graph.layer import number
 from lowbit.integer import forms
 from lowbit.integer.forms import Read
 from lowbit.integer.layout import copied, in_order
-from lowbit.integer.program import Add, Layer, Tensor
+from lowbit.integer.program import Add, Layer
 from lowbit.integer.sequences import CELL, GATE, STATE, Normalize, Product, Recurrent, Softmax, fixed
-from lowbit.integer.tensors import Ints, Rescale
+from lowbit.integer.tensors import Ints, Rescale, Tensor
 from lowbit.integer.values import Coded, Constant, Waiting
 
 

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from lowbit.errors import UnsupportedError
 from lowbit.integer.moves import FILLED, pieces_of, positions
-from lowbit.integer.program import Copy, Ints, Layer, Tensor
+from lowbit.integer.program import Copy, Layer
+from lowbit.integer.tensors import Ints, Tensor
 from lowbit.integer.values import Array, Coded, channels_last, onnx_shape
 
 MOVING = frozenset(

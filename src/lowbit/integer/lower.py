@@ -23,8 +23,9 @@ from lowbit.integer.forms_sequences import SEQUENCES, recurrent, rescaled
 from lowbit.integer.functions import FUNCTIONS, evaluate
 from lowbit.integer.layout import MOVING, in_channels_last, in_order, moved, spread
 from lowbit.integer.moves import run_node
-from lowbit.integer.program import Add, Layer, Multiply, Program, Rounding, Table, Tensor
+from lowbit.integer.program import Add, Layer, Multiply, Program, Table
 from lowbit.integer.sizes import fix_sizes
+from lowbit.integer.tensors import Rounding, Tensor
 from lowbit.integer.values import Array, Coded, Constant, Waiting, channels_last
 
 AGAIN = "Quantize the float network with --target integer."

@@ -8,7 +8,8 @@ import numpy as np
 
 from lowbit.integer.bounds import layer_bounds
 from lowbit.integer.plan import Plan, plan
-from lowbit.integer.program import Add, Conv, Copy, Layer, Multiply, Normalize, Program, Recurrent, Table
+from lowbit.integer.program import Add, Conv, Copy, Layer, Multiply, Program, Table
+from lowbit.integer.sequences import Normalize, Recurrent
 from lowbit.integer.weights import per_output, stored
 
 _COLUMNS = 48  # of the drawing: the arena from its first byte to its last

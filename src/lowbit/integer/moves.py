@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from lowbit.engines.compile import ENGINES
 from lowbit.errors import UnsupportedError
-from lowbit.integer.program import Ints, Piece
+from lowbit.integer.program import Piece
+from lowbit.integer.tensors import Ints
 
 FILLED = -1  # position of what comes from nowhere: padding
 _LARGEST = 1 << 24  # positions are run as float32, which holds integers up to here

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lowbit.integer.program import Conv, Program, Recurrent
+from lowbit.integer.program import Conv, Program
+from lowbit.integer.sequences import Recurrent
 from lowbit.integer.weights import in_lanes, row_of
 
 ALIGNMENT = 4  # bytes; int32 accumulators never lie in the arena

@@ -242,25 +242,3 @@ class Program:
         """Inputs, then what each layer makes."""
         yield from self.inputs
         yield from (layer.output for layer in self.layers)
-
-
-__all__ = [
-    "Add",
-    "AveragePool",
-    "Conv",
-    "Copy",
-    "Ints",
-    "Layer",
-    "MaxPool",
-    "Multiply",
-    "Normalize",
-    "Piece",
-    "Product",
-    "Program",
-    "Recurrent",
-    "Rescale",
-    "Rounding",
-    "Softmax",
-    "Table",
-    "Tensor",
-]

@@ -7,23 +7,9 @@ import numpy as np
 
 from lowbit.integer import kernels, sequence_kernels
 from lowbit.integer.float32 import in_float32
-from lowbit.integer.program import (
-    Add,
-    AveragePool,
-    Conv,
-    Copy,
-    Ints,
-    Layer,
-    MaxPool,
-    Multiply,
-    Normalize,
-    Product,
-    Program,
-    Recurrent,
-    Softmax,
-    Table,
-)
-from lowbit.integer.sequences import HALVES, KINDS, tanh_table
+from lowbit.integer.program import Add, AveragePool, Conv, Copy, Layer, MaxPool, Multiply, Program, Table
+from lowbit.integer.sequences import HALVES, KINDS, Normalize, Product, Recurrent, Softmax, tanh_table
+from lowbit.integer.tensors import Ints
 
 Codes = dict[str, Ints]  # tensor name → (samples, size), as the codes lie in memory
 

@@ -11,20 +11,8 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import UnsupportedError
-from lowbit.integer.program import (
-    Add,
-    AveragePool,
-    Conv,
-    Copy,
-    Layer,
-    MaxPool,
-    Multiply,
-    Program,
-    Rescale,
-    Table,
-    Tensor,
-)
-from lowbit.integer.tensors import spatial
+from lowbit.integer.program import Add, AveragePool, Conv, Copy, Layer, MaxPool, Multiply, Program, Table
+from lowbit.integer.tensors import Rescale, Tensor, spatial
 from lowbit.integer.tflite_moves import moves
 from lowbit.integer.tflite_writer import Writer
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import UnsupportedError
-from lowbit.integer.program import Copy, Ints, Piece, Tensor
+from lowbit.integer.program import Copy, Piece
+from lowbit.integer.tensors import Ints, Tensor
 
 Move = tuple[str, list[int], list[Ints], dict[str, Any], Tensor]
 # operator, sources (-1: what the move before made), constants, options, output

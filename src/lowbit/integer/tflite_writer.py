@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import UnsupportedError
-from lowbit.integer.program import Ints, Rounding, Tensor
+from lowbit.integer.tensors import Ints, Rounding, Tensor
 
 # The version of each operator that reads int8, by which old runtimes refuse what they would compute wrongly.
 _VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 12, "RESHAPE": 1}

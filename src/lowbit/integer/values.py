@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.integer.program import Layer, Tensor
+from lowbit.integer.program import Layer
+from lowbit.integer.tensors import Tensor
 
 Array = NDArray[Any]
 

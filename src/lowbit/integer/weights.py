@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lowbit.integer.program import Conv, Ints
-from lowbit.integer.tensors import spatial
+from lowbit.integer.program import Conv
+from lowbit.integer.tensors import Ints, spatial
 
 BLOCK = 64  # accumulators on the stack
 TOGETHER = 8  # positions that share each weight that was read

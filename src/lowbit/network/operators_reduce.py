@@ -1,5 +1,7 @@
 """Reductions over axes, arg-extremes, cumulative sums, softmaxes and matrix products."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,44 +17,46 @@ def _axes(x: Tensor, axes: Ints | None, noop_with_empty_axes: int) -> list[int] 
     return None if noop_with_empty_axes or x.dim() == 0 else list(range(x.dim()))
 
 
-def reduce_sum(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    over = _axes(x, axes, noop_with_empty_axes)
-    return x if over is None else torch.sum(x, over, bool(keepdims), dtype=x.dtype)
+def _over_axes(
+    name: str, reduce: Callable[[Tensor, list[int], bool], Tensor], before: Callable[[Tensor], Tensor] = lambda x: x
+) -> Callable[..., Tensor]:
+    """ONNX's form of a reduction over axes, which it keeps or not; `before` is computed also where there are none.
+
+    name   under which this module has it: a pickled network looks for it there
+    """
+
+    def reduced(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+        over, x = _axes(x, axes, noop_with_empty_axes), before(x)
+        return x if over is None else reduce(x, over, bool(keepdims))
+
+    reduced.__name__ = reduced.__qualname__ = name
+    return reduced
 
 
-def reduce_mean(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    over = _axes(x, axes, noop_with_empty_axes)
-    if over is None:
-        return x
+def _sum(x: Tensor, over: list[int], keep: bool) -> Tensor:
+    return torch.sum(x, over, keep, dtype=x.dtype)
+
+
+def _mean(x: Tensor, over: list[int], keep: bool) -> Tensor:
     if x.is_floating_point():
-        return torch.mean(x, over, bool(keepdims))
-    return torch.mean(x, over, bool(keepdims), dtype=torch.float64).to(x.dtype)
+        return torch.mean(x, over, keep)
+    return torch.mean(x, over, keep, dtype=torch.float64).to(x.dtype)
 
 
-def reduce_max(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    over = _axes(x, axes, noop_with_empty_axes)
-    if over is None:
-        return x
-    return (
-        torch.amax(x, over, bool(keepdims)) if _has_elements(x, over) else _empty(x, over, keepdims, _lowest(x.dtype))
-    )
+def _max(x: Tensor, over: list[int], keep: bool) -> Tensor:
+    return torch.amax(x, over, keep) if _has_elements(x, over) else _empty(x, over, keep, _lowest(x.dtype))
 
 
-def reduce_min(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    over = _axes(x, axes, noop_with_empty_axes)
-    if over is None:
-        return x
-    return (
-        torch.amin(x, over, bool(keepdims)) if _has_elements(x, over) else _empty(x, over, keepdims, _highest(x.dtype))
-    )
+def _min(x: Tensor, over: list[int], keep: bool) -> Tensor:
+    return torch.amin(x, over, keep) if _has_elements(x, over) else _empty(x, over, keep, _highest(x.dtype))
 
 
 def _has_elements(x: Tensor, over: list[int]) -> bool:
     return all(x.shape[axis] for axis in over)
 
 
-def _empty(x: Tensor, over: list[int], keepdims: int, value: float) -> Tensor:
-    return torch.full_like(torch.sum(x, over, bool(keepdims)), value, dtype=x.dtype)
+def _empty(x: Tensor, over: list[int], keep: bool, value: float) -> Tensor:
+    return torch.full_like(torch.sum(x, over, keep), value, dtype=x.dtype)
 
 
 def _lowest(dtype: torch.dtype) -> float:
@@ -63,40 +67,32 @@ def _highest(dtype: torch.dtype) -> float:
     return float("inf") if dtype.is_floating_point else 1 if dtype == torch.bool else torch.iinfo(dtype).max
 
 
-def reduce_prod(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    over = _axes(x, axes, noop_with_empty_axes)
-    for axis in sorted({axis % x.dim() for axis in over or ()}, reverse=True):
-        x = torch.prod(x, axis, bool(keepdims), dtype=x.dtype)
+def _prod(x: Tensor, over: list[int], keep: bool) -> Tensor:
+    for axis in sorted({axis % x.dim() for axis in over}, reverse=True):
+        x = torch.prod(x, axis, keep, dtype=x.dtype)
     return x
 
 
-def reduce_l1(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return reduce_sum(torch.abs(x), axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
+reduce_sum = _over_axes("reduce_sum", _sum)
+reduce_mean = _over_axes("reduce_mean", _mean)
+reduce_max = _over_axes("reduce_max", _max)
+reduce_min = _over_axes("reduce_min", _min)
+reduce_prod = _over_axes("reduce_prod", _prod)
+reduce_log_sum_exp = _over_axes("reduce_log_sum_exp", torch.logsumexp)
+reduce_l1 = _over_axes("reduce_l1", _sum, torch.abs)
+reduce_sum_square = _over_axes("reduce_sum_square", _sum, torch.square)
 
 
 def reduce_l2(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     if x.is_floating_point() and (over := _axes(x, axes, noop_with_empty_axes)) is not None:
         norm: Tensor = torch.linalg.vector_norm(x, 2, over, bool(keepdims))
         return norm
-    squares = reduce_sum(x * x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
+    squares = reduce_sum_square(x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
     return torch.sqrt(squares.to(torch.float64)).to(x.dtype)
 
 
 def reduce_log_sum(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     return torch.log(reduce_sum(x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)).to(x.dtype)
-
-
-def reduce_log_sum_exp(
-    x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Tensor:
-    over = _axes(x, axes, noop_with_empty_axes)
-    return x if over is None else torch.logsumexp(x, over, bool(keepdims))
-
-
-def reduce_sum_square(
-    x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Tensor:
-    return reduce_sum(x * x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
 
 
 def argmax(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:

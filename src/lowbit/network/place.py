@@ -339,6 +339,3 @@ def _settled(nodes: list[ir.Node]) -> set[str]:
         if given and (node.op_type in ("Shape", "Size") or all(v.name in found for v in given)):
             found |= {str(v.name) for v in node.outputs}
     return found
-
-
-__all__ = ["Placement", "Site", "place"]

@@ -1,5 +1,6 @@
 """Squared error of quantizing weighted points, per block: what every search minimizes."""
 
+from math import inf, log10
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ from lowbit.numerics.grids import Grid, Int, grid_table
 from lowbit.numerics.sorted_points import SortedPoints
 
 _FEW = 4  # points for each of the grid's values
+
+
+def decibels(noise: float, power: float = 1.0) -> float:
+    """Signal-to-noise ratio, 10 log10(power / noise); infinite without noise."""
+    if noise <= 0:
+        return inf
+    ratio = power / noise
+    return 10 * log10(ratio) if ratio else -inf
 
 
 class SquaredError:

@@ -15,6 +15,7 @@ from lowbit.numerics.fitted import fit_table
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import grid_table, is_fitted
 from lowbit.numerics.kernels import kernels
+from lowbit.numerics.noise import decibels
 from lowbit.numerics.qtensor import Array, QuantTensor, as_torch
 from lowbit.numerics.roundings import Rounding, parse_rounding
 from lowbit.numerics.rows import TENSOR, from_rows, tile_counts, tiles_to_rows
@@ -214,7 +215,7 @@ def measure(x: Array, stored: QuantTensor) -> Error:
     other = float((approx**2).sum())
     cosine = float((exact * approx).sum()) / (power * other) ** 0.5 if power and other else float(power == other)
     return Error(
-        sqnr_db=float("inf") if noise == 0 else 10 * float(np.log10(power / noise)) if power else float("-inf"),
+        sqnr_db=decibels(noise, power),
         mse=noise / exact.numel(),
         cosine=cosine,
         clipped=_clipped_share(exact, stored),

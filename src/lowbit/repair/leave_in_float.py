@@ -6,10 +6,9 @@ what each quantizer adds to the error; an integer program (`repair.wider`) choos
 placed anew.
 """
 
-from math import log10
-
 from lowbit.network.network import Network
 from lowbit.network.place import place
+from lowbit.numerics.noise import decibels
 from lowbit.repair.prove import Calibration, fit
 from lowbit.repair.sensitivity import quantizer_costs
 from lowbit.repair.wider import fewest_in_float, literal
@@ -49,4 +48,4 @@ def leave_in_float(network: Network, calibration: Calibration) -> list[str]:
 
 
 def _db(error: float) -> str:
-    return f"{-10 * log10(error):.1f} dB"
+    return f"{decibels(error):.1f} dB"
