@@ -19,6 +19,7 @@ from lowbit.integer.sequences import CELL, STATE
 from lowbit.network.network import Network
 from lowbit.network.quantized_recurrence import QuantizedRecurrence
 from lowbit.numerics import spell_format
+from lowbit.report.ledger import Ledger
 from lowbit.targets import TARGETS
 
 WIDE = lb.Recipe(
@@ -74,15 +75,16 @@ def test_the_proof_holds_codes_to_one_step_and_sees_a_wrong_weight(case: str):
 
 def test_quantizing_tells_that_layers_of_any_length_were_held_against_integers():
     rng = np.random.default_rng(0)
-    weights = {"w": rng.normal(size=(1, 24, 5)) / 2, "r": rng.normal(size=(1, 24, 8)) / 3}
+    weights = {"w": rng.normal(size=(1, 24, 5)) / 2, "r": rng.normal(size=(1, 24, 8)) / 3, "b": np.ones((1, 48)) / 9}
     text = """f (float[N,T,5] x) => (float[T,1,N,8] y) {
-        steps = Transpose <perm = [1,0,2]> (x)  y = GRU <hidden_size = 8> (steps, w, r) }"""
+        steps = Transpose <perm = [1,0,2]> (x)  y = GRU <hidden_size = 8> (steps, w, r, b) }"""
     x = rng.normal(size=(12, 7, 5)).astype(np.float32)
     model = lb.quantize(network(text, **weights), {"x": x}, "int8-fast", target="integer")
-    assert (
-        "states of recurrent layers were held against integers on 4 of 4 samples"
-        in model.program.metadata_props["lowbit.passes"]
-    )
+    notes = model.program.metadata_props["lowbit.passes"]
+    assert "states of recurrent layers were held against integers on 4 of 4 samples" in notes
+    rows = {row["tensor"]: row for row in Ledger.of(model).rows}
+    assert rows["gru_1.h"]["format"] == "int16 scale:2^-15"
+    assert rows["b"]["reason"] == "a bias of two products; the integer program has it in 32 bits, at the scale of each"
 
 
 def test_steps_are_no_samples():

@@ -137,8 +137,6 @@ class _Placer:
                     self.reasons[str(node.name)] = reason
                 return Role.STORE if any(layers_of(node)) else None
             role = Role.MULTIPLY
-            if node.op_type in RECURRENT and len(node.inputs) > 3 and node.inputs[3] is not None:
-                self.reasons[str(node.inputs[3].name)] = "a bias of gates, which are float"
         if reason := why_float.layer_in_float(node, role, weights, activations, self.target):
             self.reasons[str(node.name)] = reason
             return None
@@ -147,6 +145,10 @@ class _Placer:
             kind = activations.format
             if kind is None or (isinstance(kind.grid, Int) and not is_whole(weights.format.grid)):
                 return Role.STORE  # integer activations and weights of another kind have no kernel
+            if node.op_type in RECURRENT and len(node.inputs) > 3 and node.inputs[3] is not None:
+                both = "a bias of two products; the integer program has it in 32 bits, at the scale of each"
+                why = both if self.target.states else "a bias of gates, which are float"
+                self.reasons[str(node.inputs[3].name)] = why
         return role
 
     def _data(self, node: ir.Node) -> dict[int, ir.Value]:
