@@ -48,7 +48,8 @@ def random_batch(model: Model, size: int, **sizes: int) -> dict[str, np.ndarray]
 REAL = [
     "cifar10-resnet20", "cifar10-resnet32", "cifar10-resnet8-mlperf-tiny", "imagenet-squeezenet1_1", "speech/kws-dscnn",
     "imagenet-mobilenet_v1_0.25_128", "vww-mobilenet_v1_0.25_96", "text/charlstm-charlotte_bronte",
-    "detection/face-RFB-320", "detection/face-slim-320", "detection/deeplabv3-mobilenetv2-voc",
+    "detection/face-RFB-320", "detection/face-slim-320",
+    pytest.param("detection/deeplabv3-mobilenetv2-voc", marks=pytest.mark.slow),
 ]  # fmt: skip
 
 
@@ -59,6 +60,7 @@ def test_real_models_agree_with_onnxruntime(name: str, data: Path) -> None:
     assert distance(model, batch) < TOLERANCE  # measured 1e-7 … 2e-6
 
 
+@pytest.mark.slow
 def test_cifar10_resnet20_agrees_on_real_images(data: Path) -> None:
     images = np.load(data / "cifar10-test.npz")["images"][:64]
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -67,6 +69,7 @@ def test_cifar10_resnet20_agrees_on_real_images(data: Path) -> None:
     assert distance(model, {model.inputs[0].name: x}) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_yolox_agrees_on_a_real_image(data: Path) -> None:
     """In float64, so that only the operators are compared.
 

@@ -14,9 +14,10 @@ from network import networks
 from onnx import helper, numpy_helper
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy_networks import network as toy
 
 from lowbit.errors import ModelError, UnsupportedError
-from lowbit.model import load
+from lowbit.model import Model, load
 from lowbit.network.build import build
 from lowbit.network.engine_node import EngineNode
 
@@ -193,9 +194,8 @@ def test_the_module_can_be_cast(dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.float(), build(conv_program())(x)["y"], rtol=2e-2, atol=5e-2)
 
 
-def trained(make: Callable[[], nn.Module], example: torch.Tensor) -> None:
+def trained(model: Model, example: torch.Tensor) -> None:
     torch.manual_seed(0)
-    model = load(make().eval(), example)
     module = build(model.program)
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
     (first,) = module(example).values()
@@ -212,16 +212,28 @@ def trained(make: Callable[[], nn.Module], example: torch.Tensor) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(
-    "make", [networks.resnet, pytest.param(networks.UNet, marks=pytest.mark.slow)], ids=["resnet", "u-net"]
-)
+def test_convolutions_with_a_residual_train() -> None:
+    text = """m (float[N,3,8,8] x) => (float[N,5] y) {
+        a = Conv <pads=[1,1,1,1]> (x, w) r = Relu (a) b = Conv <pads=[1,1,1,1]> (r, v) c = Add (b, r)
+        p = GlobalAveragePool (c) f = Flatten (p) y = Gemm (f, g, h) }"""
+    shapes = {"w": (4, 3, 3, 3), "v": (4, 4, 3, 3), "g": (4, 5), "h": (5,)}
+    rng = np.random.default_rng(0)
+    trained(toy(text, **{key: rng.normal(size=shape) for key, shape in shapes.items()}), torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [networks.resnet, networks.UNet], ids=["resnet", "u-net"])
 def test_image_networks_train(make: Callable[[], nn.Module]) -> None:
-    trained(make, torch.randn(2, 3, 32, 32))
+    torch.manual_seed(0)
+    example = torch.randn(2, 3, 32, 32)
+    trained(load(make().eval(), example), example)
 
 
 @pytest.mark.slow
 def test_recurrent_networks_train() -> None:
-    trained(lambda: networks.TokenClassifier(nn.LSTM), torch.randint(0, 50, (3, 7)))
+    torch.manual_seed(0)
+    example = torch.randint(0, 50, (3, 7))
+    trained(load(networks.TokenClassifier(nn.LSTM).eval(), example), example)
 
 
 def test_a_copy_computes_the_same_and_shares_nothing() -> None:
