@@ -30,7 +30,7 @@ from benchmarks.tables import arguments, show
 from lowbit.engines.compile import ENGINES, Batch, Run
 from lowbit.errors import LowbitError
 from lowbit.flows.fidelity import Closeness, Fidelity
-from lowbit.flows.metrics import metric_of
+from lowbit.flows.metrics import Tally, metric_of
 from lowbit.graph.notes import sizes
 from lowbit.presets import find_recipe
 from lowbit.targets import find_target
@@ -133,7 +133,7 @@ def judge(
 ) -> dict[str, tuple[float | None, Fidelity]]:
     """Metric and closeness to the first of the runs, all in one pass over the batches of inputs and labels."""
     metric = None if case.metric is None else metric_of(case.metric)
-    tallies = {name: metric.tally() for name in runs} if metric else {}
+    tallies = {name: Tally(metric) for name in runs} if metric else {}
     sums = {name: Closeness() for name in runs}
     reference = next(iter(runs))
     for inputs, labels in batches:

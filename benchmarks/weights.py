@@ -17,7 +17,7 @@ from benchmarks.accuracy import BATCH
 from benchmarks.networks import CASES, Case
 from benchmarks.tables import Row, arguments, show
 from lowbit.engines.compile import ENGINES
-from lowbit.flows.metrics import metric_of
+from lowbit.flows.metrics import Tally, metric_of
 from lowbit.flows.weight_formats import COMPARED, formats_on, weights_on
 from lowbit.ranges import MinMax
 from lowbit.report.ledger import Ledger
@@ -62,7 +62,7 @@ def accuracy(networks: list[str], formats: tuple[str, ...], samples: int | None)
 
 def metric_on(case: Case, data: lb.Data, file: Path) -> float:
     """The network's metric, of the file as onnxruntime runs it."""
-    run, tally = ENGINES["onnxruntime"].compile(file, threads=1), metric_of(case.metric).tally()
+    run, tally = ENGINES["onnxruntime"].compile(file, threads=1), Tally(metric_of(case.metric))
     for inputs, labels in data.batches(BATCH):
         tally.add(run(inputs), labels)
     return float(tally.value())

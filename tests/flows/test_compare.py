@@ -14,7 +14,7 @@ from lowbit.flows.compare import compare
 from lowbit.flows.evaluate import evaluate, predict
 from lowbit.flows.fidelity import Closeness
 from lowbit.flows.latency import side_by_side
-from lowbit.flows.metrics import METRICS, metric_of
+from lowbit.flows.metrics import METRICS, Tally, metric_of
 from lowbit.model import Model, load
 from lowbit.storage.container import pack
 
@@ -187,7 +187,7 @@ def test_latencies_alternate():
 
 
 def value(name: str, output: list, labels: list) -> float:
-    tally = metric_of(name).tally()
+    tally = Tally(metric_of(name))
     half = len(labels) // 2
     for part in (slice(None, half), slice(half, None)):
         tally.add({"y": np.asarray(output, np.float32)[part]}, np.asarray(labels)[part])

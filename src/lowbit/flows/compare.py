@@ -257,7 +257,7 @@ def _run_both(data: Data, reference: Subject, candidate: Subject, metric: Metric
         a, b = run_reference(samples.inputs), run_candidate(samples.inputs)
         if seen.samples == 0:
             seen.metric = metric or default_metric(a, samples.labels)
-            seen.tallies = [] if seen.metric is None else [seen.metric.tally(), seen.metric.tally()]
+            seen.tallies = [] if seen.metric is None else [Tally(seen.metric), Tally(seen.metric)]
             seen.outputs = {name: Closeness() for name, value in a.items() if value.dtype.kind in "fiu"}
         for name, closeness in seen.outputs.items():
             if a[name].shape != b[name].shape:

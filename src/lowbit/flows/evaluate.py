@@ -14,7 +14,7 @@ from lowbit.data.samples import Batching
 from lowbit.engines.compile import ENGINES, Run
 from lowbit.errors import DataError, check_name
 from lowbit.flows.given import model_and_data
-from lowbit.flows.metrics import Metric, metric_of
+from lowbit.flows.metrics import Metric, Tally, metric_of
 from lowbit.integer.engine import IntegerReference
 from lowbit.model import Model, load
 
@@ -30,7 +30,7 @@ def evaluate(
 ) -> float:
     """The metric of a network over data with labels: a name of METRICS, `module:function`, or a function."""
     loaded, samples = model_and_data(model, data, preprocess=preprocess, names=names, allow_nonfinite=True)
-    tally = metric_of(metric).tally()
+    tally = Tally(metric_of(metric))
     for inputs, labels in samples.batches(batch):
         tally.add(loaded.run(inputs), labels)
     return tally.value()
@@ -48,7 +48,7 @@ def predict(
     """All outputs by name, samples joined, and the metric where one is asked for; a path is run as the file is."""
     network = Subject.of(model, model if isinstance(model, Model) else load(model, allow_nonfinite=True))
     run = network.compiled(engine, threads)
-    tally = None if metric is None else metric_of(metric).tally()
+    tally = None if metric is None else Tally(metric_of(metric))
     parts: list[dict[str, np.ndarray]] = []
     for inputs, labels in data.batches(batch):
         parts.append(run(inputs))

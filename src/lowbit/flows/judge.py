@@ -16,7 +16,7 @@ from lowbit.engines.compile import ENGINES, Run
 from lowbit.errors import DataError
 from lowbit.flows.evaluate import Subject
 from lowbit.flows.latency import side_by_side
-from lowbit.flows.metrics import Metric, class_axis, default_metric, metric_of, points_lost
+from lowbit.flows.metrics import Metric, Tally, class_axis, default_metric, metric_of, points_lost
 from lowbit.graph.notes import sizes
 from lowbit.model import Model, load
 
@@ -69,7 +69,7 @@ class Judge:
             outputs = run(inputs)
             if known is None:
                 known = default_metric(outputs, labels) or _agreement(outputs, labels)
-            tally = tally or known.tally()
+            tally = tally or Tally(known)
             if labels is None and metric is None:
                 answers.append(_classes(outputs))
                 labels = answers[-1]
@@ -104,7 +104,7 @@ class Judge:
 
     def value_of(self, run: Run) -> float:
         """The metric of another network on the test data."""
-        tally = self.metric.tally()
+        tally = Tally(self.metric)
         answers: Iterator[np.ndarray | None] = repeat(None) if self.answers is None else iter(self.answers)
         for (inputs, labels), own in zip(self.test.batches(), answers, strict=False):
             tally.add(run(inputs), labels if own is None else own)

@@ -29,10 +29,6 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     percent: bool = False
 
-    def tally(self) -> "Tally":
-        """A new count."""
-        return Tally(self)
-
     def text(self, value: float) -> str:
         """The value as one reads it."""
         return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"

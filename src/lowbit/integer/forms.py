@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lowbit.errors import UnsupportedError
 from lowbit.graph.layer import number
+from lowbit.graph.pads import pads_of
 from lowbit.integer.program import Add, AveragePool, Conv, Layer, MaxPool, Multiply
 from lowbit.integer.tensors import Ints, Rescale, Tensor
 from lowbit.integer.values import Coded, Constant, Waiting, channels_last, onnx_shape
@@ -25,7 +26,7 @@ def conv(node: ir.Node, read: Read) -> Waiting:
     data, weight = data_of(read), weight_of(read[1], outputs_axis=0)
     rank = weight.array.ndim - 2
     kernel = weight.array.shape[2:]
-    front, _ = pads_of(node, onnx_shape(data)[2:], kernel)
+    front, _ = _pads(node, onnx_shape(data)[2:], kernel)
     steps = {"strides": _ints(node, "strides", rank), "pads": front, "dilations": _ints(node, "dilations", rank)}
     codes = np.moveaxis(weight.array, 1, -1)  # channels behind the kernel's positions
     codes = codes.reshape(len(codes), *_triple(kernel), codes.shape[-1])
@@ -183,7 +184,7 @@ def average_pool(node: ir.Node, read: Read) -> Waiting:
         kernel, strides, pads = list(positions), [1] * rank, [0] * rank
     else:
         kernel, strides = _ints(node, "kernel_shape", rank), _ints(node, "strides", rank)
-        pads, behind = pads_of(node, positions, kernel)
+        pads, behind = _pads(node, positions, kernel)
         counted = number(node, "count_include_pad") and any((*pads, *behind))
         if any(d != 1 for d in _ints(node, "dilations", rank)) or (number(node, "ceil_mode") and counted):
             raise UnsupportedError("an average with dilations, or with ceil_mode and counted padding")
@@ -247,7 +248,7 @@ def max_pool(node: ir.Node, read: Read) -> MaxPool:
         kernel, strides, pads, dilations = list(positions), [1] * rank, [0] * rank, [1] * rank
     else:
         kernel, strides, dilations = (_ints(node, name, rank) for name in ("kernel_shape", "strides", "dilations"))
-        pads, _ = pads_of(node, positions, kernel)
+        pads, _ = _pads(node, positions, kernel)
     order = channels_last(len(shape))
     output = replace(data, name=str(node.outputs[0].name), shape=tuple(shape[axis] for axis in order), order=order)
     return MaxPool(output.name, data, output, _triple(kernel), _triple(strides), _triple(pads, 0), _triple(dilations))
@@ -256,19 +257,10 @@ def max_pool(node: ir.Node, read: Read) -> MaxPool:
 # ---- attributes ----------------------------------------------------------------------------------------------------
 
 
-def pads_of(node: ir.Node, positions: Sequence[int], kernel: Sequence[int]) -> tuple[list[int], list[int]]:
-    """(in front, behind) of each axis."""
+def _pads(node: ir.Node, positions: Sequence[int], kernel: Sequence[int]) -> tuple[list[int], list[int]]:
     rank, auto = len(kernel), node.attributes.get_string("auto_pad") or "NOTSET"
-    if auto in ("NOTSET", "VALID"):
-        pads = _ints(node, "pads", 2 * rank, 0) if auto == "NOTSET" else [0] * 2 * rank
-        return pads[:rank], pads[rank:]
     strides, dilations = _ints(node, "strides", rank), _ints(node, "dilations", rank)
-    total = [
-        max(0, (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size)
-        for size, stride, k, dilation in zip(positions, strides, kernel, dilations, strict=True)
-    ]
-    front = [(t + (auto == "SAME_LOWER")) // 2 for t in total]
-    return front, [t - f for t, f in zip(total, front, strict=True)]
+    return pads_of(positions, kernel, strides, dilations, auto, _ints(node, "pads", 2 * rank, 0))
 
 
 def _ints(node: ir.Node, name: str, count: int, default: int = 1) -> list[int]:

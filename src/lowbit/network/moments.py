@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from lowbit.graph.layer import Layer
+from lowbit.graph.pads import pads_of
 from lowbit.network.in_step import Walk, in_step
-from lowbit.network.operators_spatial import conv_pads, pad_sides
+from lowbit.network.operators_spatial import pad_sides
 from lowbit.solve.moments import Moments
 
 LARGEST = 8192  # inputs of a layer whose moments are kept: 8192² float64 numbers are 512 MiB
@@ -62,7 +63,7 @@ def _positions(node: fx.Node, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     how: dict[str, Any] = dict(node.kwargs)
     kernel = layer.weight.shape[2:]
     strides, dilations = how.get("strides") or (1,) * len(kernel), how.get("dilations") or (1,) * len(kernel)
-    pads = conv_pads(x.shape[2:], kernel, strides, dilations, how.get("auto_pad", "NOTSET"), how.get("pads"))
+    pads = pads_of(x.shape[2:], kernel, strides, dilations, how.get("auto_pad", "NOTSET"), how.get("pads"))
     x = pad_sides(x, *pads)
     for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True), start=2):
         x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]

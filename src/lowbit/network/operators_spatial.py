@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowbit.graph.pads import pads_of
 from lowbit.network.operators_types import Ints, ints
 
 Sizes = tuple[int, ...] | None
@@ -19,36 +20,6 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-
-
-def _same_pads(
-    lengths: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], auto_pad: str
-) -> tuple[list[int], list[int]]:
-    """Pads before and after each axis so that an output has ceil(length / stride) elements."""
-    before, after = [], []
-    for length, k, s, d in zip(lengths, kernel, strides, dilations, strict=True):
-        amount = max(0, (-(-length // s) - 1) * s + d * (k - 1) + 1 - length)
-        small, large = amount // 2, amount - amount // 2
-        before.append(small if auto_pad == "SAME_UPPER" else large)
-        after.append(large if auto_pad == "SAME_UPPER" else small)
-    return before, after
-
-
-def conv_pads(
-    lengths: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    auto_pad: str,
-    pads: Sizes,
-) -> tuple[list[int], list[int]]:
-    """Pads before and after each axis, from the attributes."""
-    n = len(kernel)
-    if auto_pad.startswith("SAME"):
-        return _same_pads(lengths, kernel, strides, dilations, auto_pad)
-    if pads is None or auto_pad == "VALID":
-        return [0] * n, [0] * n
-    return list(pads[:n]), list(pads[n:])
 
 
 def pad_sides(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
@@ -78,7 +49,7 @@ def conv(
 ) -> Tensor:
     n = w.dim() - 2
     stride, dilation = strides or (1,) * n, dilations or (1,) * n
-    before, after = conv_pads(x.shape[2:], w.shape[2:], stride, dilation, auto_pad, pads)
+    before, after = pads_of(x.shape[2:], w.shape[2:], stride, dilation, auto_pad, pads)
     if before != after:
         x, before = pad_sides(x, before, after), [0] * n
     return _CONVOLUTIONS[n](_channels_last(x), w, b, stride, before, dilation, group)
@@ -110,7 +81,7 @@ def conv_transpose(
         halves = [s // 2 if auto_pad == "SAME_UPPER" else s - s // 2 for s in surplus]
         before, after = halves, [s - h for s, h in zip(surplus, halves, strict=True)]
     else:
-        before, after = conv_pads(
+        before, after = pads_of(
             x.shape[2:], w.shape[2:], stride, dilation, "NOTSET" if auto_pad == "NOTSET" else "VALID", pads
         )
     even = before == after and min(before, default=0) >= 0
@@ -161,7 +132,7 @@ def max_pool(
     n, dtype = len(kernel_shape), x.dtype
     x = x if x.is_floating_point() else x.float()  # torch pools floats only; float32 holds 8-bit integers exactly
     stride, dilation = strides or (1,) * n, dilations or (1,) * n
-    before, after = conv_pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
+    before, after = pads_of(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
     within = all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True))
     if before != after or not within:
         after = _windows(x, kernel_shape, stride, dilation, before, after, ceil_mode)
@@ -182,7 +153,7 @@ def average_pool(
 ) -> Tensor:
     n = len(kernel_shape)
     stride, dilation = strides or (1,) * n, dilations or (1,) * n
-    before, after = conv_pads(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
+    before, after = pads_of(x.shape[2:], kernel_shape, stride, dilation, auto_pad, pads)
     within = all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True))
     if before == after and within and set(dilation) == {1}:
         return _AVERAGE_POOLS[n](x, kernel_shape, stride, before, bool(ceil_mode), bool(count_include_pad))

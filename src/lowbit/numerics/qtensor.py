@@ -113,10 +113,7 @@ class QuantTensor:
     @property
     def bits(self) -> float:
         """Bits stored: codes, scales, zeros and tables."""
-        count = 1
-        for dim in self.shape:
-            count *= dim
-        return self.format.bits_per_element(self.shape) * count
+        return self.format.bits_per_element(self.shape) * prod(self.shape)
 
     def _by_row(self) -> dict[str, Any]:
         """What `encode_rows` and `decode_rows` want to know of the tiles."""
