@@ -286,7 +286,7 @@ def run_value(model: Model, name: str, x: np.ndarray) -> np.ndarray:
 
 
 def test_balance_is_equation_4_and_leaves_dead_channels():
-    scale = balance(np.array([4.0, 1.0, 0.0]), np.array([[1.0], [4.0], [2.0]]), 0.5)
+    scale = balance(np.array([4.0, 1.0, 0.0]), np.array([[1.0], [4.0], [2.0]]))
     assert scale[2] == 1
     np.testing.assert_allclose(scale[0] / scale[1], (4 / 1) ** 0.5 / (1 / 4) ** 0.5)
 

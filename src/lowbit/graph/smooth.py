@@ -20,17 +20,16 @@ from lowbit.graph.weights import constant, set_constant
 NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
 
-def smooth(program: ir.Model, maxima: Mapping[str, np.ndarray], strength: float = 0.5) -> Changed:
+def smooth(program: ir.Model, maxima: Mapping[str, np.ndarray]) -> Changed:
     """Divide each activation that MatMuls and Gemms read by s, multiply their weights by s, where that is free.
 
-    maxima     largest absolute value of each channel (last axis), (channels,), by the name of the activation
-    strength   α of eq. 4: s = max|X|^α / max|W|^(1-α)
+    maxima   largest absolute value of each channel (last axis), (channels,), by the name of the activation
     """
     done: list[str] = []
     for value, layers, maker in list(_found(program)):
         seen = maxima.get(str(value.name))
         if seen is not None and seen.shape == (layers[0].inputs,):
-            scale = balance(seen, np.concatenate([layer.by_input() for layer in layers], axis=1), strength)
+            scale = balance(seen, np.concatenate([layer.by_input() for layer in layers], axis=1))
             _divide(maker, scale)
             for layer in layers:
                 layer.scale_inputs(scale)
@@ -43,8 +42,8 @@ def smoothable(program: ir.Model) -> list[str]:
     return [str(value.name) for value, _, _ in _found(program)]
 
 
-def balance(maxima: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:
-    """What to divide each channel by, (channels,): x^strength / w^(1-strength), scaled to a geometric mean of one.
+def balance(maxima: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What to divide each channel by, (channels,): √(x / w), scaled to a geometric mean of one: eq. 4 with α = ½.
 
     maxima    (channels,) largest absolute activation
     weights   (channels, n) the weights that read each channel
@@ -53,7 +52,7 @@ def balance(maxima: np.ndarray, weights: np.ndarray, strength: float) -> np.ndar
     x, w = np.abs(np.asarray(maxima, dtype=np.float64)), np.abs(weights).max(1)
     alive = (x > 0) & (w > 0)
     scale = np.ones_like(x)
-    scale[alive] = x[alive] ** strength / w[alive] ** (1 - strength)
+    scale[alive] = x[alive] ** 0.5 / w[alive] ** 0.5
     if alive.any():
         scale[alive] /= np.exp(np.log(scale[alive]).mean())
     bounded: np.ndarray = np.clip(scale, 1 / LARGEST_FACTOR, LARGEST_FACTOR)

@@ -65,7 +65,7 @@ def _chosen(
     own = all(len(layer.value.uses()) == 1 for layer in layers)  # a weight that others read stays as it is
     own = own and sum(array.size for array in arrays) >= LEAST_ROWS * len(weights)
     largest = np.max([np.abs(array).reshape(-1, len(weights)).max(0) for array in arrays], axis=0)
-    factors = [None, balance(largest, weights, strength=0.5)] if own else [None]
+    factors = [None, balance(largest, weights)] if own else [None]
     # A sample of one row has its own range already; a recurrent layer has one for all its steps.
     several = measured and shape.rank() > 2 and all(layer.node.op_type == "MatMul" for layer in layers)
     ways = [(channels, rows) for channels in factors for rows in ((False, True) if several else (False,))]

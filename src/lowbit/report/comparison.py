@@ -28,9 +28,9 @@ def comparison_view(found: "Comparison") -> RenderableType:
     return Group(*parts, "", Text(found.verdict, style=style))
 
 
-def as_text(renderable: object, width: int = 160) -> str:
+def as_text(renderable: object) -> str:
     """What a renderable looks like without colour."""
-    console = Console(width=width, force_terminal=False, no_color=True, highlight=False)
+    console = Console(width=160, force_terminal=False, no_color=True, highlight=False)
     with console.capture() as captured:
         console.print(renderable)
     return captured.get().rstrip("\n")
