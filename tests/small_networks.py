@@ -123,53 +123,55 @@ _TARGET = """
             {0}t = Concat <axis = 0> ({0}n, {1})"""
 
 
+_BLOCK = (
+    "block (float[N,8,32] x, int64[N,8] mask) => (float[N,4] y) {"
+    + _LAYERNORM.format("ln", "x")
+    + "".join(_TARGET.format(name, "heads") for name in "qkv")
+    + "".join(_HEADS.format(name) for name in "qkv")
+    + """
+        keys = Transpose <perm = [0, 1, 3, 2]> (kh)
+        scaled = Mul (qh, quarter)
+        scores = MatMul (scaled, keys)
+        absent = Equal (mask, nought)
+        lowest = Where (absent, infinity, zero)
+        wide = Unsqueeze (lowest, axes)
+        masked = Add (scores, wide)
+        soft = Softmax <axis = -1> (masked)
+        bad = IsNaN (soft)
+        prob = Where (bad, zero, soft)
+        o = MatMul (prob, vh)
+        ot = Transpose <perm = [0, 2, 1, 3]> (o)"""
+    + _TARGET.format("j", "width")
+    + """
+        joined = Reshape (ot, jt)
+        out = MatMul (joined, wo)
+        outb = Add (out, bo)
+        mid = Add (outb, x)"""
+    + _LAYERNORM.format("lm", "mid")
+    + """
+        up = MatMul (lm, wu)
+        upb = Add (up, bu)
+        er = Div (upb, root)
+        ef = Erf (er)
+        e1 = Add (ef, one)
+        em = Mul (upb, e1)
+        gelu = Mul (em, half)
+        down = MatMul (gelu, wd)
+        downb = Add (down, bd)
+        end = Add (downb, mid)
+        pooled = ReduceMean <keepdims = 0> (end, tokens)
+        cl = MatMul (pooled, wc)
+        y = Add (cl, bc)
+    }"""
+)
+
+
 def transformer() -> tuple[Model, Batch]:
     """One block as exporters spell it out: two heads over eight tokens, a mask of −∞ with its guard, GELU from Erf."""
     r = _rng(2)
-    text = (
-        "block (float[N,8,32] x, int64[N,8] mask) => (float[N,4] y) {"
-        + _LAYERNORM.format("ln", "x")
-        + "".join(_TARGET.format(name, "heads") for name in "qkv")
-        + "".join(_HEADS.format(name) for name in "qkv")
-        + """
-            keys = Transpose <perm = [0, 1, 3, 2]> (kh)
-            scaled = Mul (qh, quarter)
-            scores = MatMul (scaled, keys)
-            absent = Equal (mask, nought)
-            lowest = Where (absent, infinity, zero)
-            wide = Unsqueeze (lowest, axes)
-            masked = Add (scores, wide)
-            soft = Softmax <axis = -1> (masked)
-            bad = IsNaN (soft)
-            prob = Where (bad, zero, soft)
-            o = MatMul (prob, vh)
-            ot = Transpose <perm = [0, 2, 1, 3]> (o)"""
-        + _TARGET.format("j", "width")
-        + """
-            joined = Reshape (ot, jt)
-            out = MatMul (joined, wo)
-            outb = Add (out, bo)
-            mid = Add (outb, x)"""
-        + _LAYERNORM.format("lm", "mid")
-        + """
-            up = MatMul (lm, wu)
-            upb = Add (up, bu)
-            er = Div (upb, root)
-            ef = Erf (er)
-            e1 = Add (ef, one)
-            em = Mul (upb, e1)
-            gelu = Mul (em, half)
-            down = MatMul (gelu, wd)
-            downb = Add (down, bd)
-            end = Add (downb, mid)
-            pooled = ReduceMean <keepdims = 0> (end, tokens)
-            cl = MatMul (pooled, wc)
-            y = Add (cl, bc)
-        }"""
-    )
     square = {f"w{n}": r.normal(size=(32, 32)) / 6 for n in "qkvo"} | {f"b{n}": r.normal(size=32) / 8 for n in "qkvo"}
     model = network(
-        text,
+        _BLOCK,
         **square,
         wu=r.normal(size=(32, 64)) / 6,
         bu=r.normal(size=64) / 8,
