@@ -156,7 +156,7 @@ def test_a_loss_of_labels_needs_them_and_they_are_classes():
         lb.sensitivity(convolutions(), x, loss="labels")
     with pytest.raises(DataError, match="are not classes of an output; outputs are "):
         lb.sensitivity(convolutions(), (x, labels / 2), loss="labels")
-    with pytest.raises(InputError, match="loss .mse. does not exist. There are squares, cross_entropy, labels"):
+    with pytest.raises(InputError, match=r"loss 'mse' does not exist. There are squares, cross_entropy, labels"):
         lb.mixed_precision(convolutions(), (x, labels), bits=4, loss="mse")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lowbit.errors import InputError
+from lowbit.errors import check_name
 from lowbit.numerics.formats import Format
 from lowbit.numerics.grids import is_fitted
 from lowbit.numerics.noise import SquaredError
@@ -31,8 +31,7 @@ class Auto:
     candidates: tuple[Range, ...] = (MinMax(), MovingAverage(), Percentile(99.99), Percentile(99.999), Entropy(), MSE())
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise InputError(f"range 'auto:{self.loss}': losses are {', '.join(LOSSES)}.")
+        check_name("loss", self.loss, LOSSES)
 
     def bounds(self, statistics: Statistics, format: Format) -> Bounds:
         if is_fitted(format.grid):

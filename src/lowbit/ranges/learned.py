@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lowbit.errors import InputError
+from lowbit.errors import InputError, check_name
 from lowbit.numerics.formats import Format
 from lowbit.ranges.extremes import Bounds, Range
 from lowbit.ranges.search import MSE
@@ -42,8 +42,7 @@ class Learned:
     start: Range = _MSE
 
     def __post_init__(self) -> None:
-        if self.method not in tuple(METHODS):
-            raise InputError(f"method '{self.method}' of a learned range does not exist: {', '.join(METHODS)}.")
+        check_name("method of a learned range", self.method, METHODS)
         if not isinstance(self.start, Range) or isinstance(self.start, Learned):
             raise InputError(f"a learned range starts as a range that does not learn, not as {self.start!r}.")
 
