@@ -55,6 +55,7 @@ def test_a_schedule_is_words_toml_and_a_table() -> None:
         ("rate=fast", "rate='fast' is not int or float"),
         ("batch=8.5", "batch=8.5 is not int"),
         ("optimizer=lion", "optimizer 'lion' does not exist. There are sgd, adam, adamw"),
+        ("augment=crop_flip", "augment 'crop_flip' does not exist. Did you mean 'crop-flip'"),
         ("epochs=0", "epochs=0, batch=128, rate=0.01: all are above 0"),
         ("distill=2", "distill=2 is 0 … 1"),
         ("weight_decay=-1", "weight_decay=-1: it is 0 or more"),

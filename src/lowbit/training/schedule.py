@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 import torch
 
-from lowbit.errors import InputError, did_you_mean
+from lowbit.errors import InputError, check_name, did_you_mean
 from lowbit.training.augment import AUGMENTS
 from lowbit.training.optimizer import OPTIMIZERS
 
@@ -74,10 +74,7 @@ class Schedule:
             held = getattr(self, name)
             object.__setattr__(self, name, (held,) if isinstance(held, str) else tuple(held))
         for name, known in (("optimizer", OPTIMIZERS), ("augment", {"": None, **AUGMENTS})):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"{name} '{getattr(self, name)}' does not exist. {did_you_mean(self.optimizer, known)}"
-                )
+            check_name(name, getattr(self, name), known)
         if not self.epochs > 0 or self.batch < 1 or not self.highest > 0:
             raise InputError(f"epochs={self.epochs:g}, batch={self.batch}, rate={self.highest:g}: all are above 0.")
         for name in ("range_rate", "weight_decay", "warm_up", "clip", "damping", *COMPRESSING):
