@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 
 from lowbit.engines.compile import Batch
 from lowbit.model import Model, load
@@ -16,7 +17,7 @@ MODELS = [
     "imagenet-mobilenet_v1_0.25_128",
     "imagenet-squeezenet1_1",
     "vww-mobilenet_v1_0.25_96",
-    "detection/deeplabv3-mobilenetv2-voc",
+    pytest.param("detection/deeplabv3-mobilenetv2-voc", marks=pytest.mark.slow),
     "detection/face-RFB-320",
     "detection/face-slim-320",
     "detection/yolox_nano",
