@@ -41,8 +41,8 @@ def output_of_classes(
     one_hot = any(labels.shape == tuple(shape) for shape in outputs.values())
     raise DataError(
         f"labels of shape {list(labels.shape)} are not classes of an output; outputs are {shapes}. "
-        f"{'They look one-hot: give labels.argmax(-1). ' if one_hot else ''}Labels are integers in the shape of an "
-        f"output without its axis of classes, not {labels.dtype} of another. {instead}"
+        f"{'They look one-hot: give labels.argmax(-1). ' if one_hot else ''}Labels are integers, in the shape of an "
+        f"output without its axis of classes; these are {labels.dtype}. {instead}"
     )
 
 

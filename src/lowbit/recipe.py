@@ -299,7 +299,7 @@ class Recipe:
 def _is_known(spec: TensorSpec) -> bool:
     """Whether what it makes of a value needs no calibration."""
     kind = spec.format
-    return spec.dynamic or kind is None or kind.block is None or kind.has_fixed_scale
+    return spec.dynamic or kind is None or kind.block is None or (kind.has_fixed_scale and not kind.zero_point)
 
 
 def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

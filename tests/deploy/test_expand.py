@@ -68,6 +68,15 @@ def test_a_million_weights_take_the_bits_of_their_format(name):
     assert len(program(stored)) == pytest.approx(stored.bits / 8, rel=0.02)
 
 
+def test_a_fixed_scale_takes_4_bytes_whatever_the_blocks():
+    """As its bits say: 4 a weight. The blocks of 4 have 16,384 scales."""
+    stored = quantize(weights(256, 256), parse_format("int4 group:4:1 scale:2^-2"))
+    assert stored.bits == 4 * 256 * 256
+    assert np.array_equal(run(program(stored)), stored.dequantize().numpy())
+    (codes, scale) = expand(stored, "w", "w_expanded").initializers
+    assert (codes.const_value.nbytes, scale.const_value.nbytes) == (4 * 256 * 256 // 8, 4)
+
+
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_codes_of_any_width_come_back(bits):
     stored = quantize(weights(11, 13), parse_format(f"uint{bits}"))

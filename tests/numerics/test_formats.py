@@ -136,6 +136,9 @@ def test_words_make_a_format(words, format):
         ("int4 rounding:sideways", "sideways"),
         ("int4 scale:codebook4", "fitted"),
         ("codebook9", "bits must be 1 to 8"),
+        ("int8 scale:2^", r"'scale:2\^' in format 'int8 scale:2\^': behind 2\^ is a whole number from -126 to 127"),
+        ("int16 scale:2^-400", "a whole number from -126 to 127, as in scale:2"),
+        ("int8 scale:2^-7 scale_channel:0", "a grid of 0 bits is one number"),
     ],
 )
 def test_words_that_mean_nothing_are_answered_with_what_does(words, message):
@@ -152,6 +155,7 @@ def test_words_that_mean_nothing_are_answered_with_what_does(words, message):
         lambda: Format(Int(1)),  # −1 and 0: no scale puts a range on 0
         lambda: Format(Codebook((-2.0, -1.0))),
         lambda: Format(Int(8), rounding="odd"),
+        lambda: Format(Pow2(0, -7)),  # a block would have a scale that data moves
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(make):

@@ -245,6 +245,14 @@ def test_nan_and_infinity_are_refused_with_their_place(format):
         quantize(x, format)
 
 
+def test_a_fixed_scale_under_which_codes_are_infinite_is_refused():
+    with pytest.raises(
+        InputError, match=r"'int8 scale:2\^127': its scale is at least 1.70141e\+38, .* at most 2.66e\+36"
+    ):
+        quantize(torch.ones(4), "int8 scale:2^127")
+    assert float(quantize(torch.ones(4) * 2.0**125, "int8 scale:2^120").dequantize()[0]) == 2.0**125
+
+
 def test_numbers_beyond_float32_are_infinite():
     with pytest.raises(DataError, match=r"1 infinite value\(s\) among 2 values, the first at index \(1,\)"):
         quantize(np.array([1.0, 1e300]), INT8)

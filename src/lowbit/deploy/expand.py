@@ -126,6 +126,8 @@ class Expansion:
             value = self.node("Sub", value, spread(self._values(stored, np.asarray(stored.zero), f"{part}_zero")))
         if stored.scale is None:
             return value
+        if stored.format.has_fixed_scale and len(numbers := np.unique(np.asarray(stored.scale, np.float32))) == 1:
+            return self.node("Mul", value, self.shared(numbers[0], ir.DataType.FLOAT))
         if isinstance(stored.scale, QuantTensor):
             scale = self.tensor(stored.scale, f"{part}_scale")
         else:

@@ -59,6 +59,8 @@ class Format:
         parse_rounding(self.rounding)
         if self.block is None and (self.scale is not None or self.zero_point or self.reach is not None):
             raise InputError(f"{self!r} has no block, so no scale, zero_point or reach can belong to it.")
+        if self.block is not None and not self.grid.bits:
+            raise InputError(f"{self!r}: a grid of 0 bits is one number; no block and no scale can belong to it.")
         if is_fitted(self.grid) and (self.block is None or self.scale or self.zero_point or self.reach):
             raise InputError(
                 f"{self!r} is fitted: it needs a block, and no scale, zero_point or reach beside its table."
@@ -99,8 +101,8 @@ class Format:
 
     @property
     def has_fixed_scale(self) -> bool:
-        """Whether its scale is one number whatever the range, and its zero is 0."""
-        return self.scale is not None and not self.scale.grid.bits and not self.zero_point
+        """Whether its scale is one number whatever the range."""
+        return self.scale is not None and not self.scale.grid.bits
 
     @property
     def shares_scale(self) -> bool:

@@ -19,7 +19,7 @@ from lowbit.numerics.noise import decibels
 from lowbit.numerics.qtensor import Array, QuantTensor, as_torch
 from lowbit.numerics.roundings import Rounding, parse_rounding
 from lowbit.numerics.rows import TENSOR, from_rows, tile_counts, tiles_to_rows
-from lowbit.numerics.words import parse_format
+from lowbit.numerics.words import describe_format, parse_format
 
 Bounds = tuple[Tensor, Tensor]
 # The smallest normal float32: engines may flush a smaller scale to 0, and 1 / scale stays finite.
@@ -68,7 +68,7 @@ def _scale_zero_stored(
     if format.scale is not None:
         stored = _quantize_torch(scale.reshape(tiles), format.scale, scale_bounds, None)
         scale = as_torch(stored.dequantize()).reshape(-1, 1)
-        stored = stored if format.scale.grid.bits else None  # a fixed scale is stored as the number that it is
+        stored = None if format.has_fixed_scale else stored  # a fixed scale is stored as the number that it is
     if not format.zero_point:
         return scale, none, stored
     zero_codes = encode_rows(grid_table(format.grid).minimum - lo / scale, torch.ones_like(none), none, format.grid)
@@ -85,6 +85,11 @@ def largest_scale(format: Format) -> float:
     if format.scale is None or format.scale.block is not None or is_fitted(format.scale.grid):
         return limit
     values = format.scale.grid.values()
+    if values.min() > limit:
+        raise InputError(
+            f"format '{describe_format(format)}': its scale is at least {values.min():g}, and the largest code times "
+            f"that is infinite in float32. Use a scale of at most {limit:.3g}."
+        )
     return float(values[values <= limit].max())
 
 

@@ -151,8 +151,13 @@ def _scale_format(name: str, text: str) -> Format:
     """The scale of scale:NAME, without a second scale: e8m0 rounds up so that nothing clips; 2^-7 is that number."""
     if name == "e8m0":
         return POWER_OF_TWO_UP
-    if power := re.fullmatch(r"2\^(-?\d+)", name):
-        return Format(Pow2(0, int(power[1])), None)
+    if name.startswith("2^"):
+        if not re.fullmatch(r"-?\d{1,3}", name[2:]) or not -126 <= int(name[2:]) <= 127:
+            raise InputError(
+                f"'scale:{name}' in format '{text}': behind 2^ is a whole number from -126 to 127, as in scale:2^-7. "
+                "Float32 has normal numbers there."
+            )
+        return Format(Pow2(0, int(name[2:])), None)
     named = _named(name, text)
     if is_fitted(named.grid):
         raise InputError(f"'scale:{name}' in format '{text}': a scale cannot be stored in a grid fitted to data.")
@@ -184,7 +189,7 @@ def _options(format: Format) -> Iterator[str]:
         yield "scale:float32"
     else:
         own = "" if format.scale.block is None else " scale_" + spell_block(format.scale.block)
-        if isinstance(format.scale.grid, Pow2) and not format.scale.grid.bits:
+        if format.has_fixed_scale and isinstance(format.scale.grid, Pow2):
             yield f"scale:2^{format.scale.grid.lowest}"
         yield from (option for name in ("e8m0", *FORMATS) for option in (f"scale:{name}", f"scale:{name}{own}"))
         yield own
