@@ -1,5 +1,6 @@
 """Recurrent layers with states of fixed scale: the simulation, the integer program, and the proof that holds both."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,26 @@ def test_steps_are_no_samples():
     x = rng.normal(size=(9, 1, 5)).astype(np.float32)
     ours = IntegerReference(sizes={"T": 9}).compile(file.program)({"x": x})["y"]
     assert np.abs(file.run({"x": x})["y"] - ours).max() < 0.01  # a step of 8 bits
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        ("[?,?,5]", "held against integers on 2 of 2 samples"),
+        ("[]", "left out: .* input 'x' has the shape None: .* says the axes"),
+    ],
+)
+def test_a_dimension_without_a_name_is_called_by_its_input_and_place(shape: str, told: str):
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(1, 8, 5)) / 2, "r": rng.normal(size=(1, 8, 8)) / 3}
+    text = f"""f (float{shape} x) => (float[] y) {{
+        steps = Transpose <perm = [1,0,2]> (x)  y = RNN <hidden_size = 8> (steps, w, r) }}"""
+    x = rng.normal(size=(8, 7, 5)).astype(np.float32)
+    file = lb.quantize(network(text, **weights), {"x": x}, "int8-fast", target="integer")
+    assert re.search(told, file.program.metadata_props["lowbit.passes"])
+    if shape != "[]":
+        with pytest.raises(ShapeError, match="--shape x_1=…"):
+            IntegerReference().compile(file.program)
 
 
 @pytest.mark.parametrize("case", ["LSTM", "GRU", "GRU with its reset before", "RNN"])

@@ -27,6 +27,7 @@ from lowbit.flows.rest import round_constants
 from lowbit.graph import PASSES
 from lowbit.graph.layer import RECURRENT, layer_names
 from lowbit.integer.engine import IntegerReference
+from lowbit.integer.sizes import sizes_of
 from lowbit.metadata import to_text
 from lowbit.model import Model
 from lowbit.network.calibrate import observe, tensors
@@ -124,11 +125,8 @@ def _states_held(ready: "Observed", program: ir.Model) -> str:
     """
     one, *_ = ready.proof
     alike = [b for b in ready.proof if all(b[name].shape == x.shape for name, x in one.items())]
-    ports = [(port.shape or (), one[str(port.name)].shape) for port in program.graph.inputs]
-    sizes = [pair for named, given in ports for pair in zip(named, given, strict=True)]
-    reference = IntegerReference(sizes={str(dim.value): n for dim, n in sizes if isinstance(dim, ir.SymbolicDim)})
     try:
-        verify(ready.trained or ready.network, program, alike, reference)
+        verify(ready.trained or ready.network, program, alike, IntegerReference(sizes=sizes_of(program, one)))
     except (ModelError, ShapeError, UnsupportedError) as why:
         return f"left out: holding the states of recurrent layers against integers: {why}"
     return f"states of recurrent layers were held against integers on {len(alike)} of {len(ready.proof)} samples"
