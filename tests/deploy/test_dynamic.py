@@ -274,6 +274,20 @@ def test_the_proof_sees_a_wrong_weight_of_an_lstm():
         verify(simulation, program, [sequences([20], 1)])
 
 
+def test_the_proof_finds_a_state_that_is_an_output_and_is_read_by_a_dynamic_layer():
+    weights = {
+        "w": RNG.normal(size=(1, 64, 24)) / 2,
+        "r": RNG.normal(size=(1, 64, 16)) / 2,
+        "v": RNG.normal(size=(16, 6)),
+    }
+    text = """toy (float[T,B,24] x) => (float[1,B,16] h, float[1,B,6] z) {
+        y, h = LSTM <hidden_size = 16> (x, w, r)  z = MatMul (h, v) }"""
+    x = [RNG.normal(size=(5, 3, 24)).astype(np.float32) for _ in range(2)]
+    quantized = lb.quantize(network(text, **weights), [{"x": one} for one in x], "int8-dynamic")
+    assert json.loads(quantized.metadata["lowbit.parity"])["codes"] > 0
+    assert quantized.run({"x": x[0]})["h"].shape == (1, 3, 16)
+
+
 def test_an_exact_walk_takes_the_float_lstm():
     simulation = lb.simulation(recurrence("forward", 1), None, "int8-dynamic")
     batch = sequences([20], 1)

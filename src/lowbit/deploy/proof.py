@@ -168,10 +168,12 @@ def _compare_recurrence(
         power = max(float(y.square().sum()), y.numel() * floor / OUTPUT_NOISE, 1e-30)
         off = float((y - found[index]).square().sum()) / power
         if not off <= OUTPUT_NOISE:
+            float_layer = f"Leave the layer in float (a rule 'float' for '{layer}')"
+            float_states = "States that amplify rounding from step to step want a target that keeps them in float"
             raise MismatchError(
-                f"layer '{layer}': {engine} and the simulation differ by {off:.2g} of the power of '{name}', "
-                f"and {OUTPUT_NOISE} at most is due to rounding. Leave the layer in float (a rule 'float' for "
-                f"'{layer}') and report the model."
+                f"layer '{layer}': {engine} and the simulation differ by {off:.2g} of the power of "
+                f"'{name.removesuffix('_unquantized')}', and {OUTPUT_NOISE} at most is due to rounding. "
+                f"{float_states if floor else float_layer}; report the model."
             )
     return tuple(found) if isinstance(simulated, tuple) else found[0]
 
@@ -180,7 +182,8 @@ def _results(simulation: Network, layer: str) -> dict[int, str]:
     """The outputs of a layer that are read, by their place; the file's output of that name may be quantized."""
     values = next(node for node in simulation.program.graph if node.name == layer).outputs
     read = {index: v for index, v in enumerate(values) if v.uses() or v.is_graph_output()}
-    coded = {v.name for v in read.values() if v.is_graph_output() and v.name in simulation.placement.sites}
+    sites = {v.name: simulation.placement.sites.get(str(v.name)) for v in read.values() if v.is_graph_output()}
+    coded = {name for name, site in sites.items() if site is not None and site.readers is None}  # `write` renames it
     return {index: f"{v.name}_unquantized" if v.name in coded else str(v.name) for index, v in read.items()}
 
 
