@@ -63,9 +63,9 @@ def check_name(what: str, name: object, names: Iterable[str]) -> None:
         raise InputError(f"{what} {name!r} does not exist. {did_you_mean(str(name), known)}")
 
 
-def did_you_mean(name: str, names: Iterable[str], more: str = "") -> str:
-    """The sentence after "there is no 'name'": the nearest of the names, or all of them and `more`."""
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The sentence after "there is no 'name'": the nearest of the names, or the first twelve."""
     known = list(names)
     if near := difflib.get_close_matches(name, known, 1):
         return f"Did you mean '{near[0]}'?"
-    return f"There are {', '.join(known[:12]) or 'none'}{' …' * (len(known) > 12)}{more}."
+    return f"There are {', '.join(known[:12]) or 'none'}{' …' * (len(known) > 12)}."

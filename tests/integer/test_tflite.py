@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from compiled import codes_of, program_of, quantized
+from recurrent_toys import recurrent
 from small_networks import mobile, residual
 from test_widths import quantized as with_bits
 from toy_networks import convolutions, images, network
@@ -159,3 +160,8 @@ def test_what_tflite_has_no_operator_for_is_named_all_at_once():
     program = program_of(quantized(model, {"x": r.normal(size=(9, 3, 4, 5, 6)).astype(np.float32)}))
     with pytest.raises(UnsupportedError, match=r"'a': a table of codes; 'y': positions over depth"):
         write_tflite(program)
+
+
+def test_recurrent_layers_are_named_too():
+    with pytest.raises(UnsupportedError, match=r"no operator in TFLite: '\w+': a layer Recurrent; .* Export them as C"):
+        write_tflite(program_of(quantized(*recurrent("GRU backwards"))))

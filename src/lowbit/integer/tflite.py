@@ -28,6 +28,8 @@ def write_tflite(program: Program) -> bytes:
     inputs, wrong = [writer.tensor(tensor) for tensor in program.inputs], []
     for layer in program.layers:
         try:
+            if type(layer) not in _STEPS:
+                raise UnsupportedError(f"a layer {type(layer).__name__}")
             _STEPS[type(layer)](writer, layer)
         except UnsupportedError as error:
             wrong.append(f"'{layer.name}': {error}")
