@@ -34,12 +34,12 @@ def pairs() -> Iterator[tuple[Batch, np.ndarray]]:
 
 def rank_correlation(outputs: Batch, labels: np.ndarray) -> float:
     """Spearman's correlation of the cosine of each pair with its score."""
-    from lowbit.flows.metrics import METRICS
+    from lowbit.flows.metrics import METRICS, Tally
 
     embedding = next(iter(outputs.values()))
     a, b = embedding[0::2], embedding[1::2]
     cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    tally = METRICS["spearman"].tally()
+    tally = Tally(METRICS["spearman"])
     tally.add({"cosine": cosine}, labels[0::2])
     return tally.value()
 

@@ -13,3 +13,7 @@ def test_seven_mantissa_bits_are_bfloat16():
     rounded = fewer_mantissa_bits(torch.from_numpy(numbers), 7).numpy()
     assert np.array_equal(rounded, numbers.astype(ml_dtypes.bfloat16).astype(np.float32))
     assert np.array_equal(fewer_mantissa_bits(torch.from_numpy(numbers), 23).numpy(), numbers)
+
+
+def test_a_scalar_stays_a_scalar():
+    assert fewer_mantissa_bits(torch.tensor(1.1), 2).tolist() == 1.0
