@@ -42,6 +42,10 @@ FLOAT_SHARE = 1e-3  # of the largest output: float32 sums in another order, thro
 BLOCK_SHARE = 0.1
 
 
+class StatesMismatchError(MismatchError):
+    """States of fixed scale leave the simulated ones: each step amplifies what the integer program rounds beside."""
+
+
 @dataclass(frozen=True)
 class Parity:
     """How far an engine is from the simulation.
@@ -155,7 +159,7 @@ def _compare_recurrence(
     deployed: Mapping[str, np.ndarray],
     engine: str,
 ) -> Tensor | tuple[Tensor, ...]:
-    """The engine's outputs of a layer that quantizes its states; MismatchError beyond OUTPUT_NOISE.
+    """The engine's outputs of a layer that quantizes its states; a MismatchError beyond OUTPUT_NOISE.
 
     They agree to float rounding until one state falls on the other side of a tie; all later steps then differ a little.
     Beside states of fixed scale the integer program rounds its gates too: STATE_NOISE is allowed whatever their power.
@@ -168,12 +172,16 @@ def _compare_recurrence(
         power = max(float(y.square().sum()), y.numel() * floor / OUTPUT_NOISE, 1e-30)
         off = float((y - found[index]).square().sum()) / power
         if not off <= OUTPUT_NOISE:
-            float_layer = f"Leave the layer in float (a rule 'float' for '{layer}')"
-            float_states = "States that amplify rounding from step to step want a target that keeps them in float"
-            raise MismatchError(
+            apart = (
                 f"layer '{layer}': {engine} and the simulation differ by {off:.2g} of the power of "
-                f"'{name.removesuffix('_unquantized')}', and {OUTPUT_NOISE} at most is due to rounding. "
-                f"{float_states if floor else float_layer}; report the model."
+                f"'{name.removesuffix('_unquantized')}', and {OUTPUT_NOISE} at most is due to rounding."
+            )
+            if floor:
+                raise StatesMismatchError(
+                    f"{apart} States that amplify rounding from step to step want a target that keeps them in float."
+                )
+            raise MismatchError(
+                f"{apart} Leave the layer in float (a rule 'float' for '{layer}') and report the model."
             )
     return tuple(found) if isinstance(simulated, tuple) else found[0]
 
