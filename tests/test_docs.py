@@ -23,6 +23,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "net.int8.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_page_on_simulation_runs():
     found: dict[str, object] = {}
     exec("\n".join(blocks(ROOT / "docs" / "simulation.md", "python")), found)

@@ -95,6 +95,11 @@ def test_a_budget_that_cannot_be_met_names_the_nearest():
     model, x = unequal(), rows_of()
     with pytest.raises(TooSmallError, match=r"mean of 1 bits .* Ask for 2 or more"):
         lb.mixed_precision(model, x, bits=1)
+
+
+@pytest.mark.slow
+def test_a_size_that_cannot_be_met_names_one_that_can():
+    model, x = unequal(), rows_of()
     with pytest.raises(TooSmallError, match=r"Ask for 0\.\d+ or more") as told:
         lb.mixed_precision(model, x, size=0.05)
     nearest = float(str(told.value).split("Ask for ")[1].split(" ")[0])

@@ -42,6 +42,7 @@ def test_without_labels_the_float_network_s_classes_are_right(trained: Model) ->
     assert found.before == 1.0
 
 
+@pytest.mark.slow
 def test_a_network_that_is_mostly_graph_is_refused() -> None:
     model = lb.load(torch.nn.Sequential(torch.nn.Linear(16, 20), torch.nn.ReLU()).eval(), torch.randn(2, 16))
     with pytest.raises(TooSmallError, match="Ask for a lower ratio"):

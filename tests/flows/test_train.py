@@ -123,7 +123,6 @@ def test_two_bits_come_back_by_training(model: Model) -> None:
     assert told["epochs"][-1]["loss"] < told["epochs"][0]["loss"]
     assert told["epochs"][-1]["value"] == pytest.approx(top1(small), abs=0.005)  # the file is what was trained
     assert top1(small) > 0.92  # measured 0.9525, the float network 0.9975
-    print(top1(small), top1(model), told)
     formats = [r["format"] for r in from_text(small.metadata["lowbit.ledger"]) if r["role"] == "weight"]
     assert [words.split()[0] for words in formats] == ["int2"] * 3
 

@@ -174,7 +174,10 @@ def test_a_float64_mask_stays_finite():
     assert model.program.graph.initializers["mask"].const_value.numpy().tolist() == [np.finfo(np.float32).min] * 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+OTHERS = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float64)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *OTHERS])
 def test_a_torch_module_of_another_type_is_converted(dtype):
     module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).to(dtype)
     with pytest.warns(UserWarning, match="Sequential computes in"):

@@ -75,6 +75,7 @@ def test_biases_that_begin_at_zero_stay_and_train():
     assert all(p.grad.abs().sum() > 0 for name, p in prepared.named_parameters() if "bias" in name)
 
 
+@pytest.mark.slow
 def test_every_submodule_is_back_in_its_own_mode():
     module = Net()
     module.train()
@@ -130,6 +131,7 @@ class Pair(NamedTuple):
     parts: tuple[torch.Tensor, torch.Tensor]
 
 
+@pytest.mark.slow
 def test_nested_outputs_are_named_by_their_path():
     class Nested(nn.Module):
         def forward(self, x):
@@ -159,6 +161,7 @@ class Branches(nn.Module):
         return x * 2 if x.sum() > 0 else x - 1
 
 
+@pytest.mark.slow
 def test_a_branch_on_values_says_what_to_do():
     with pytest.raises(ModelError, match=r"Branches cannot be exported to ONNX.*torch\.where or torch\.cond") as caught:
         load(Branches(), torch.ones(2, 3))
@@ -170,6 +173,7 @@ class FixedBatch(nn.Module):
         return x.reshape(2, 12) @ torch.ones(12, 2)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_vary_is_fixed_with_a_warning():
     with pytest.warns(UserWarning, match="FixedBatch could not be exported with a dynamic batch"):
         model = load(FixedBatch(), torch.ones(2, 3, 4))
@@ -287,8 +291,8 @@ def test_layers_behind_a_recurrence_take_other_lengths_than_the_example():
     [
         {},
         {"num_layers": 2, "bidirectional": True},
-        {"bias": False, "batch_first": True},
-        {"nonlinearity": "relu"},
+        pytest.param({"bias": False, "batch_first": True}, marks=pytest.mark.slow),
+        pytest.param({"nonlinearity": "relu"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -64,7 +64,7 @@ SOURCES = {
 @pytest.mark.parametrize("name", ["int8", "uint8", "int4", "uint4"])
 def test_mse_is_within_a_hundredth_of_a_full_search(source, name):
     x, kind = SOURCES[source], FORMATS[name]
-    rows = to_rows(x[:5000], TENSOR)
+    rows = to_rows(x[:2000], TENSOR)
     found = noise(rows, kind, MSE().bounds(RawRows(rows), kind))
     lo, hi = float(rows.min()), float(rows.max())
     shares = np.geomspace(0.03, 1, 40)

@@ -120,7 +120,7 @@ def test_branches_that_never_meet_are_cut_behind_a_few_layers():
 
 @pytest.mark.parametrize(
     ("weights", "activations"),
-    [("int3 channel:0", "uint8"), ("int3 channel:0", "uint4"), ("nf4", "float")],
+    [("int3 channel:0", "uint8"), pytest.param("int3 channel:0", "uint4", marks=pytest.mark.slow), ("nf4", "float")],
 )
 def test_reconstruction_brings_outputs_closer_in_any_format(weights, activations):
     batches, others = in_batches(images(64)), in_batches(images(64, seed=7))
@@ -132,6 +132,7 @@ def test_reconstruction_brings_outputs_closer_in_any_format(weights, activations
     assert output_error(simulation, others, unseen.exact) < 0.7 * unseen.error
 
 
+@pytest.mark.slow
 def test_the_written_file_is_as_close_as_the_reconstructed_network():
     model, x, unseen = residual(), images(96), images(64, seed=7)
     exact = model.run({"x": unseen})["logits"]
