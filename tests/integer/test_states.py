@@ -159,7 +159,7 @@ def test_a_recurrent_network_trains_with_its_states_in_16_bits_and_its_file_is_p
     x = torch.from_numpy(samples[0]["x"])
     prepared = lb.prepare(model, None, "int8", calibration=samples, target="integer")
     (rounding,) = (m for m in prepared.modules() if isinstance(m, QuantizedRecurrence))
-    assert [q.mode for q in rounding.states] == ["quantize"]
+    assert [q.mode for q in rounding.states.values()] == ["quantize"]
     weights = next(p for p in prepared.parameters() if p.shape == (1, 72, 24))
     before, losses = weights.detach().clone(), []
     optimizer = torch.optim.SGD(prepared.parameters(), 0.1)
@@ -211,7 +211,7 @@ def test_a_rule_speaks_of_one_state_of_one_layer():
     layer = next(iter(model.program.graph)).name
     recipe = lb.Recipe((*WIDE.rules, lb.Rule(f"state:{layer}.c", activations="fp16")), target="integer")
     (states,) = lb.simulation(model, samples[:2], recipe).placement.states.values()
-    assert [spell_format(spec.format) for spec in states] == ["int16 scale:2^-15", "fp16"]
+    assert {s: spell_format(spec.format) for s, spec in states.items()} == {"h": "int16 scale:2^-15", "c": "fp16"}
     assert lb.Recipe.from_toml(recipe.to_toml()) == recipe
 
 

@@ -194,7 +194,8 @@ def test_the_module_can_be_cast(dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.float(), build(conv_program())(x)["y"], rtol=2e-2, atol=5e-2)
 
 
-def trained(model: Model, example: torch.Tensor) -> None:
+def losses_of_training(model: Model, example: torch.Tensor) -> list[float]:
+    """Of eight steps; a gradient reaches every parameter."""
     torch.manual_seed(0)
     module = build(model.program)
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
@@ -209,7 +210,7 @@ def trained(model: Model, example: torch.Tensor) -> None:
         assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    return losses
 
 
 def test_convolutions_with_a_residual_train() -> None:
@@ -218,7 +219,9 @@ def test_convolutions_with_a_residual_train() -> None:
         p = GlobalAveragePool (c) f = Flatten (p) y = Gemm (f, g, h) }"""
     shapes = {"w": (4, 3, 3, 3), "v": (4, 4, 3, 3), "g": (4, 5), "h": (5,)}
     rng = np.random.default_rng(0)
-    trained(toy(text, **{key: rng.normal(size=shape) for key, shape in shapes.items()}), torch.randn(2, 3, 8, 8))
+    model = toy(text, **{key: rng.normal(size=shape) for key, shape in shapes.items()})
+    first, *_, last = losses_of_training(model, torch.randn(2, 3, 8, 8))
+    assert last < first
 
 
 @pytest.mark.slow
@@ -226,14 +229,16 @@ def test_convolutions_with_a_residual_train() -> None:
 def test_image_networks_train(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     example = torch.randn(2, 3, 32, 32)
-    trained(load(make().eval(), example), example)
+    first, *_, last = losses_of_training(load(make().eval(), example), example)
+    assert last < first
 
 
 @pytest.mark.slow
 def test_recurrent_networks_train() -> None:
     torch.manual_seed(0)
     example = torch.randint(0, 50, (3, 7))
-    trained(load(networks.TokenClassifier(nn.LSTM).eval(), example), example)
+    first, *_, last = losses_of_training(load(networks.TokenClassifier(nn.LSTM).eval(), example), example)
+    assert last < first
 
 
 def test_a_copy_computes_the_same_and_shares_nothing() -> None:

@@ -195,7 +195,7 @@ def ledger(network: Network, runs: ReadBack | None = None) -> list[Row]:
         {"tensor": f"{layer}.{state}", "role": "activation", "layer": layer, "format": describe_format(spec.format),
          "bits": spec.format.bits_per_element(), "bytes": 0, "status": "quantized", "reason": "", "range": "fixed"}
         for layer, specs in network.placement.states.items()
-        for state, spec in zip("hc", specs, strict=False)
+        for state, spec in specs.items()
         if spec.format is not None
     ]  # fmt: skip
     reasons = network.placement.float_reasons

@@ -72,7 +72,7 @@ class Network:
 
     def _round_states(self, call: fx.Node) -> None:
         """Let a recurrent layer round its states at each step; one that measures quantizes what it reads, too."""
-        (source, *_), states = call.all_input_nodes, self.placement.states.get(str(call.meta["node"]), ())
+        (source, *_), states = call.all_input_nodes, self.placement.states.get(str(call.meta["node"]), {})
         site, spec = self.placement.sites.get(str(source.meta.get("quantized_value"))), None if states else DYNAMIC
         if site is not None and site.spec.dynamic:
             spec = site.spec
@@ -166,7 +166,7 @@ class Network:
     def rounding(self, *, states: bool) -> list[Quantizer | FakeBias]:
         """All quantizers, with those of recurrent layers' states of fixed scale or without."""
         recurrent = [m for m in self.module.modules() if isinstance(m, QuantizedRecurrence)]
-        left = {m for layer in recurrent for m in layer.states} if not states else set()
+        left = {m for layer in recurrent for m in layer.states.values()} if not states else set()
         return [m for m in self.module.modules() if isinstance(m, Quantizer | FakeBias) and m not in left]
 
     def placed(self, placement: Placement, *, keep_ranges: bool = False) -> "Network":

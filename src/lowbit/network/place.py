@@ -47,10 +47,10 @@ def place(program: ir.Model, recipe: Recipe) -> Placement:
 
 def _states(
     nodes: list[ir.Node], recipe: Recipe, target: Target, integer: frozenset[str]
-) -> dict[str, tuple[TensorSpec, ...]]:
+) -> dict[str, dict[str, TensorSpec]]:
     """What the states of recurrent layers in integers are rounded to, where the target stores them in few bits."""
     return {
-        str(n.name): tuple(recipe.state(state_names(n, s), kind) for s, kind in target.states[n.op_type].items())
+        str(n.name): {s: recipe.state(state_names(n, s), kind) for s, kind in target.states[n.op_type].items()}
         for n in nodes
         if n.op_type in target.states and n.name in integer
     }

@@ -10,7 +10,7 @@ Fixed      the quantizer in front has rounded x; h and an LSTM's c have formats 
            step hands them on. Gates are float. A target that computes so names the formats (`Target.states`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -30,23 +30,26 @@ class QuantizedRecurrence(nn.Module):
     """Takes the place of an operator, a key of STEPS; without its quantizers it is the operator.
 
     read     of what the products read, where its range is measured
-    states   of h, and of an LSTM's c, where their scales are fixed; a state in float has none
+    states   by name, h and an LSTM's c, where their scales are fixed; a state in float has no quantizer
     """
 
     def __init__(
-        self, operator: Callable[..., Outputs], read: TensorSpec | None, states: Sequence[TensorSpec] = ()
+        self,
+        operator: Callable[..., Outputs],
+        read: TensorSpec | None,
+        states: Mapping[str, TensorSpec] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.operator = operator
         self.read = None if read is None else FakeQuant(read, ())
-        self.states = nn.ModuleList(map(_state_quantizer, states))
+        self.states = nn.ModuleDict({name: _state_quantizer(spec) for name, spec in states.items()})
 
     def forward(self, *inputs: Tensor | None, **how: Any) -> Outputs:
         """Inputs, attributes and outputs as ONNX has them."""
-        quantizers = [m for m in (self.read, *self.states) if isinstance(m, FakeQuant)]
+        quantizers = [m for m in (self.read, *self.states.values()) if isinstance(m, FakeQuant)]
         if all(quantizer.mode != "quantize" for quantizer in quantizers):
             return self.operator(*inputs, **how)
-        rounding = Rounding(*self.states) if self.read is None else Rounding(x=self.read, factor=self.read)
+        rounding = Rounding(**self.states) if self.read is None else Rounding(x=self.read, factor=self.read)
         return in_steps(STEPS[self.operator], rounding, *inputs, **how)  # type: ignore[arg-type]
 
 

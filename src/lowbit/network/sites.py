@@ -38,7 +38,7 @@ class Placement:
     integer         names of the nodes that multiply, add or look up integers; all others compute in float or only move
     idle_rules      what to tell of rules that change nothing
     recipe          by which it was placed; without one, for any engine
-    states          recurrent layer whose states have fixed scales → what h, and an LSTM's c, are rounded to
+    states          recurrent layer whose states have fixed scales → state (h, and an LSTM's c) → what it is rounded to
     """
 
     sites: Mapping[str, Site]
@@ -46,7 +46,7 @@ class Placement:
     integer: frozenset[str] = frozenset()
     idle_rules: tuple[str, ...] = ()
     recipe: Recipe = _NO_RULES
-    states: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
+    states: Mapping[str, Mapping[str, TensorSpec]] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
